@@ -1,0 +1,31 @@
+"""Fixtures every test may use: the compilation cache, and the optional real data."""
+
+import os
+import pathlib
+import tempfile
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Children (entry points run as a user would run them) share the parent's compiled programs.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "contextdiff_jax_cache")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DATA = pathlib.Path(os.environ.get("CONTEXTDIFF_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Returns a function: a relative path inside the optional test data, or a skip with a reason."""
+
+    def path(relative: str) -> pathlib.Path:
+        found = DATA / relative
+        if not found.exists():
+            pytest.skip(f"test data {relative!r} is not there (set CONTEXTDIFF_TEST_DATA)")
+        return found
+
+    return path
