@@ -12,7 +12,11 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# Eight virtual devices in this process, for meshes; children see the one real CPU.
+jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = pathlib.Path(os.environ.get("CONTEXTDIFF_TEST_DATA", ROOT.parent / "shared" / "data"))

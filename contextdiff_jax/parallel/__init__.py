@@ -1,0 +1,1 @@
+"""Meshes, sharding rules and the audit of what each device holds."""

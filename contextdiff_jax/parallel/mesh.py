@@ -1,0 +1,62 @@
+"""The device mesh: axes (data, fsdp, tensor) over all devices of all processes."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Device mesh, axes in this order. One axis may be -1: it takes the devices that are left.
+
+    data: replicas, each with its own part of the batch.
+    fsdp: parameters, optimiser state and batch are split along this axis.
+    tensor: heads and hidden features are split along this axis.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh with axes (data, fsdp, tensor) over `devices` (all devices by default).
+
+    Raises ValueError, naming the axis and what would fit, when the sizes do not multiply to the
+    number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = dataclasses.asdict(config)
+    for axis, size in sizes.items():
+        if size < 1 and size != -1:
+            raise ValueError(f"mesh.{axis} = {size}: must be a positive number, or -1 for the rest")
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise ValueError(f"mesh.{free[1]} = -1: only one axis may be -1, {free[0]} is already")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    count = len(devices)
+    if count % fixed or (not free and fixed != count):
+        written = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        axis = free[0] if free else "data"
+        others = math.prod(size for name, size in sizes.items() if name != axis and size != -1)
+        fits = (
+            f"mesh.{axis} = {count // others} would fit"
+            if count % others == 0
+            else f"the other axes multiply to {others}, which must divide {count}"
+        )
+        raise ValueError(f"mesh ({written}) does not fill the {count} devices: {fits}")
+    if free:
+        sizes[free[0]] = count // fixed
+    shape = tuple(sizes[axis] for axis in AXES)
+    if devices[0].platform == "tpu":
+        from jax.experimental import mesh_utils  # orders TPU chips along their torus
+
+        return Mesh(mesh_utils.create_device_mesh(shape, devices=devices), AXES)
+    return Mesh(np.asarray(devices, dtype=object).reshape(shape), AXES)

@@ -1,0 +1,1 @@
+"""The training loop: state, optimiser, step, checkpoints, metrics. It knows no concrete task."""

@@ -1,0 +1,236 @@
+"""The one training loop: every task, every mesh, resumed by giving the same command again."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from absl import logging
+from clu import parameter_overview
+from etils import epath
+from jax.sharding import Mesh
+
+from contextdiff_jax.parallel.audit import audit
+from contextdiff_jax.parallel.mesh import BATCH_AXES
+from contextdiff_jax.parallel.sharding import batch_sharding, replicated
+from contextdiff_jax.pictures import side_by_side
+from contextdiff_jax.training import failure, interruption
+from contextdiff_jax.training.checkpoints import Checkpoints
+from contextdiff_jax.training.metrics import MetricLog
+from contextdiff_jax.training.optimizer import (
+    OptimizerConfig,
+    learning_rate_schedule,
+    make_optimizer,
+)
+from contextdiff_jax.training.progress import Progress, duration
+from contextdiff_jax.training.random import stream_key
+from contextdiff_jax.training.state import TrainState, abstract_state, new_state, sharded_abstract
+from contextdiff_jax.training.step import make_train_step
+from contextdiff_jax.training.task import Task
+
+_AHEAD = 2  # batches on the device before the step that reads them
+
+
+class Batches(Protocol):
+    """An iterator of this process's part of the global batches, as dicts of numpy arrays."""
+
+    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopSettings:
+    """What the loop itself needs of a run's config; see config.RunConfig for the meanings."""
+
+    steps: int
+    batch_size: int
+    optimizer: OptimizerConfig
+    seed: int
+    log_every: int
+    save_every: int
+    keep: int
+    preview_every: int
+    diagnose_every: int
+
+
+class Trainer:
+    """One run of one task in one directory."""
+
+    def __init__(
+        self,
+        task: Task,
+        settings: LoopSettings,
+        directory: epath.PathLike,
+        mesh: Mesh,
+        metadata: dict[str, Any],
+    ):
+        self.task, self.settings, self.mesh = task, settings, mesh
+        self.directory = epath.Path(directory)
+        self.metadata = metadata
+        self.optimizer = make_optimizer(settings.optimizer, settings.steps)
+        self.checkpoints = Checkpoints(self.directory / "checkpoints", settings.keep)
+        self._init_key = stream_key(settings.seed, "init")
+        self._shapes, self._shardings = abstract_state(task, self.optimizer, self._init_key, mesh)
+        self._frozen = jax.device_put(task.frozen, replicated(mesh))
+        self._step = jax.jit(
+            make_train_step(
+                task,
+                self.optimizer,
+                seed=settings.seed,
+                ema_decay=settings.optimizer.ema_decay,
+                accumulation=settings.optimizer.accumulation,
+            ),
+            donate_argnums=0,
+            in_shardings=(self._shardings, replicated(mesh), batch_sharding(mesh)),
+            out_shardings=(self._shardings, replicated(mesh)),
+        )
+        self._diagnose = jax.jit(task.diagnose)
+        self._preview = jax.jit(task.preview, static_argnums=2)
+
+    def start(self) -> tuple[TrainState, int]:
+        """Returns the newest checkpoint's state and data position, or a fresh state and 0."""
+        restored = self.checkpoints.restore(sharded_abstract(self._shapes, self._shardings))
+        if restored is not None:
+            logging.info("resumed at step %d", int(restored.state.step))
+            return restored.state, restored.position
+        init = jax.jit(
+            lambda key: new_state(self.task, self.optimizer, key), out_shardings=self._shardings
+        )
+        return init(self._init_key), 0
+
+    def describe(self, state: TrainState) -> None:
+        """Writes the parameter table and the bytes per device to the log and overview.txt."""
+        table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+        lines = audit(
+            {
+                group: (getattr(self._shapes, group), getattr(self._shardings, group))
+                for group in ("params", "ema", "optimizer")
+            }
+        )
+        text = "\n".join([table, *lines])
+        logging.info("parameters and memory:\n%s", text)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "overview.txt").write_text(text + "\n")
+
+    def train(self, open_batches: Callable[[int], Batches]) -> TrainState:
+        """Trains to the last step and saves it.
+
+        open_batches(position) gives the batches from that global example index on.
+        Raises interruption.Interrupted after SIGTERM (the state is saved), failure.NotFinite when
+        the loss is not finite (everything to look into it is saved), CheckpointError when a
+        checkpoint cannot be written.
+        """
+        settings = self.settings
+        state, position = self.start()
+        first = int(state.step)
+        if first >= settings.steps:
+            logging.info("finished already, at step %d", first)
+            return state
+        self.describe(state)
+        batches = open_batches(position)
+        log = MetricLog(self.directory, first) if jax.process_index() == 0 else None
+        progress = Progress(first * settings.batch_size, settings.steps * settings.batch_size)
+        window: list[dict[str, jax.Array]] = []
+        try:
+            with interruption.Watch() as watch:
+                for step, batch in enumerate(self._on_device(batches), first + 1):
+                    state, metrics = self._step(state, self._frozen, batch)
+                    window.append(metrics)
+                    if step == first + 1:
+                        jax.block_until_ready(state.step)
+                        progress.skip()
+                    if step % settings.log_every == 0 or step == settings.steps:
+                        self._report(step, state, batch, window, progress, log)
+                        window = []
+                    self._extras(step, state, batch, log, progress)
+                    last = step == settings.steps or watch.triggered
+                    if last or step % settings.save_every == 0:
+                        self._save(state)
+                        progress.skip()
+                    if last:
+                        break
+                self.checkpoints.wait()
+                if watch.triggered and step < settings.steps:
+                    raise interruption.Interrupted(step)
+        finally:
+            batches.close()
+            if log is not None:
+                log.close()
+        return state
+
+    def _on_device(self, batches: Batches) -> Iterator[dict[str, jax.Array]]:
+        """Moves batches to the mesh a few steps ahead of their use."""
+        sharding = batch_sharding(self.mesh)
+        waiting: collections.deque = collections.deque()
+        for batch in batches:
+            waiting.append(
+                {
+                    name: jax.make_array_from_process_local_data(sharding, value)
+                    for name, value in batch.items()
+                }
+            )
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _report(self, step, state, batch, window, progress, log) -> None:
+        """Fetches the window's metrics (the loop's only sync), checks them and writes them."""
+        fetched = jax.device_get(window)
+        failed_at = int(fetched[-1]["failed_at"])
+        if failed_at >= 0:
+            self._fail(failed_at, state, fetched)
+        rate, left = progress.look(step * self.settings.batch_size)
+        names = [name for name in fetched[0] if name != "failed_at"]
+        values = {name: float(np.mean([m[name] for m in fetched])) for name in names}
+        schedule = learning_rate_schedule(self.settings.optimizer, self.settings.steps)
+        values |= {"learning_rate": float(schedule(step - 1)), "images_per_second": rate}
+        if log is not None:
+            log.scalars(step, values)
+            done = 100 * step / self.settings.steps
+            logging.info("%.0f %% done, %s left", done, duration(left))
+
+    def _extras(self, step, state, batch, log, progress) -> None:
+        """Diagnostics and previews, when this step is theirs."""
+        settings = self.settings
+        if settings.diagnose_every and step % settings.diagnose_every == 0:
+            key = stream_key(settings.seed, "diagnose", step)
+            values = self._diagnose(state.params, self._frozen, batch, key)
+            if log is not None and values:
+                log.scalars(step, {k: float(v) for k, v in jax.device_get(values).items()})
+            progress.skip()
+        if settings.preview_every and step % settings.preview_every == 0:
+            rows = [
+                self._preview(params, self._frozen, settings.seed)
+                for params in (state.params, state.ema)
+            ]
+            if log is not None and rows[0] is not None:
+                log.image(step, "preview", side_by_side(*map(np.asarray, rows)))
+            progress.skip()
+
+    def _save(self, state: TrainState) -> None:
+        failed_at = int(state.failed_at)
+        if failed_at >= 0:
+            self._fail(failed_at, state, [])
+        position = int(state.step) * self.settings.batch_size
+        self.checkpoints.save(state, position, self.metadata)
+
+    def _fail(self, failed_at: int, state: TrainState, window: list[dict[str, Any]]) -> None:
+        self.checkpoints.wait()
+        position = failed_at * self.settings.batch_size
+        raise failure.save_and_describe(
+            self.directory / "failure", failed_at, position, state, window, self.metadata
+        )
+
+
+def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    """Raises ValueError unless the global batch splits over devices and micro-batches."""
+    devices = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    if batch_size % (devices * accumulation):
+        fits = max(batch_size // (devices * accumulation), 1) * devices * accumulation
+        raise ValueError(
+            f"batch_size = {batch_size}: must be divisible by {devices} devices (data x fsdp) "
+            f"times {accumulation} accumulation steps, e.g. {fits}"
+        )

@@ -1,0 +1,133 @@
+"""Where metrics go: the log, a CSV file that plots read, and TensorBoard through clu.
+
+clu's TensorBoard writer needs TensorFlow. Where that is missing, the event writer of the
+tensorboard package writes the same files.
+"""
+
+import csv
+import importlib.util
+import io
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from absl import logging
+from etils import epath
+from PIL import Image
+
+
+class SummaryWriter(Protocol):
+    """The part of clu.metric_writers.MetricWriter that the loop uses."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None: ...
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def make_summary_writer(directory: epath.PathLike) -> SummaryWriter:
+    """Returns clu's asynchronous TensorBoard writer, or tensorboard's own without TensorFlow."""
+    if importlib.util.find_spec("tensorflow") is not None:
+        from clu import metric_writers  # imports TensorFlow
+
+        return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(directory)))
+    logging.info("TensorFlow is not installed: TensorBoard files come from tensorboard's writer")
+    return _EventFileWriter(directory)
+
+
+class _EventFileWriter:
+    """Scalars and images as TensorBoard events, without TensorFlow."""
+
+    def __init__(self, directory: epath.PathLike):
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(str(directory))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=k, simple_value=float(v)) for k, v in scalars.items()]
+        self._add(step, Summary(value=values))
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = []
+        for tag, batch in images.items():
+            for index, image in enumerate(np.asarray(batch)):
+                buffer = io.BytesIO()
+                Image.fromarray(image).save(buffer, "PNG")
+                encoded = Summary.Image(
+                    height=image.shape[0],
+                    width=image.shape[1],
+                    colorspace=3,
+                    encoded_image_string=buffer.getvalue(),
+                )
+                values.append(Summary.Value(tag=f"{tag}/{index}", image=encoded))
+        self._add(step, Summary(value=values))
+
+    def _add(self, step: int, summary: Any) -> None:
+        import time
+
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._writer.add_event(Event(step=step, wall_time=time.time(), summary=summary))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class MetricLog:
+    """One row per logged step: to the log, to metrics.csv, to TensorBoard.
+
+    resumed_at: the step a run resumes at. Rows after it, of work that a kill undid, are dropped.
+    """
+
+    def __init__(self, directory: epath.PathLike, resumed_at: int = 0):
+        self.directory = epath.Path(directory)
+        self._rows = self.directory / "metrics.csv"
+        _drop_rows_after(self._rows, resumed_at)
+        self._summary = make_summary_writer(self.directory)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalar metrics of `step`; the CSV has the columns step, name, value."""
+        logging.info(
+            "step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        )
+        fresh = not self._rows.exists()
+        with self._rows.open("a") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(("step", "name", "value"))
+            writer.writerows((step, name, repr(float(value))) for name, value in values.items())
+        self._summary.write_scalars(step, values)
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Writes one uint8 picture (H, W, 3) to NAME/STEP.png and to TensorBoard."""
+        folder = self.directory / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{step:08d}.png").open("wb") as file:
+            Image.fromarray(picture).save(file, "PNG")
+        self._summary.write_images(step, {name: picture[None]})
+
+    def close(self) -> None:
+        """Flushes and closes the writers."""
+        self._summary.flush()
+        self._summary.close()
+
+
+def _drop_rows_after(path: epath.Path, step: int) -> None:
+    """Rewrites the CSV without rows of later steps; a half-written last row goes too."""
+    if not path.exists():
+        return
+    with path.open() as file:
+        rows = [row for row in csv.reader(file) if len(row) == 3]
+    kept = rows[:1] + [row for row in rows[1:] if int(row[0]) <= step]
+    with path.open("w") as file:
+        csv.writer(file).writerows(kept)

@@ -1,0 +1,56 @@
+"""The optimiser and its learning-rate schedule, through optax."""
+
+import dataclasses
+from typing import Literal
+
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimiser, its schedule, and the moving average of the weights.
+
+    decay: "constant" after the warm-up, or "cosine" down to zero at the last step.
+    clip_norm: bound on the global gradient norm; 0 switches it off.
+    accumulation: micro-batches per step, each batch_size / accumulation examples.
+    ema_decay: decay of the moving average; while n steps are few, (1 + n) / (10 + n) is used.
+    """
+
+    name: Literal["adamw", "adafactor"] = "adamw"
+    learning_rate: float = 1e-4
+    warmup_steps: int = 10_000
+    decay: Literal["constant", "cosine"] = "constant"
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    accumulation: int = 1
+    ema_decay: float = 0.9999
+
+
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up, then constant, or a cosine down to zero at `steps`."""
+    warmup = min(config.warmup_steps, steps)
+    if config.decay == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps)
+    return optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1))
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Gradient clipping by global norm, then AdamW or Adafactor with the schedule."""
+    schedule = learning_rate_schedule(config, steps)
+    if config.name == "adafactor":
+        update = optax.adafactor(
+            schedule,
+            min_dim_size_to_factor=128,
+            multiply_by_parameter_scale=False,
+            # The global norm is clipped once, above, for both optimisers alike.
+            clipping_threshold=None,
+            momentum=config.b1 or None,
+            weight_decay_rate=config.weight_decay or None,
+        )
+    else:
+        update = optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
+    if config.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    return update

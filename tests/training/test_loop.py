@@ -1,0 +1,144 @@
+"""The loop: resumption to the bit, preemption, failures that keep the evidence."""
+
+import csv
+import errno
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
+from contextdiff_jax.training.checkpoints import CheckpointError, load_tree
+from contextdiff_jax.training.failure import NotFinite
+from contextdiff_jax.training.interruption import Interrupted
+
+
+def same(one, other):
+    return all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
+
+
+def test_learns_and_writes_what_it_promises(make_trainer, stream, tmp_path):
+    trainer = make_trainer(200, log_every=50, preview_every=100, diagnose_every=100, save_every=100)
+    trainer.train(stream)
+    rows = list(csv.DictReader((tmp_path / "run/metrics.csv").open()))
+    loss = [float(row["value"]) for row in rows if row["name"] == "loss"]
+    assert loss[-1] < 0.2 * loss[0]
+    names = {row["name"] for row in rows}
+    assert {"images_per_second", "learning_rate", "gradient_norm", "bias", "size"} <= names
+    assert (tmp_path / "run/preview/00000200.png").exists()
+    assert "w" in (tmp_path / "run/overview.txt").read_text()
+    assert any(p.name.startswith("events") for p in (tmp_path / "run").iterdir())
+
+
+def test_resumed_run_ends_bit_identical(make_trainer, stream, tmp_path, caplog):
+    whole = make_trainer(12, directory=tmp_path / "whole").train(stream)
+    make_trainer(6, directory=tmp_path / "parts").train(stream)
+    caplog.set_level("INFO", "absl")
+    resumed = make_trainer(12, directory=tmp_path / "parts").train(stream)
+    assert same(whole, resumed)
+    assert "resumed at step 6" in caplog.text
+
+
+def test_rows_of_lost_work_are_dropped(make_trainer, stream, tmp_path):
+    make_trainer(8).train(stream)
+    with (tmp_path / "run/metrics.csv").open("a") as file:
+        file.write("10,loss,1.0\r\n12,lo")
+    make_trainer(12).train(stream)
+    rows = list(csv.DictReader((tmp_path / "run/metrics.csv").open()))
+    assert [row["step"] for row in rows if row["name"] == "loss"] == [
+        "2",
+        "4",
+        "6",
+        "8",
+        "10",
+        "12",
+    ]
+
+
+def test_finished_run_does_nothing(make_trainer, stream):
+    make_trainer(4).train(stream)
+
+    def forbidden(position):
+        raise AssertionError("a finished run must not open its data")
+
+    make_trainer(4).train(forbidden)
+
+
+def test_sigterm_saves_and_says_so(make_trainer, stream, tmp_path):
+    class Terminating(stream):
+        def __iter__(self):
+            for number, batch in enumerate(super().__iter__()):
+                if number == 5:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+    with pytest.raises(Interrupted, match="same command resumes") as stop:
+        make_trainer(100).train(Terminating)
+    trainer = make_trainer(100)
+    assert trainer.checkpoints.latest_step() == stop.value.step < 100
+    state, position = trainer.start()
+    assert position == 8 * stop.value.step
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_loss_not_finite_keeps_the_last_sound_state(make_trainer, stream, tmp_path):
+    sound = make_trainer(6, directory=tmp_path / "sound").train(stream)
+    with pytest.raises(NotFinite, match="not finite at step 6") as error:
+        make_trainer(20).train(lambda position: stream(position, poison_at=6 * 8 + 3))
+    assert "starts at example 48" in str(error.value)
+    kept = load_tree(tmp_path / "run/failure/state")
+    assert same(kept["params"], sound.params)
+    report = json.loads((tmp_path / "run/failure/report.json").read_text())
+    assert report["step"] == 6 and report["first_example"] == 48
+
+
+def test_full_disk_leaves_the_previous_checkpoint(make_trainer, stream, monkeypatch):
+    first = make_trainer(4)
+    first.train(stream)
+    first.checkpoints.close()
+    trainer = make_trainer(12)
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(trainer.checkpoints._manager, "save", full)
+    with pytest.raises(CheckpointError, match="No space left on device.*make room"):
+        trainer.train(stream)
+    state, position = make_trainer(12).start()
+    assert int(state.step) == 4 and position == 32
+
+
+def test_an_unreadable_checkpoint_is_never_a_fresh_start(make_trainer, stream, tmp_path):
+    make_trainer(4).train(stream)
+    for file in (tmp_path / "run/checkpoints/4/state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        make_trainer(8).train(stream)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 8, 1)])
+def test_every_mesh_trains_the_same(shape, make_trainer, stream, tmp_path):
+    one = make_trainer(3, directory=tmp_path / "one").train(stream)
+    trainer = make_trainer(3, mesh=make_mesh(MeshConfig(*shape)))
+    other = trainer.train(stream)
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    whole = other.params["w"].sharding.shard_shape((8, 16))
+    assert whole == (8 // shape[1], 16 // shape[2])
+
+
+def test_checkpoints_move_between_meshes(make_trainer, stream, tmp_path):
+    one = make_trainer(8, directory=tmp_path / "one").train(stream)
+    directory = tmp_path / "moving"
+    make_trainer(4, directory=directory, mesh=make_mesh(MeshConfig(2, 4, 1))).train(stream)
+    four = make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])
+    make_trainer(6, directory=directory, mesh=four).train(stream)
+    last = make_trainer(8, directory=directory).train(stream)
+    np.testing.assert_allclose(last.params["w"], one.params["w"], rtol=1e-4, atol=1e-6)

@@ -1,0 +1,134 @@
+"""The step against hand-written NumPy and optax alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from contextdiff_jax.training.optimizer import (
+    OptimizerConfig,
+    learning_rate_schedule,
+    make_optimizer,
+)
+from contextdiff_jax.training.random import stream_key
+from contextdiff_jax.training.state import new_state
+from contextdiff_jax.training.step import make_train_step
+
+
+class Quadratic:
+    """loss = mean over the batch of (p . x - y)^2, without randomness."""
+
+    frozen = {}
+
+    def init(self, key):
+        return {"p": jnp.asarray([1.0, -2.0])}
+
+    def loss(self, params, frozen, batch, key):
+        return jnp.mean(jnp.square(batch["x"] @ params["p"] - batch["y"])), {}
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    return {
+        "x": rng.normal(size=(12, 2)).astype(np.float32),
+        "y": rng.normal(size=12).astype(np.float32),
+    }
+
+
+def run(batch, steps, accumulation=1, ema_decay=0.9, clip=0.0):
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(clip) if clip else optax.identity(), optax.sgd(0.1)
+    )
+    state = new_state(Quadratic(), optimizer, jax.random.key(0))
+    step = jax.jit(
+        make_train_step(
+            Quadratic(), optimizer, seed=0, ema_decay=ema_decay, accumulation=accumulation
+        )
+    )
+    for _ in range(steps):
+        state, metrics = step(state, {}, batch)
+    return state, metrics
+
+
+def test_gradient_descent_and_moving_average_by_hand(batch):
+    state, metrics = run(batch, 3)
+    p = np.array([1.0, -2.0])
+    ema = p.copy()
+    for done in range(3):
+        residual = batch["x"] @ p - batch["y"]
+        gradient = 2 * batch["x"].T @ residual / len(residual)
+        loss = np.mean(residual**2)
+        p = p - 0.1 * gradient
+        decay = min(0.9, (1 + done) / (10 + done))
+        ema = decay * ema + (1 - decay) * p
+    np.testing.assert_allclose(state.params["p"], p, rtol=1e-5)
+    np.testing.assert_allclose(state.ema["p"], ema, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_norm"], np.linalg.norm(gradient), rtol=1e-4)
+
+
+def test_accumulation_equals_the_whole_batch(batch):
+    whole, one = run(batch, 2)
+    parts, other = run(batch, 2, accumulation=3)
+    np.testing.assert_allclose(parts.params["p"], whole.params["p"], rtol=1e-5)
+    np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-5)
+
+
+def test_clipping_bounds_the_update(batch):
+    state, _ = run(batch, 1, clip=0.01)
+    moved = np.linalg.norm(np.asarray(state.params["p"]) - [1.0, -2.0])
+    np.testing.assert_allclose(moved, 0.1 * 0.01, rtol=1e-3)
+
+
+def test_nothing_changes_from_the_first_failure_on(batch):
+    optimizer = optax.adam(0.1)
+    step = jax.jit(make_train_step(Quadratic(), optimizer, seed=0, ema_decay=0.9))
+    sound, _ = step(new_state(Quadratic(), optimizer, jax.random.key(0)), {}, batch)
+    poisoned, _ = step(sound, {}, batch | {"y": np.full(12, np.inf, np.float32)})
+    after, metrics = step(poisoned, {}, batch)
+    for leaf, expected in zip(
+        jax.tree.leaves((after.params, after.ema, after.optimizer, after.step)),
+        jax.tree.leaves((sound.params, sound.ema, sound.optimizer, sound.step)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(leaf, expected)
+    assert int(after.failed_at) == int(metrics["failed_at"]) == 1
+
+
+def test_streams_differ_by_name_and_step():
+    keys = [
+        stream_key(0, "a", 0),
+        stream_key(0, "a", 1),
+        stream_key(0, "b", 0),
+        stream_key(1, "a", 0),
+    ]
+    words = {tuple(np.asarray(jax.random.key_data(key))) for key in keys}
+    assert len(words) == 4
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine"])
+def test_learning_rate(decay):
+    schedule = learning_rate_schedule(
+        OptimizerConfig(learning_rate=2.0, warmup_steps=10, decay=decay), 110
+    )
+    assert float(schedule(0)) == 0.0
+    np.testing.assert_allclose(float(schedule(5)), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(float(schedule(10)), 2.0, rtol=1e-6)
+    expected = 2.0 if decay == "constant" else 2.0 * 0.5 * (1 + np.cos(np.pi * 0.5))
+    np.testing.assert_allclose(float(schedule(60)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_optimizers_descend(name, batch):
+    config = OptimizerConfig(name=name, learning_rate=0.05, warmup_steps=1)
+    optimizer = make_optimizer(config, 50)
+    step = jax.jit(make_train_step(Quadratic(), optimizer, seed=0, ema_decay=0.9))
+    state = new_state(Quadratic(), optimizer, jax.random.key(0))
+    losses = []
+    for _ in range(50):
+        state, metrics = step(state, {}, batch)
+        losses.append(float(metrics["loss"]))
+    best = np.linalg.lstsq(batch["x"], batch["y"], rcond=None)[1][0] / 12
+    assert losses[-1] - best < 0.1 * (losses[0] - best)
