@@ -30,7 +30,7 @@ class OptimizerConfig:
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Linear warm-up, then constant, or a cosine down to zero at `steps`."""
-    warmup = min(config.warmup_steps, steps)
+    warmup = min(config.warmup_steps, steps - 1)
     if config.decay == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps)
     return optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1))

@@ -20,7 +20,7 @@ class Task(Protocol):
     frozen: Any
 
     def init(self, key: jax.Array) -> Params:
-        """Returns fresh parameters, boxed with their logical axis names (nn.LogicallyPartitioned)."""
+        """Returns fresh parameters, boxed with logical axis names (nn.LogicallyPartitioned)."""
 
     def loss(
         self, params: Params, frozen: Any, batch: Batch, key: jax.Array

@@ -1,0 +1,174 @@
+"""The whole pipeline on rendered scenes, from nothing to pictures in minutes on two CPU cores.
+
+CLIP for this domain, a 16x16 base and a 16 -> 64 super-resolution, then samples:
+
+  python -m contextdiff_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Presets: quickstart.py:plain is the same without the adapter, quickstart.py:test a few steps of it.
+"""
+
+import dataclasses
+
+from contextdiff_jax import config as cfg
+from contextdiff_jax.data.config import DataConfig, ScenesConfig
+from contextdiff_jax.encoders.clip import CLIPConfig
+from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, UNetConfig
+from contextdiff_jax.sampling.config import SamplerConfig
+
+PRESETS = ("", "plain", "test")
+
+PROMPTS = (
+    "a red circle",
+    "a blue square",
+    "a green triangle",
+    "a yellow diamond",
+    "a purple cross",
+    "a cyan circle",
+    "a pink square",
+    "a black triangle",
+    "a red square left of a blue circle",
+    "a green circle above a purple square",
+    "a yellow triangle right of a black cross",
+    "a pink diamond below a cyan triangle",
+    "",
+)
+
+TEXT_WIDTH, IMAGE_WIDTH = 64, 64
+
+
+def get_config(preset: str = ""):
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r}: must be one of {', '.join(map(repr, PRESETS))}")
+    config = cfg.Config(
+        name="quickstart",
+        use_adapter=preset != "plain",
+        pipeline=("clip", "base", "sr"),
+        runs={"clip": _clip(), "base": _base(), "sr": _super_resolution()},
+        samples=cfg.SamplesConfig(prompts=PROMPTS),
+    )
+    if preset == "test":
+        config = _short(config)
+    return cfg.to_config_dict(config)
+
+
+def _data(resolution: int) -> DataConfig:
+    return DataConfig(
+        source="scenes", resolution=resolution, threads=2, scenes=ScenesConfig(pairs=0.4)
+    )
+
+
+def _clip() -> cfg.RunConfig:
+    return cfg.RunConfig(
+        task="contrastive",
+        data=_data(16),
+        batch_size=128,
+        steps=400,
+        optimizer=cfg.OptimizerConfig(
+            learning_rate=2e-3, warmup_steps=40, decay="cosine", weight_decay=1e-2, ema_decay=0.98
+        ),
+        log_every=50,
+        save_every=200,
+        clip=CLIPConfig(
+            text_width=TEXT_WIDTH,
+            text_layers=2,
+            text_heads=4,
+            max_length=24,
+            vision_width=IMAGE_WIDTH,
+            vision_layers=2,
+            vision_heads=4,
+            image_size=16,
+            patch_size=4,
+            projection_dim=64,
+        ),
+        tokenizer=cfg.TokenizerConfig(vocab_size=512, sample=5_000),
+    )
+
+
+def _base() -> cfg.RunConfig:
+    return cfg.RunConfig(
+        task="text_to_image",
+        data=_data(16),
+        batch_size=64,
+        steps=1500,
+        optimizer=cfg.OptimizerConfig(
+            learning_rate=2e-3, warmup_steps=100, decay="cosine", ema_decay=0.995
+        ),
+        log_every=100,
+        save_every=500,
+        diagnose_every=500,
+        preview=cfg.PreviewConfig(every=500, prompts=PROMPTS[:9], num_steps=10),
+        unet=UNetConfig(
+            width=32,
+            multipliers=(1, 2),
+            num_blocks=1,
+            attention_levels=(1,),
+            head_dim=16,
+            groups=8,
+            text_dim=TEXT_WIDTH,
+            text_width=None,
+            scan_blocks=False,
+        ),
+        adapter=_adapter(patch_size=2),
+        diffusion=cfg.DiffusionConfig(prediction="v", loss_weight="min_snr_5"),
+        sampler=SamplerConfig(name="ddim", num_steps=25, guidance_scale=3.0, threshold="static"),
+    )
+
+
+def _super_resolution() -> cfg.RunConfig:
+    return cfg.RunConfig(
+        task="super_resolution",
+        data=_data(64),
+        batch_size=16,
+        steps=500,
+        optimizer=cfg.OptimizerConfig(
+            learning_rate=2e-3, warmup_steps=50, decay="cosine", ema_decay=0.99
+        ),
+        log_every=50,
+        save_every=250,
+        diagnose_every=250,
+        preview=cfg.PreviewConfig(every=250, num_steps=5),
+        low_resolution=16,
+        augmentation=0.3,
+        efficient_unet=EfficientUNetConfig(
+            channels=(32, 48, 64),
+            num_blocks=(1, 1, 1),
+            strides=(2, 2, 2),
+            attention_levels=(2,),
+            heads=4,
+            groups=8,
+            text_dim=TEXT_WIDTH,
+            scan_blocks=False,
+        ),
+        adapter=_adapter(patch_size=8),
+        diffusion=cfg.DiffusionConfig(prediction="v", loss_weight="min_snr_5"),
+        sampler=SamplerConfig(name="ddim", num_steps=10, threshold="static"),
+    )
+
+
+def _adapter(patch_size: int) -> AdapterConfig:
+    return AdapterConfig(
+        patch_size=patch_size,
+        width=64,
+        num_blocks=2,
+        heads=4,
+        mlp_ratio=2,
+        time_width=64,
+        image_dim=IMAGE_WIDTH,
+        text_dim=TEXT_WIDTH,
+    )
+
+
+def _short(config: cfg.Config) -> cfg.Config:
+    """The same code path in a few steps, for the tests."""
+    few = {"steps": 4, "batch_size": 8, "log_every": 2, "save_every": 2, "diagnose_every": 4}
+    runs = {
+        name: dataclasses.replace(
+            run, **few, preview=dataclasses.replace(run.preview, every=4, num_steps=2)
+        )
+        for name, run in config.runs.items()
+    }
+    for name in ("base", "sr"):
+        sampler = dataclasses.replace(runs[name].sampler, num_steps=2)
+        runs[name] = dataclasses.replace(runs[name], sampler=sampler)
+    samples = cfg.SamplesConfig(prompts=("a red circle", "", "a blue square"), batch_size=2)
+    return dataclasses.replace(config, runs=runs, samples=samples)

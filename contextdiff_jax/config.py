@@ -1,0 +1,262 @@
+"""The experiment's configuration: typed sections, and reading them from an ml_collections config.
+
+A config file builds a `Config` and returns `to_config_dict(config)`, so that every key can be
+overridden on the command line (`--config.runs.base.steps=100`). `from_config_dict` reads the
+result back, refusing unknown keys, wrong types and values outside a choice with one sentence.
+`validate` (in `validation.py`) then checks what depends on several keys or on the machine.
+"""
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal
+
+import ml_collections
+
+from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.encoders.clip import CLIPConfig
+from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, UNetConfig
+from contextdiff_jax.parallel.mesh import MeshConfig
+from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.tasks.config import DiffusionConfig
+from contextdiff_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """The tokenizer of a contrastive run: one from a folder, or one trained on its captions.
+
+    path: local folder with a tokenizer; empty trains one of vocab_size entries on the first
+    sample captions of the run's data.
+    """
+
+    path: str = ""
+    vocab_size: int = 1024
+    sample: int = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderRef:
+    """A frozen encoder: a Hugging Face safetensors folder, or "run:NAME" of the same pipeline.
+
+    max_length: tokens per prompt; None takes what the tokenizer records (T5's records none).
+    """
+
+    kind: Literal["clip", "t5"] = "clip"
+    path: str = "run:clip"
+    max_length: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodersConfig:
+    """text: what the denoiser reads. clip: what the adapter reads (images and text)."""
+
+    text: EncoderRef = EncoderRef()
+    clip: EncoderRef = EncoderRef()
+
+
+@dataclasses.dataclass(frozen=True)
+class PreviewConfig:
+    """Sample grids written during training, raw and EMA weights side by side.
+
+    every: steps between grids, 0 for none. num_steps: sampling steps of a preview.
+    """
+
+    every: int = 0
+    prompts: tuple[str, ...] = ()
+    num_steps: int = 25
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One training run. Which sections are read depends on the task.
+
+    contrastive: clip, tokenizer. text_to_image: unet, adapter, diffusion, sampler.
+    super_resolution: efficient_unet, adapter, diffusion, sampler, low_resolution.
+
+    batch_size is global. save_every also names the checkpoints kept, `keep` of them.
+    diagnose_every: steps between the costlier diagnostics (divergence of the last steps, and
+    for super-resolution the distance of the downsampled result from its input); 0 for none.
+    low_resolution: side of the conditioning image; augmentation: the largest level of noise
+    added to it in training (levels are uniform in [0, augmentation], 0 is clean).
+    """
+
+    task: Literal["contrastive", "text_to_image", "super_resolution"]
+    data: DataConfig
+    batch_size: int
+    steps: int
+    optimizer: OptimizerConfig = OptimizerConfig()
+    log_every: int = 100
+    save_every: int = 1000
+    keep: int = 2
+    diagnose_every: int = 0
+    preview: PreviewConfig = PreviewConfig()
+    clip: CLIPConfig | None = None
+    tokenizer: TokenizerConfig | None = None
+    unet: UNetConfig | None = None
+    efficient_unet: EfficientUNetConfig | None = None
+    adapter: AdapterConfig | None = None
+    diffusion: DiffusionConfig | None = None
+    sampler: SamplerConfig | None = None
+    low_resolution: int = 64
+    augmentation: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplesConfig:
+    """What a finished pipeline draws: prompts, one picture each, from the EMA weights.
+
+    augmentation: noise level of the low-resolution image in super-resolution, 0 is clean.
+    """
+
+    prompts: tuple[str, ...] = ()
+    seed: int = 0
+    batch_size: int = 16
+    augmentation: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A pipeline of training runs, done in the order of `pipeline`; finished ones are skipped.
+
+    data_path: the path of the data of every run that names none itself.
+    use_adapter: False trains and samples the same networks without the context-aware adapter.
+    dtype: compute dtype; "auto" is bfloat16 on accelerators and float32 on CPU.
+    """
+
+    name: str
+    runs: dict[str, RunConfig]
+    pipeline: tuple[str, ...]
+    seed: int = 0
+    data_path: str = ""
+    use_adapter: bool = True
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    mesh: MeshConfig = MeshConfig()
+    encoders: EncodersConfig = EncodersConfig()
+    samples: SamplesConfig = SamplesConfig()
+
+
+class ConfigError(ValueError):
+    """A key of the config is unknown, missing, of a wrong type or of a value not allowed."""
+
+
+def to_config_dict(config: Config) -> ml_collections.ConfigDict:
+    """Returns the config as an ml_collections.ConfigDict, overridable from the command line."""
+    return ml_collections.ConfigDict(dataclasses.asdict(config))
+
+
+def from_config_dict(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
+    """Returns the typed config, or raises ConfigError naming the key, its value and the choice."""
+    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    read = _read(Config, values, "config")
+    runs = {name: _with_data_path(run, read.data_path) for name, run in read.runs.items()}
+    return dataclasses.replace(read, runs=runs)
+
+
+def _with_data_path(run: RunConfig, path: str) -> RunConfig:
+    if run.data.path or run.data.source == "scenes":
+        return run
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, path=path))
+
+
+def read_section(section: type, values: dict[str, Any], where: str) -> Any:
+    """Returns one typed section; `where` is its key, for messages."""
+    return _read(section, values, where)
+
+
+def _read(expected: Any, value: Any, where: str) -> Any:
+    """Returns `value` as the annotated type `expected`; `where` is its key, for the message."""
+    origin = typing.get_origin(expected)
+    if dataclasses.is_dataclass(expected):
+        return _read_section(expected, value, where)
+    if origin in (typing.Union, types.UnionType):
+        return _read_optional(expected, value, where)
+    if origin is Literal:
+        choices = typing.get_args(expected)
+        if value not in choices:
+            raise ConfigError(f"{where} = {value!r}: must be one of {_listing(choices)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where} = {value!r}: must be a tuple, is {_type_name(value)}")
+        inner = typing.get_args(expected)[0]
+        return tuple(_read(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} = {value!r}: must be a section, is {_type_name(value)}")
+        inner = typing.get_args(expected)[1]
+        return {key: _read(inner, item, f"{where}.{key}") for key, item in value.items()}
+    return _read_scalar(expected, value, where)
+
+
+def _read_section(section: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} = {value!r}: must be a section, is {_type_name(value)}")
+    hints = typing.get_type_hints(section)
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    unknown = sorted(set(value) - set(fields))
+    if unknown:
+        raise ConfigError(
+            f"{where}.{unknown[0]} = {value[unknown[0]]!r}: unknown key; "
+            f"{where} has {_listing(sorted(fields))}"
+        )
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in value
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{where}.{missing[0]} is missing; it has no default")
+    return section(
+        **{key: _read(hints[key], item, f"{where}.{key}") for key, item in value.items()}
+    )
+
+
+def _read_optional(expected: Any, value: Any, where: str) -> Any:
+    kinds = [kind for kind in typing.get_args(expected) if kind is not type(None)]
+    if value is None and len(kinds) < len(typing.get_args(expected)):
+        return None
+    errors = []
+    for kind in kinds:
+        try:
+            return _read(kind, value, where)
+        except ConfigError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _read_scalar(expected: type, value: Any, where: str) -> Any:
+    # bool is an int in Python: only an exact match keeps `steps=True` out.
+    if expected is float and type(value) is int:
+        return float(value)
+    if type(value) is not expected:
+        raise ConfigError(
+            f"{where} = {value!r}: must be {expected.__name__}, is {_type_name(value)}"
+        )
+    return value
+
+
+def _listing(choices: typing.Iterable[Any]) -> str:
+    return ", ".join(str(choice) for choice in choices)
+
+
+def _type_name(value: Any) -> str:
+    return type(value).__name__
+
+
+def differences(ours: Any, theirs: Any, where: str = "config") -> list[str]:
+    """Returns one line per key in which two nested dicts differ."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return [
+            line
+            for key in sorted(set(ours) | set(theirs), key=str)
+            for line in differences(ours.get(key), theirs.get(key), f"{where}.{key}")
+        ]
+    same = (
+        ours == theirs
+        or (isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)))
+        and list(ours) == list(theirs)
+    )
+    return [] if same else [f"{where}: {theirs!r} there, {ours!r} here"]

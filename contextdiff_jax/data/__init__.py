@@ -1,0 +1,1 @@
+"""Captioned images: sources, decoding, and deterministic batches."""

@@ -1,0 +1,110 @@
+"""What a run reads: the data section of the configuration."""
+
+import dataclasses
+from typing import Literal
+
+SHAPES = ("circle", "square", "triangle", "diamond", "cross")
+COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan", "pink", "black")
+SCENE_SPLITS = ("train", "test", "compositional")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenesConfig:
+    """Rendered scenes (source "scenes"): coloured shapes with captions, no download.
+
+    pairs: share of scenes with two objects and a relation between them; the others have one.
+    bare: share of one-object captions that name neither place nor size ("a red circle").
+    shapes, colours: the ones to draw from; at least two colours if pairs > 0.
+    """
+
+    pairs: float = 0.5
+    bare: float = 0.25
+    shapes: tuple[str, ...] = SHAPES
+    colours: tuple[str, ...] = COLOURS
+
+    def validate(self, where: str) -> None:
+        """Raises ValueError naming the first key whose value cannot work."""
+        for key in ("pairs", "bare"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be in [0, 1]")
+        for key, known in (("shapes", SHAPES), ("colours", COLOURS)):
+            values = getattr(self, key)
+            unknown = [value for value in values if value not in known]
+            if unknown or not values or len(set(values)) < len(values):
+                raise ValueError(
+                    f"{where}.{key} = {values!r}: must be different names of {', '.join(known)}"
+                )
+        if self.pairs > 0 and len(self.colours) < 2:
+            raise ValueError(
+                f"{where}.colours = {self.colours!r}: the two objects of a pair differ in colour, "
+                f"so {where}.pairs = {self.pairs} needs at least two"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where captioned images come from and how they become square uint8 pictures.
+
+    source: "scenes" renders them; "folder" reads metadata.jsonl beside image files; "shards"
+        reads img2dataset tar shards in place; "tfds" reads a prepared TFDS data set.
+    path: folder; or shards as a folder, a wildcard ("gs://bucket/laion/*.tar") or a range
+        ("laion/{00000..41454}.tar"); or a TFDS name ("coco_captions", "cifar10:3.0.2").
+    split: scenes: "train", "test" (unseen scenes) or "compositional" (combinations of colour,
+        shape and place that training never shows). folder: the subfolder, or the value of the
+        column `split`, where there is one. tfds: the split. shards have none: use `path`.
+    resolution: side of the pictures handed out.
+    resize_mode: how other shapes become square: "border" pads with white, "center_crop" cuts
+        the longer side, "stretch" ignores the aspect ratio.
+    min_side: images with a shorter side are skipped, and counted.
+    min_original_side: shards only: samples whose json gives an original_width or
+        original_height below it are skipped, and counted; 0 does not read the json.
+    caption_fields: columns (folder), json keys (shards) or features (tfds, "captions/text" for
+        nested ones) that hold captions, a string or a list. Empty: the .txt member of shards,
+        else the first of captions, caption, text that is there.
+    image_field: the image feature of a TFDS data set.
+    shuffle: a new order every epoch; False keeps the source's order.
+    flip: mirror every second picture at random. Not for captions with left and right in them.
+    limit: use only the first so many samples; 0 uses all.
+    threads: threads that read and decode; 0 does it in the thread that asks.
+    cache_dir: where the index of tar shards is kept; empty: beside the shards, if writable.
+    tfds_dir: folder of the prepared TFDS data sets; empty: TFDS's own default.
+    """
+
+    source: Literal["scenes", "folder", "shards", "tfds"] = "scenes"
+    path: str = ""
+    split: str = "train"
+    resolution: int = 64
+    resize_mode: Literal["border", "center_crop", "stretch"] = "center_crop"
+    min_side: int = 1
+    min_original_side: int = 0
+    caption_fields: tuple[str, ...] = ()
+    image_field: str = "image"
+    shuffle: bool = True
+    flip: bool = False
+    limit: int = 0
+    threads: int = 8
+    cache_dir: str = ""
+    tfds_dir: str = ""
+    scenes: ScenesConfig = ScenesConfig()
+
+    def validate(self, where: str) -> None:
+        """Raises ValueError naming the first key whose value cannot work."""
+        lowest = {"resolution": 8, "min_side": 1, "min_original_side": 0, "limit": 0, "threads": 0}
+        for key, bound in lowest.items():
+            if getattr(self, key) < bound:
+                raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be at least {bound}")
+        if self.source != "scenes" and not self.path:
+            raise ValueError(f"{where}.path is empty: source {self.source!r} needs one")
+        if self.source == "scenes":
+            if self.split not in SCENE_SPLITS:
+                raise ValueError(
+                    f"{where}.split = {self.split!r}: must be one of {', '.join(SCENE_SPLITS)}"
+                )
+            if self.flip:
+                raise ValueError(f"{where}.flip = True: the captions of scenes say left and right")
+            self.scenes.validate(f"{where}.scenes")
+        if self.min_original_side and self.source != "shards":
+            raise ValueError(
+                f"{where}.min_original_side = {self.min_original_side}: "
+                f"only shards know the original size, the source is {self.source!r}"
+            )

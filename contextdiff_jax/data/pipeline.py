@@ -1,0 +1,218 @@
+"""Deterministic batches of captioned images that resume from a global example index.
+
+The example at global position p is a pure function of (seed, p): epoch p // len(source), the
+place in that epoch's shuffled order, and, where the sample there is damaged, the next sound one
+of the same order. Process h of P reads its block of every global batch, so the global stream is
+the same for every number of processes and threads, and the position is all there is to save.
+"""
+
+import collections
+import dataclasses
+import sys
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.data.example import DamagedSample, DataError, Example, SkipReport, Source
+
+Tokenize = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
+
+_GIVE_UP_AFTER = 10_000  # damaged samples in a row
+_READY_BATCHES = 2
+_MOST_SAMPLES = 2**32  # of grain's index shuffle
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What stands at one position.
+
+    index: of the sample in its source. caption: the one drawn for this position.
+    damaged: (index, error) of the samples passed over to reach it.
+    """
+
+    index: int
+    example: Example
+    image: np.ndarray
+    caption: str
+    damaged: tuple[tuple[int, DamagedSample], ...]
+
+
+class Stream:
+    """The endless stream of examples, by global position."""
+
+    def __init__(self, source: Source, seed: int, shuffle: bool = True, flip: bool = False):
+        if not 0 < len(source) <= _MOST_SAMPLES:
+            raise DataError(f"{source.name} has {len(source)} samples: must be 1 to 2**32")
+        self.source = source
+        self._seed = seed
+        self._flip = flip
+        order = grain.MapDataset.range(len(source))
+        if shuffle:
+            # grain adds the epoch to the seed; neighbouring seeds must not share their epochs.
+            order = order.shuffle(seed=int(self._random("order", 0).integers(2**32)))
+        self._order = order.repeat()
+        self._order[0]  # grain sets itself up on the first access, which threads must not share
+
+    def __getitem__(self, position: int) -> Loaded:
+        """Returns what stands at a position. Raises DataError if no sound sample is found."""
+        source, length = self.source, len(self.source)
+        begin, offset = position // length * length, position % length
+        damaged: list[tuple[int, DamagedSample]] = []
+        for step in range(min(length, _GIVE_UP_AFTER)):
+            index = self._order[begin + (offset + step) % length]
+            try:
+                example = source[index]
+            except DamagedSample as error:
+                damaged.append((index, error))
+                continue
+            return self._drawn(position, index, example, tuple(damaged))
+        reasons = collections.Counter(error.reason for _, error in damaged)
+        raise DataError(
+            f"no usable sample left in {source.name}: {len(damaged)} in a row are damaged ("
+            + "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+            + f"), the first is {damaged[0][1].key}"
+        )
+
+    def _drawn(self, position: int, index: int, example: Example, damaged: tuple) -> Loaded:
+        """Draws the caption and the mirroring of this position."""
+        image, caption = example.image, example.captions[0]
+        if len(example.captions) > 1:
+            choice = self._random("caption", position).integers(len(example.captions))
+            caption = example.captions[choice]
+        if self._flip and self._random("flip", position).integers(2):
+            image = image[:, ::-1]
+        return Loaded(index, example, image, caption, damaged)
+
+    def _random(self, name: str, position: int) -> np.random.Generator:
+        return np.random.default_rng([abs(self._seed), self._seed < 0, *name.encode(), position])
+
+
+class Batches:
+    """Iterator of this process's part of the global batches.
+
+    Batches are dicts: image uint8 (b, R, R, 3), index int64 (b,) the samples' indices in their
+    source, what `tokenize` returns for the b captions, and "captions" (b,) object if with_text.
+    """
+
+    def __init__(self, batches: Any, report: SkipReport, start: int, batch_size: int):
+        self._batches = batches
+        # grain's own clean-up fails when it first runs while Python is going down.
+        self._finish = weakref.finalize(self, batches.close)
+        self._report = report
+        self._batch_size = batch_size
+        self.position = start
+        """The global example index after the last batch handed out."""
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._batches is None:
+            raise ValueError("these batches are closed")
+        batch, examples = next(self._batches)
+        # Counted when handed out, not when read ahead: the report belongs to the position.
+        for loaded in examples:
+            for index, error in loaded.damaged:
+                self._report.skip(error.reason, error.key, index)
+            if loaded.example.notes:
+                self._report.repair(loaded.example.notes, loaded.example.key, loaded.index)
+        self.position += self._batch_size
+        return batch
+
+    def close(self) -> None:
+        """Stops the threads that read ahead."""
+        self._finish()
+        self._batches = None
+
+
+def make_batches(
+    source: Source,
+    config: DataConfig,
+    batch_size: int,
+    *,
+    seed: int,
+    tokenize: Tokenize | None = None,
+    start_position: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    report: SkipReport | None = None,
+    with_text: bool = False,
+) -> Batches:
+    """Returns the endless batches from global position `start_position` on.
+
+    batch_size is global; process h of P gets places [h b, (h + 1) b), b = batch_size / P, of every
+    batch. `report` counts the samples passed over. Raises ValueError for numbers that do not fit;
+    iteration raises what reading raises, DataError when no usable sample is left.
+    """
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size = {batch_size}: must be a positive multiple of {process_count} processes"
+        )
+    if start_position < 0 or not 0 <= process_index < process_count:
+        raise ValueError(
+            f"start_position = {start_position} must be >= 0 and process_index = {process_index} "
+            f"in [0, {process_count})"
+        )
+    part = batch_size // process_count
+    places = _Places(
+        Stream(source, seed, config.shuffle, config.flip),
+        start_position + process_index * part,
+        part,
+        batch_size,
+    )
+
+    def collate(examples: Sequence[Loaded]) -> tuple[dict[str, np.ndarray], Sequence[Loaded]]:
+        captions = [loaded.caption for loaded in examples]
+        batch = {
+            "image": np.stack([loaded.image for loaded in examples]),
+            "index": np.array([loaded.index for loaded in examples], np.int64),
+            **({} if tokenize is None else tokenize(captions)),
+        }
+        if with_text:
+            batch["captions"] = np.array(captions, object)
+        return batch, examples
+
+    ahead = max(part, 4 * config.threads)
+    read = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=ahead)
+    examples = grain.MapDataset.source(places).to_iter_dataset(read)
+    batches = examples.batch(part, drop_remainder=True, batch_fn=collate)
+    if config.threads:
+        batches = grain.experimental.ThreadPrefetchIterDataset(
+            batches, prefetch_buffer_size=_READY_BATCHES
+        )
+    return Batches(
+        iter(batches), SkipReport() if report is None else report, start_position, batch_size
+    )
+
+
+class _Places:
+    """This process's positions, in order, as grain's random access source."""
+
+    def __init__(self, stream: Stream, first: int, part: int, batch_size: int):
+        self._stream = stream
+        self._first = first
+        self._part = part
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, number: int) -> Loaded:
+        batch, place = divmod(number, self._part)
+        return self._stream[self._first + batch * self._batch_size + place]
+
+
+def probe(source: Source, count: int = 4, report: SkipReport | None = None) -> None:
+    """Reads the first positions, so that unusable data ends a run before anything compiles.
+
+    Raises DataError if there is no usable sample; `report` counts the damaged ones passed over.
+    """
+    stream = Stream(source, seed=0, shuffle=False)
+    for position in range(count):
+        for index, error in stream[position].damaged:
+            if report is not None:
+                report.skip(error.reason, error.key, index)

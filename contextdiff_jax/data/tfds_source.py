@@ -1,0 +1,114 @@
+"""Data sets prepared by TFDS as ArrayRecord, read without TensorFlow."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from contextdiff_jax.data import decode
+from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.data.example import DataError, Example
+
+
+class TfdsSource:
+    """Captioned images of a TFDS data set.
+
+    records: random access to dicts of features, the image still encoded.
+    class_names: for features that are class labels, label to name; the name is the caption.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        config: DataConfig,
+        class_names: Mapping[str, Callable[[int], str]],
+    ):
+        self.name = f"tfds {config.path} ({config.split})"
+        self._records = records
+        self._config = config
+        self._class_names = class_names
+        if not len(records):
+            raise DataError(f"no sample in {self.name}")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        config, key = self._config, self._key(index)
+        record = self._records[index]
+        captions, repaired = self._captions(record, key)
+        picture, notes = decode.decode_image(
+            record[config.image_field], key, config.resolution, config.resize_mode, config.min_side
+        )
+        return Example(picture, captions, key, notes + repaired)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Returns the captions alone (the record is read whole)."""
+        return self._captions(self._records[index], self._key(index))[0]
+
+    def _key(self, index: int) -> str:
+        return f"{self._config.path}/{self._config.split}/{index}"
+
+    def _captions(
+        self, record: Mapping[str, Any], key: str
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        names = {field: name(int(record[field])) for field, name in self._class_names.items()}
+        values = decode.caption_values({**record, **names}, self._config.caption_fields)
+        return decode.decode_captions(values, key)
+
+
+def open_tfds(config: DataConfig) -> TfdsSource:
+    """Opens a prepared TFDS data set; DataError says why where it cannot be used.
+
+    config.path is a TFDS name, or the folder of one prepared version. Nothing is downloaded.
+    Needs the tensorflow-datasets package, not TensorFlow.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataError(f"source 'tfds' needs the tensorflow-datasets package: {error}") from error
+    where = f"TFDS data set {config.path!r}"
+    try:
+        if "/" in config.path and (tfds.core.Path(config.path) / "features.json").exists():
+            builder = tfds.builder_from_directory(config.path)
+        else:
+            builder = tfds.builder(config.path, data_dir=config.tfds_dir or None)
+    except (ValueError, tfds.core.DatasetNotFoundError) as error:
+        raise DataError(f"{where} cannot be opened: {_first_line(error)}") from error
+    if not builder.info.splits:
+        raise DataError(
+            f"{where} is not prepared in {builder.data_path}: run "
+            f"`tfds build {config.path} --file_format=array_record` first"
+        )
+    class_names = _check_features(where, builder.info.features, config, tfds)
+    try:
+        records = builder.as_data_source(
+            split=config.split, decoders={config.image_field: tfds.decode.SkipDecoding()}
+        )
+    except (ValueError, NotImplementedError) as error:
+        raise DataError(f"{where} cannot be read: {_first_line(error)}") from error
+    return TfdsSource(records, config, class_names)
+
+
+def _check_features(
+    where: str, features: Mapping[str, Any], config: DataConfig, tfds: Any
+) -> dict[str, Callable[[int], str]]:
+    """Checks that image and captions are there; returns label-to-name of the class labels."""
+    known = ", ".join(sorted(features))
+    if not isinstance(features.get(config.image_field), tfds.features.Image):
+        raise DataError(
+            f"data.image_field = {config.image_field!r}: not an image of {where}, it has {known}"
+        )
+    fields = config.caption_fields or ("captions", "caption", "text")
+    present = [field for field in fields if field.split("/")[0] in features]
+    if not present or (config.caption_fields and len(present) < len(fields)):
+        raise DataError(
+            f"data.caption_fields = {config.caption_fields!r}: not all in {where}, it has {known}"
+        )
+    return {
+        field: features[field].int2str
+        for field in present
+        if isinstance(features.get(field), tfds.features.ClassLabel)
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

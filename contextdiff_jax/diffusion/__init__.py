@@ -1,0 +1,1 @@
+"""The biased diffusion process: schedules, marginals, steps, predictions, weights, bound."""

@@ -1,0 +1,45 @@
+"""Loss weights, as named options.
+
+A weight w(t) is defined on the squared error of x0 (eq. 6). A network may predict eps' or v'
+instead; then the same loss is the squared error of ITS prediction times w(t) / c(t), with
+c = ab/(1 - ab) for eps' and c = 1/(1 - ab) for v'. Forming the loss there never divides an error
+by sqrt(ab_t), which vanishes towards T.
+
+x0:        1, the paper
+snr:       ab/(1 - ab), which is the uniform weight on eps (Ho et al. 2020)
+min_snr_5: min(snr, 5) (Hang et al. 2023)
+p2:        ab, which is the weight 1/(1 + snr) on eps (Choi et al. 2022 with k = gamma = 1)
+"""
+
+from typing import Literal, get_args
+
+import jax
+import numpy as np
+
+from contextdiff_jax.diffusion.predictions import PredictionKind, check_kind
+from contextdiff_jax.diffusion.schedules import Schedule, at_time
+
+WeightName = Literal["x0", "snr", "min_snr_5", "p2"]
+
+
+def loss_weight(
+    name: WeightName, kind: PredictionKind, schedule: Schedule, t: jax.Array
+) -> jax.Array:
+    """Returns the weight, float32 like t (integers in 1..T), on the squared error of `kind`.
+
+    NaN at t = 0, where nothing is left to predict.
+    """
+    check_kind(kind)
+    if name not in get_args(WeightName):
+        raise ValueError(f"loss weight {name!r}: must be one of {', '.join(get_args(WeightName))}")
+    alpha_bar = schedule.alpha_bar[1:]
+    snr = alpha_bar / (1 - alpha_bar)
+    of_x0 = {
+        "x0": np.ones_like(snr),
+        "snr": snr,
+        "min_snr_5": np.minimum(snr, 5),
+        "p2": alpha_bar,
+    }[name]
+    squared_error_ratio = {"x0": np.ones_like(snr), "eps": snr, "v": 1 / (1 - alpha_bar)}[kind]
+    table = np.concatenate([[np.nan], of_x0 / squared_error_ratio])
+    return at_time(table, t)

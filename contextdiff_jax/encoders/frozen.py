@@ -1,0 +1,131 @@
+"""Frozen encoders as pure functions of their parameters: images and texts to tokens.
+
+Parameters are passed in at every call and never closed over, so that they can be sharded and
+donated to a compiled step as inputs; they stay outside training states and checkpoints.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from contextdiff_jax.encoders.clip import CLIP, TextTower
+from contextdiff_jax.encoders.config import CLIPTextConfig, T5Config
+from contextdiff_jax.encoders.preprocess import clip_preprocess
+from contextdiff_jax.encoders.t5 import T5Encoder
+from contextdiff_jax.encoders.tokenizers import Tokenizer, load_tokenizer
+from contextdiff_jax.encoders.weights import folder_identity, load_clip_text, load_t5
+
+Kind = Literal["clip", "t5"]
+
+
+def clip_image_tokens(module: CLIP, params: Any, images: jax.Array) -> jax.Array:
+    """Encodes images (B, H, W, 3) in [-1, 1] of any size into CLIP image tokens.
+
+    Returns (B, 1 + grid^2, vision_width) float32, class token first, differentiable in `images`.
+    """
+    pixels = clip_preprocess(images, module.config.image_size)
+    return module.apply({"params": params}, pixels, method=CLIP.encode_image)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEncoder:
+    """A frozen text encoder with its tokenizer.
+
+    module: the Flax module. params: its parameters, numpy arrays as loaded. config: its sizes.
+    tokenizer: turns texts into ids and masks. identity: of weights and vocabulary together.
+    """
+
+    module: TextTower | T5Encoder
+    params: Any
+    config: CLIPTextConfig | T5Config
+    tokenizer: Tokenizer
+    identity: str
+
+    @property
+    def width(self) -> int:
+        """Width of the tokens."""
+        return self.config.width
+
+    @property
+    def max_length(self) -> int:
+        """Number of tokens per text, padding included."""
+        return self.tokenizer.max_length
+
+    def encode(
+        self, params: Any, input_ids: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Encodes ids (B, L) int with mask (B, L) bool, as the tokenizer returns them.
+
+        Pure in `params`, of the structure of self.params. Returns tokens (B, L, width) float32,
+        zero where masked, and the mask.
+        """
+        if isinstance(self.module, T5Encoder):
+            tokens = self.module.apply({"params": params}, input_ids, mask)
+        else:
+            tokens = self.module.apply({"params": params}, input_ids)[0]
+        return jnp.where(mask[..., None], tokens, 0.0), mask
+
+
+def load_text_encoder(
+    kind: Kind,
+    folder: str | pathlib.Path,
+    dtype: Any = jnp.float32,
+    *,
+    param_dtype: Any = np.float32,
+    max_length: int | None = None,
+) -> TextEncoder:
+    """Loads a text encoder and its tokenizer, which is in the folder or its "tokenizer" sub-folder.
+
+    Args:
+      kind: "clip" or "t5" (v1.1).
+      folder: Hugging Face folder.
+      dtype: compute dtype.
+      param_dtype: dtype the parameters are held in; bfloat16 halves T5-XXL's 19 GB.
+      max_length: tokens per text; None takes what the tokenizer records (T5's records none).
+
+    Raises:
+      FileNotFoundError, ValueError: as load_clip, load_t5 and load_tokenizer do, or tokenizer and
+        weights do not belong together.
+    """
+    folder = pathlib.Path(folder)
+    loaders = {"clip": (load_clip_text, TextTower), "t5": (load_t5, T5Encoder)}
+    if kind not in loaders:
+        raise ValueError(f"kind = {kind!r}: must be one of {', '.join(loaders)}")
+    load, tower = loaders[kind]
+    config, params = load(folder, param_dtype)
+    inner = folder / "tokenizer"
+    tokenizer = load_tokenizer(inner if inner.is_dir() else folder, max_length)
+    return text_encoder(tower(config, dtype), params, tokenizer, folder_identity(folder))
+
+
+def text_encoder(
+    module: TextTower | T5Encoder, params: Any, tokenizer: Tokenizer, weights_identity: str
+) -> TextEncoder:
+    """Joins a module, its parameters and a tokenizer that fits them.
+
+    Raises ValueError where the tokenizer has more ids or longer rows than the module, or ends
+    texts by another token than it pools at.
+    """
+    config = module.config
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"tokenizer has {tokenizer.vocab_size} ids, the text encoder {config.vocab_size}"
+        )
+    if isinstance(config, CLIPTextConfig):
+        largest = config.eot_token_id is None
+        eot = tokenizer.vocab_size - 1 if largest else config.eot_token_id
+        if tokenizer.max_length > config.max_length:
+            raise ValueError(
+                f"max_length = {tokenizer.max_length}: "
+                f"must not exceed the text encoder's {config.max_length}"
+            )
+        if tokenizer.eot_token_id != eot:
+            raise ValueError(
+                f"tokenizer ends texts by token {tokenizer.eot_token_id}, the text encoder by {eot}"
+            )
+    identity = f"{weights_identity}/{tokenizer.identity}"
+    return TextEncoder(module, params, config, tokenizer, identity)

@@ -1,0 +1,176 @@
+"""From tensors named and laid out as in torch checkpoints to a Flax parameter tree, and back.
+
+A model is described by one table of `Entry`; both directions read it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import ml_dtypes
+import numpy as np
+from flax import traverse_util
+
+from contextdiff_jax.encoders.tensor_files import Tensor, listed
+
+Path = tuple[str, ...]
+
+# Order of torch's axes in the Flax array: linear (out, in) -> (in, out), conv OIHW -> HWIO.
+LAYOUTS: Mapping[str, tuple[int, ...] | None] = MappingProxyType(
+    {"same": None, "linear": (1, 0), "conv": (2, 3, 1, 0)}
+)
+
+# Quantized weights would need scales that no entry describes.
+FILE_DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One parameter of the Flax tree and the tensor, or stack of tensors, it corresponds to.
+
+    path: of the parameter in the tree, slash-separated. name: of the tensor; with "{i}" in it the
+    parameter stacks the tensors of i = 0, 1, ... on its leading axis. layout: axes of one tensor.
+    """
+
+    path: str
+    name: str
+    layout: Literal["same", "linear", "conv"] = "same"
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the parameter is a stack of tensors."""
+        return "{i}" in self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One named tensor of an entry: its shape in torch's layout, its place in the stack."""
+
+    name: str
+    shape: tuple[int, ...]
+    index: int | None
+
+
+def to_params(
+    table: Sequence[Entry],
+    abstract: Any,
+    tensors: Mapping[str, Tensor],
+    ignored: Callable[[str], bool],
+    where: str,
+    dtype: Any = np.float32,
+) -> dict[str, Any]:
+    """Returns the parameter tree as nested dicts of numpy arrays.
+
+    Args:
+      table: covers every parameter of `abstract` once.
+      abstract: tree of ShapeDtypeStructs that the result must have the shapes of.
+      tensors: what the files hold. Read one at a time, into place: the peak is one tensor more
+        than the result.
+      ignored: whether a tensor that no entry names is a known extra.
+      where: the source, for error messages.
+      dtype: of the result, whatever the dtype of the files (float32, float16 or bfloat16).
+
+    Raises:
+      ValueError: naming all missing, unexpected and mis-shaped tensors (the first few of each),
+        or a tensor of a dtype not in FILE_DTYPES.
+    """
+    shapes = _shapes(table, abstract)
+    parts = {entry: list(_parts(entry, shapes[entry.path])) for entry in table}
+    _check([part for group in parts.values() for part in group], tensors, ignored, where)
+    flat = {}
+    for entry, group in parts.items():
+        array = np.empty(shapes[entry.path], dtype)
+        for part in group:
+            one = _read_float(part.name, tensors[part.name], where)
+            array[... if part.index is None else part.index] = _transposed(
+                one, LAYOUTS[entry.layout]
+            )
+        flat[tuple(entry.path.split("/"))] = array
+    return traverse_util.unflatten_dict(flat)
+
+
+def _read_float(name: str, tensor: Tensor, where: str) -> np.ndarray:
+    array = tensor.read()
+    if array.dtype not in FILE_DTYPES:
+        allowed = ", ".join(dtype.name for dtype in FILE_DTYPES)
+        raise ValueError(f"{name} of {where} is {array.dtype}; must be one of {allowed}")
+    return array
+
+
+def from_params(table: Sequence[Entry], abstract: Any, params: Any) -> dict[str, np.ndarray]:
+    """Returns {tensor name: float32 array in torch's layout} of a parameter tree.
+
+    Raises ValueError where the shapes of `params` are not those of `abstract`.
+    """
+    shapes = _shapes(table, abstract)
+    flat = traverse_util.flatten_dict(nn.unbox(params), sep="/")
+    wrong = [
+        path for path, shape in shapes.items() if path not in flat or flat[path].shape != shape
+    ]
+    wrong += sorted(set(flat) - set(shapes))
+    if wrong:
+        raise ValueError(f"parameters do not fit the config: {listed(wrong)}")
+    tensors = {}
+    for entry in table:
+        layout = LAYOUTS[entry.layout]
+        back = None if layout is None else tuple(np.argsort(layout))
+        array = np.asarray(flat[entry.path], np.float32)
+        for part in _parts(entry, array.shape):
+            one = array if part.index is None else array[part.index]
+            # safetensors writes the buffer of an array, whatever its strides.
+            tensors[part.name] = np.ascontiguousarray(_transposed(one, back)).reshape(part.shape)
+    return tensors
+
+
+def _shapes(table: Sequence[Entry], abstract: Any) -> dict[str, tuple[int, ...]]:
+    flat = traverse_util.flatten_dict(nn.unbox(abstract), sep="/")
+    paths = [entry.path for entry in table]
+    if sorted(paths) != sorted(flat):
+        raise ValueError(f"name map and module differ: {sorted(set(paths) ^ set(flat))}")
+    return jax.tree.map(lambda leaf: leaf.shape, flat)
+
+
+def _parts(entry: Entry, shape: tuple[int, ...]) -> Iterator[_Part]:
+    layout = LAYOUTS[entry.layout]
+    one = shape[1:] if entry.stacked else shape
+    if layout is not None:
+        one = tuple(one[axis] for axis in np.argsort(layout))
+    if not entry.stacked:
+        yield _Part(entry.name, one, None)
+        return
+    for index in range(shape[0]):
+        yield _Part(entry.name.format(i=index), one, index)
+
+
+def _transposed(array: np.ndarray, order: tuple[int, ...] | None) -> np.ndarray:
+    return array if order is None else array.transpose(order)
+
+
+def _check(
+    parts: Sequence[_Part],
+    tensors: Mapping[str, Tensor],
+    ignored: Callable[[str], bool],
+    where: str,
+) -> None:
+    expected = {part.name: part.shape for part in parts}
+    missing = sorted(set(expected) - set(tensors))
+    unexpected = sorted(name for name in set(tensors) - set(expected) if not ignored(name))
+    shaped = [
+        f"{name} is {tensors[name].shape}, must be {shape}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    problems = [
+        f"{len(names)} {kind}: {listed(names)}"
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shaped),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(f"tensors of {where} do not fit the model; {'; '.join(problems)}")

@@ -1,0 +1,144 @@
+"""Model sizes from and to the config.json files of Hugging Face folders."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from contextdiff_jax.encoders.config import CLIPConfig, CLIPTextConfig, T5Config
+from contextdiff_jax.encoders.tensor_files import read_json
+
+# transformers reads this eos_token_id as "pool at the largest id" (the files of before mid-2023).
+_LARGEST_ID = 2
+
+# Keys of a section of config.json -> (field of CLIPConfig, default of the key). Files omit keys.
+_TEXT_FIELDS = {
+    "hidden_size": ("text_width", 512),
+    "num_hidden_layers": ("text_layers", 12),
+    "num_attention_heads": ("text_heads", 8),
+    "intermediate_size": ("text_mlp_width", 2048),
+    "vocab_size": ("vocab_size", 49408),
+    "max_position_embeddings": ("max_length", 77),
+}
+_VISION_FIELDS = {
+    "hidden_size": ("vision_width", 768),
+    "num_hidden_layers": ("vision_layers", 12),
+    "num_attention_heads": ("vision_heads", 12),
+    "intermediate_size": ("vision_mlp_width", 3072),
+    "image_size": ("image_size", 224),
+    "patch_size": ("patch_size", 32),
+}
+_SHARED_FIELDS = {
+    "hidden_act": ("activation", "quick_gelu"),
+    "layer_norm_eps": ("norm_eps", 1e-5),
+}
+_T5_FIELDS = {
+    "d_model": ("width", 512),
+    "d_ff": ("mlp_width", 2048),
+    "num_heads": ("heads", 8),
+    "num_layers": ("layers", 6),
+    "d_kv": ("head_dim", 64),
+    "vocab_size": ("vocab_size", 32128),
+    "relative_attention_num_buckets": ("num_buckets", 32),
+    "relative_attention_max_distance": ("max_distance", 128),
+    "layer_norm_epsilon": ("norm_eps", 1e-6),
+}
+
+
+def read_clip_config(folder: pathlib.Path) -> CLIPConfig:
+    """Returns the sizes of a folder with both towers (model_type "clip")."""
+    values, where = _read(folder, ("clip",))
+    text, vision = _section(values, "text_config"), _section(values, "vision_config")
+    shared, of_vision = _fields(_SHARED_FIELDS, text), _fields(_SHARED_FIELDS, vision)
+    if shared != of_vision:
+        raise ValueError(f"{where}: the towers differ, text {shared}, vision {of_vision}")
+    if vision.get("num_channels", 3) != 3:
+        raise ValueError(f"{where}: num_channels = {vision['num_channels']}: must be 3")
+    config = CLIPConfig(
+        **_fields(_TEXT_FIELDS, text),
+        **_fields(_VISION_FIELDS, vision),
+        **shared,
+        projection_dim=values.get("projection_dim", 512),
+        eot_token_id=_eot(text),
+        logit_scale_init=values.get("logit_scale_init_value", 2.6592),
+    )
+    config.validate(where)
+    return config
+
+
+def read_clip_text_config(folder: pathlib.Path) -> CLIPTextConfig:
+    """Returns the sizes of the text tower, of a folder with both towers or with it alone."""
+    values, where = _read(folder, ("clip", "clip_text_model"))
+    text = _section(values, "text_config") if values["model_type"] == "clip" else values
+    config = CLIPConfig(
+        **_fields(_TEXT_FIELDS, text), **_fields(_SHARED_FIELDS, text), eot_token_id=_eot(text)
+    )
+    config.validate(where)
+    return config.text
+
+
+def clip_config_json(config: CLIPConfig) -> dict[str, Any]:
+    """Returns the config.json of transformers' CLIPModel.
+
+    Raises ValueError for eot_token_id 2, which transformers does not read as a token.
+    """
+    if config.eot_token_id == _LARGEST_ID:
+        raise ValueError(
+            f"eot_token_id = {_LARGEST_ID}: transformers reads it as 'the largest id'; "
+            "use another id for the end of text"
+        )
+    eos = _LARGEST_ID if config.eot_token_id is None else config.eot_token_id
+    shared = _keys(_SHARED_FIELDS, config) | {"projection_dim": config.projection_dim}
+    text = _keys(_TEXT_FIELDS, config) | {"intermediate_size": config.text.mlp_width}
+    vision = _keys(_VISION_FIELDS, config) | {"intermediate_size": config.vision_stack.mlp_width}
+    # transformers wants ids inside the vocabulary, or none; the model uses neither.
+    tokens = {"eos_token_id": eos, "bos_token_id": None, "pad_token_id": None}
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "dtype": "float32",
+        "projection_dim": config.projection_dim,
+        "logit_scale_init_value": config.logit_scale_init,
+        "text_config": {"model_type": "clip_text_model", **text, **shared, **tokens},
+        "vision_config": {"model_type": "clip_vision_model", **vision, **shared},
+    }
+
+
+def read_t5_config(folder: pathlib.Path) -> T5Config:
+    """Returns the sizes of a T5 v1.1 folder; ValueError for the original T5's ungated MLPs."""
+    values, where = _read(folder, ("t5",))
+    mlp = values.get("feed_forward_proj", "relu")
+    if mlp != "gated-gelu":
+        raise ValueError(
+            f"{where}: feed_forward_proj = {mlp!r}: must be 'gated-gelu' (T5 v1.1 or Flan-T5)"
+        )
+    return T5Config(**_fields(_T5_FIELDS, values))
+
+
+def _read(folder: pathlib.Path, kinds: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+    path = pathlib.Path(folder) / "config.json"
+    values = read_json(path)
+    kind = values.get("model_type")
+    if kind not in kinds:
+        raise ValueError(f"{str(path)!r}: model_type = {kind!r}: must be {' or '.join(kinds)}")
+    return values, str(path)
+
+
+def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    # Early files repeat a section as NAME_dict, and transformers lets that one win.
+    for key in (f"{name}_dict", name):
+        if values.get(key) is not None:
+            return values[key]
+    return {}
+
+
+def _fields(table: Mapping[str, tuple[str, Any]], section: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: section.get(key, default) for key, (field, default) in table.items()}
+
+
+def _keys(table: Mapping[str, tuple[str, Any]], config: CLIPConfig) -> dict[str, Any]:
+    return {key: getattr(config, field) for key, (field, _) in table.items()}
+
+
+def _eot(text: Mapping[str, Any]) -> int | None:
+    eot = text.get("eos_token_id", _LARGEST_ID)
+    return None if eot == _LARGEST_ID else eot

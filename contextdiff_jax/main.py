@@ -1,0 +1,34 @@
+"""Trains a pipeline of runs and draws its samples; the same command resumes.
+
+  python -m contextdiff_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Any key can be overridden: --config.runs.base.steps=100. Exit codes: see contextdiff_jax/entry.py.
+"""
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from contextdiff_jax import entry
+from contextdiff_jax.config import from_config_dict
+from contextdiff_jax.pipeline.train import train_pipeline
+from contextdiff_jax.pipeline.validation import validate
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, with a preset after a colon: configs/laion.py:tiny."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder (local or bucket) of the runs' results.")
+_RUN = flags.DEFINE_string("run", None, "Train only this run of the pipeline, e.g. base.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> None:
+    config = from_config_dict(_CONFIG.value)
+    validate(config)
+    workdir = epath.Path(_WORKDIR.value)
+    entry.keep_compiled_programs(workdir / "compiled")
+    train_pipeline(config, workdir, _RUN.value)
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,1 @@
+"""Flax Linen networks: the denoising U-Nets and the context-aware adapter."""

@@ -1,0 +1,157 @@
+"""Multi-head attention over self and context tokens, and IF-style attention pooling.
+
+``attend`` is the only place where attention is computed. Its plain einsum form equals
+``jax.nn.dot_product_attention`` in speed on CPU, defines fully masked rows, and can return the
+attention weights.
+"""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from contextdiff_jax.networks import axes
+from contextdiff_jax.networks.layers import Dense, Initializer, LayerNorm, lecun, named
+
+MASKED = -1e30
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Scaled dot-product attention, softmax in float32.
+
+    Args:
+      query: (B, Q, heads, D).
+      key: (B, K, heads, D).
+      value: (B, K, heads, D).
+      mask: (B, K) bool, True for keys that may be attended. A row without any such key yields
+        zeros, so the content of padding can never leak.
+
+    Returns:
+      The attended values (B, Q, heads, D) in value's dtype, and the weights (B, heads, Q, K) f32.
+    """
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    logits = logits * query.shape[-1] ** -0.5
+    if mask is None:
+        weights = jax.nn.softmax(logits, axis=-1)
+    else:
+        mask = mask[:, None, None, :]
+        # The second `where` matters only for rows with no key at all, where softmax is uniform.
+        weights = jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=-1)
+        weights = jnp.where(mask, weights, 0.0)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value), weights
+
+
+class MultiHeadAttention(nn.Module):
+    """Attention whose keys and values come from the input, from context tokens, or from both.
+
+    With "both" the context's keys and values are concatenated to those of self-attention (Imagen,
+    Saharia et al. 2022). Context tokens pass a LayerNorm first.
+
+    Attributes:
+      heads: number of heads; must divide the input width.
+      keys: "self", "context" or "both".
+      out_init: initializer of the output projection's kernel.
+      dtype: compute dtype.
+    """
+
+    heads: int
+    keys: Literal["self", "context", "both"]
+    out_init: Initializer = lecun
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Attends from x (B, Q, C), already normalized.
+
+        Args:
+          x: (B, Q, C).
+          context: (B, L, D), needed unless `keys` is "self".
+          context_mask: (B, L) bool, True for real tokens; None means all are.
+
+        Returns:
+          (B, Q, C) in `dtype`, and the weights (B, heads, Q, keys) float32, self keys first.
+        """
+        batch, queries, channels = x.shape
+        sources = []
+        if self.keys != "context":
+            sources.append(("", x, jnp.ones((batch, queries), bool)))
+        if self.keys != "self":
+            if context_mask is None:
+                context_mask = jnp.ones(context.shape[:2], bool)
+            context = LayerNorm(dtype=self.dtype, name="context_norm")(context)
+            sources.append(("context_", context, context_mask))
+        query = self._project(x, channels, "query")
+        key = jnp.concatenate([self._project(s, channels, n + "key") for n, s, _ in sources], 1)
+        value = jnp.concatenate([self._project(s, channels, n + "value") for n, s, _ in sources], 1)
+        mask = None if self.keys == "self" else jnp.concatenate([m for *_, m in sources], 1)
+        attended, weights = attend(query, key, value, mask)
+        out = Dense(
+            channels,
+            (axes.HEADS, axes.EMBED),
+            kernel_init=self.out_init,
+            dtype=self.dtype,
+            name="out",
+        )
+        return out(attended.reshape(batch, queries, channels)), weights
+
+    def _project(self, tokens: jax.Array, channels: int, name: str) -> jax.Array:
+        dense = Dense(channels, (axes.EMBED, axes.HEADS), dtype=self.dtype, name=name)
+        return split_heads(dense(tokens), self.heads)
+
+
+class AttentionPooling(nn.Module):
+    """Pools tokens into one vector, as DeepFloyd IF does.
+
+    LayerNorm, one query (the mean of the real tokens plus a learned vector) attends itself and the
+    real tokens, Dense, LayerNorm. It attends itself so that an empty prompt is defined.
+
+    Attributes:
+      features: width of the pooled vector.
+      heads: number of heads; must divide the token width.
+      dtype: compute dtype.
+    """
+
+    features: int
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """Pools tokens (B, L, D) under mask (B, L) bool to (B, features) float32."""
+        batch, _, width = tokens.shape
+        tokens = LayerNorm(name="token_norm")(tokens)
+        count = jnp.maximum(mask.sum(1, keepdims=True), 1)
+        mean = jnp.where(mask[..., None], tokens, 0.0).sum(1) / count
+        learned = self.param(
+            "query_offset", named(nn.initializers.normal(0.02), axes.EMBED), (width,)
+        )
+        query = (mean + learned)[:, None]
+        tokens = jnp.concatenate([query, tokens], axis=1)
+        mask = jnp.concatenate([jnp.ones((batch, 1), bool), mask], axis=1)
+
+        def project(x: jax.Array, name: str) -> jax.Array:
+            dense = Dense(width, (axes.EMBED, axes.HEADS), dtype=self.dtype, name=name)
+            return split_heads(dense(x), self.heads)
+
+        key, value = project(tokens, "key"), project(tokens, "value")
+        pooled, _ = attend(project(query, "query"), key, value, mask)
+        out = Dense(self.features, (axes.HEADS, axes.EMBED), dtype=self.dtype, name="out")
+        return LayerNorm(name="pooled_norm")(out(pooled.reshape(batch, width)))
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """Splits (B, L, heads * D) into (B, L, heads, D)."""
+    batch, length, width = x.shape
+    if width % heads:
+        raise ValueError(
+            f"attention: width {width} cannot be split into heads={heads}; heads must divide it."
+        )
+    return x.reshape(batch, length, heads, width // heads)

@@ -1,0 +1,249 @@
+"""Configurations of the networks: frozen, hashable, with the paper sizes as defaults and presets.
+
+``validate`` raises ValueError for values that cannot work, ``check_resolution`` for images that do
+not fit; both name the key, its value and what is allowed.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiserConfig:
+    """What both kinds of denoising U-Net have in common.
+
+    Attributes:
+      image_channels: channels of the image and of the prediction.
+      groups: groups of every GroupNorm; divides the channels of every level.
+      text_dim: width of the incoming text tokens; None for a network without text.
+      text_width: width the tokens are projected to first; None uses them as they are.
+      null: what replaces a dropped prompt: a learned token or zeros.
+      low_res: whether the network also receives a low-resolution image and its noise level.
+      scan_blocks: scan runs of identical blocks, which cuts compile time. Other parameter shapes:
+        a checkpoint fits only the setting it was made with. Leave it off on CPU, where
+        convolutions inside a scan train some 40 times slower.
+      remat: "blocks" recomputes each block's activations in the backward pass, saving memory.
+    """
+
+    image_channels: int = 3
+    groups: int = 32
+    text_dim: int | None = 4096
+    text_width: int | None = None
+    null: Literal["learned", "zeros"] = "learned"
+    low_res: bool = False
+    scan_blocks: bool = True
+    remat: Literal["none", "blocks"] = "none"
+
+    @property
+    def reduction(self) -> int:
+        """Factor between the resolutions of the image and of the coarsest level."""
+        raise NotImplementedError
+
+    def check_resolution(self, resolution: int, where: str = "resolution") -> None:
+        """Raises ValueError unless images of resolution x resolution fit; `where` names the key."""
+        _check_multiple(where, resolution, self.reduction)
+
+    def _validate_common(self, where: str, channels: tuple[int, ...], levels: tuple[int, ...]):
+        _check_positive(self, where, "image_channels", "groups")
+        for key, allowed in (("null", ("learned", "zeros")), ("remat", ("none", "blocks"))):
+            if getattr(self, key) not in allowed:
+                raise ValueError(
+                    f"{where}.{key} = {getattr(self, key)!r} is not allowed: one of {allowed} is."
+                )
+        if self.text_dim is not None:
+            _check_positive(self, where, "text_dim")
+        elif self.text_width is not None:
+            raise ValueError(
+                f"{where}.text_width = {self.text_width} is not allowed with text_dim = None: "
+                "None is."
+            )
+        if not set(levels) <= set(range(len(channels))):
+            raise ValueError(
+                f"{where}.attention_levels = {levels} is not allowed: levels 0 to "
+                f"{len(channels) - 1} are."
+            )
+        for level, number in enumerate(channels):
+            _check_divides(where, "groups", self.groups, number, f"channels of level {level}")
+
+    def _check_heads(self, where: str, key: str, channels: dict[int, int]) -> None:
+        value = getattr(self, key)
+        for level, number in channels.items():
+            _check_divides(where, key, value, number, f"channels of level {level}")
+        if self.text_dim is not None:
+            width = self.text_width or self.text_dim
+            _check_divides(where, key, value, width, "channels of the text tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig(DenoiserConfig):
+    """Base U-Net (Imagen, Saharia et al. 2022, appendix F.1; ADM, Dhariwal & Nichol 2021).
+
+    Attributes beside those of DenoiserConfig:
+      width: channels of the first level. The embedding vector is 4 times as wide.
+      multipliers: channels of each level in units of `width`; each level halves the resolution.
+      num_blocks: ResBlocks of each level on the way down; one more on the way up.
+      attention_levels: levels whose ResBlocks are followed by attention (0 is full resolution).
+        The middle of the network always has attention.
+      head_dim: channels of one attention head, here and in text pooling.
+    """
+
+    width: int = 512
+    multipliers: tuple[int, ...] = (1, 2, 3, 4)
+    num_blocks: int = 3
+    attention_levels: tuple[int, ...] = (1, 2, 3)
+    head_dim: int = 64
+    text_width: int | None = 2048
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.width * m for m in self.multipliers)
+
+    @property
+    def reduction(self) -> int:
+        """Factor between the resolutions of the image and of the coarsest level."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    def validate(self, where: str = "unet") -> None:
+        """Raises ValueError for values that cannot work; `where` prefixes the keys."""
+        _check_positive(self, where, "width", "num_blocks", "head_dim")
+        _check_positive_tuple(self, where, "multipliers")
+        _check_even(where, "width", self.width)
+        self._validate_common(where, self.channels, self.attention_levels)
+        attending = sorted({*self.attention_levels, len(self.channels) - 1})
+        self._check_heads(where, "head_dim", {i: self.channels[i] for i in attending})
+
+
+@dataclasses.dataclass(frozen=True)
+class EfficientUNetConfig(DenoiserConfig):
+    """Efficient U-Net for super-resolution (Imagen, Saharia et al. 2022, appendix F.2).
+
+    Attributes beside those of DenoiserConfig:
+      channels: channels of each level. The embedding vector is 4 times as wide as the first.
+      num_blocks: ResBlocks of each level, the same number down and up.
+      strides: 1 or 2 for each level: step of the convolution that enters it.
+      attention_levels: levels whose ResBlocks are followed by one attention block.
+      heads: attention heads, here and in text pooling.
+    """
+
+    channels: tuple[int, ...] = (128, 256, 512, 1024)
+    num_blocks: tuple[int, ...] = (2, 4, 8, 8)
+    strides: tuple[int, ...] = (2, 2, 2, 2)
+    attention_levels: tuple[int, ...] = (3,)
+    heads: int = 8
+    low_res: bool = True
+
+    @property
+    def reduction(self) -> int:
+        """Factor between the resolutions of the image and of the coarsest level."""
+        return math.prod(self.strides)
+
+    def validate(self, where: str = "efficient_unet") -> None:
+        """Raises ValueError for values that cannot work; `where` prefixes the keys."""
+        _check_positive(self, where, "heads")
+        _check_positive_tuple(self, where, "channels", "num_blocks")
+        _check_even(where, "channels[0]", self.channels[0])
+        for key in ("num_blocks", "strides"):
+            if len(getattr(self, key)) != len(self.channels):
+                raise ValueError(
+                    f"{where}.{key} = {getattr(self, key)} is not allowed: {len(self.channels)} "
+                    "entries are, one for each entry of channels."
+                )
+        if not set(self.strides) <= {1, 2}:
+            raise ValueError(
+                f"{where}.strides = {self.strides} is not allowed: entries 1 and 2 are."
+            )
+        self._validate_common(where, self.channels, self.attention_levels)
+        self._check_heads(where, "heads", {i: self.channels[i] for i in self.attention_levels})
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """Context-aware adapter (ContextDiff, Yang et al., ICLR 2024): the relation r(x0, c, t).
+
+    Attributes:
+      image_channels: channels of x0 and of the relation.
+      patch_size: side of the square of pixels that one query token reads and writes.
+      width: width of the transformer.
+      num_blocks: transformer blocks (self-attention, cross-attention to text, MLP).
+      heads: attention heads.
+      mlp_ratio: hidden width of the MLP in units of `width`.
+      time_width: width of the time embedding.
+      image_dim: width of the image encoder's tokens.
+      text_dim: width of the text encoder's tokens.
+      bound: s in r = s tanh(raw / s), the largest possible |r|. None leaves r unbounded: nothing in
+        the training loss then stops it from growing, and samples deteriorate.
+    """
+
+    image_channels: int = 3
+    patch_size: int = 8
+    width: int = 768
+    num_blocks: int = 4
+    heads: int = 8
+    mlp_ratio: int = 4
+    time_width: int = 256
+    image_dim: int = 768
+    text_dim: int = 512
+    bound: float | None = 1.0
+
+    def validate(self, where: str = "adapter") -> None:
+        """Raises ValueError for values that cannot work; `where` prefixes the keys."""
+        keys = ("image_channels", "patch_size", "width", "num_blocks", "heads", "mlp_ratio")
+        _check_positive(self, where, *keys, "time_width", "image_dim", "text_dim")
+        _check_even(where, "time_width", self.time_width)
+        _check_divides(where, "heads", self.heads, self.width, "channels of width")
+        _check_multiple(f"{where}.width", self.width, 4)
+        if self.bound is not None and self.bound <= 0:
+            raise ValueError(
+                f"{where}.bound = {self.bound} is not allowed: a positive number or None is."
+            )
+
+    def check_resolution(self, resolution: int, where: str = "resolution") -> None:
+        """Raises ValueError unless images of resolution x resolution fit; `where` names the key."""
+        _check_multiple(where, resolution, self.patch_size)
+
+
+def imagen_base() -> UNetConfig:
+    """Imagen's 64x64 base model, 2.26 billion parameters."""
+    return UNetConfig()
+
+
+def imagen_sr() -> EfficientUNetConfig:
+    """Imagen's 64 -> 256 super-resolution model, 611 million parameters."""
+    return EfficientUNetConfig()
+
+
+def contextdiff_adapter() -> AdapterConfig:
+    """ContextDiff's adapter over CLIP ViT-B/32, 38 million parameters (190 million with CLIP)."""
+    return AdapterConfig()
+
+
+def _check_positive(config: object, where: str, *keys: str) -> None:
+    for key in keys:
+        if getattr(config, key) < 1:
+            raise ValueError(f"{where}.{key} = {getattr(config, key)} is not allowed: >= 1 is.")
+
+
+def _check_positive_tuple(config: object, where: str, *keys: str) -> None:
+    for key in keys:
+        value = getattr(config, key)
+        if not value or min(value) < 1:
+            raise ValueError(f"{where}.{key} = {value} is not allowed: integers >= 1 are.")
+
+
+def _check_even(where: str, key: str, value: int) -> None:
+    if value % 2:
+        raise ValueError(f"{where}.{key} = {value} is not allowed: an even number is.")
+
+
+def _check_divides(where: str, key: str, value: int, number: int, what: str) -> None:
+    if number % value:
+        raise ValueError(
+            f"{where}.{key} = {value} is not allowed: a divisor of the {number} {what} is."
+        )
+
+
+def _check_multiple(where: str, value: int, factor: int) -> None:
+    if value < factor or value % factor:
+        raise ValueError(f"{where} = {value} is not allowed: a multiple of {factor} is.")

@@ -1,0 +1,212 @@
+"""Dense, convolution, normalization and resampling layers shared by all networks.
+
+Parameters are float32 and carry the logical axis names of ``axes``. ``dtype`` is the compute dtype
+of matmuls and convolutions; normalization statistics, sinusoids and resizing stay in float32.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from contextdiff_jax.networks import axes
+
+Initializer = Callable[..., jax.Array]
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+lecun = nn.initializers.lecun_normal()
+zeros = nn.initializers.zeros_init()
+ones = nn.initializers.ones_init()
+
+
+def named(init: Initializer, *names: str) -> Initializer:
+    """Returns `init` with the logical axis `names` attached to what it creates."""
+    return nn.with_logical_partitioning(init, names)
+
+
+class Dense(nn.Module):
+    """Affine map of the last axis.
+
+    Attributes:
+      features: output width.
+      axes: logical names of the kernel's (input, output) axes.
+      use_bias: whether a bias is added.
+      kernel_init: initializer of the kernel.
+      dtype: compute dtype, also that of the output.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    use_bias: bool = True
+    kernel_init: Initializer = lecun
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., input width) to (..., features)."""
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", named(self.kernel_init, *self.axes), shape)
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", named(zeros, self.axes[1]), (self.features,))
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class Conv(nn.Module):
+    """2-D convolution of NHWC images with an HWIO kernel.
+
+    Attributes:
+      features: output channels.
+      kernel_size: height and width of the kernel.
+      stride: step of the kernel in both directions.
+      padding: ((top, bottom), (left, right)); None pads kernel_size // 2 on every side, as torch
+        does. XLA's "SAME" is not used: it pads strided convolutions asymmetrically.
+      use_bias: whether a bias is added.
+      kernel_init: initializer of the kernel.
+      dtype: compute dtype, also that of the output.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    padding: Padding | None = None
+    use_bias: bool = True
+    kernel_init: Initializer = lecun
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, C) to (B, H', W', features)."""
+        half = self.kernel_size // 2
+        padding = self.padding or ((half, half), (half, half))
+        names = (axes.KERNEL_HEIGHT, axes.KERNEL_WIDTH, axes.CONV_IN, axes.CONV_OUT)
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", named(self.kernel_init, *names), shape)
+        y = lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.use_bias:
+            bias = self.param("bias", named(zeros, axes.CONV_OUT), (self.features,))
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class GroupNorm(nn.Module):
+    """Group normalization over space and the channels of a group (Wu & He 2018), in float32.
+
+    Attributes:
+      groups: number of groups; must divide the channels.
+      epsilon: added to the variance. torch's default, not Flax's 1e-6.
+      dtype: dtype of the output.
+    """
+
+    groups: int = 32
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalizes x (B, H, W, C).
+
+        `scale`, `shift` (B, C): conditioning applied after the affine, norm(x)(1 + scale) + shift.
+        """
+        channels = x.shape[-1]
+        if channels % self.groups:
+            raise ValueError(
+                f"GroupNorm: {channels} channels cannot be split into groups={self.groups}; "
+                "groups must divide the channels."
+            )
+        gain = self.param("scale", named(ones, axes.NORM), (channels,))
+        bias = self.param("bias", named(zeros, axes.NORM), (channels,))
+        if scale is not None:
+            gain = gain * (1.0 + scale.astype(jnp.float32))
+            bias = bias * (1.0 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)
+        gain, bias = (jnp.broadcast_to(v, (x.shape[0], channels)) for v in (gain, bias))
+        # Space is reduced first, groups second: the large reduction keeps channels innermost.
+        centred = x.astype(jnp.float32)
+        centred = centred - self._group_mean(centred)
+        variance = self._group_mean(jnp.square(centred))
+        gain = lax.rsqrt(variance + self.epsilon) * gain[:, None, None]
+        return (centred * gain + bias[:, None, None]).astype(self.dtype)
+
+    def _group_mean(self, x: jax.Array) -> jax.Array:
+        batch, _, _, channels = x.shape
+        means = x.mean((1, 2)).reshape(batch, self.groups, -1).mean(-1)
+        return jnp.repeat(means, channels // self.groups, axis=1)[:, None, None]
+
+
+class LayerNorm(nn.Module):
+    """Layer normalization of the last axis (Ba et al. 2016), in float32.
+
+    Attributes:
+      affine: whether a learned scale and bias follow; without it the layer has no parameters.
+      epsilon: added to the variance. torch's default, not Flax's 1e-6.
+      dtype: dtype of the output.
+    """
+
+    affine: bool = True
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalizes (..., width)."""
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        if self.affine:
+            scale = self.param("scale", named(ones, axes.NORM), x.shape[-1:])
+            bias = self.param("bias", named(zeros, axes.NORM), x.shape[-1:])
+            y = y * scale + bias
+        return y.astype(self.dtype)
+
+
+def sinusoidal_embedding(t: jax.Array, width: int, max_period: float = 10000.0) -> jax.Array:
+    """Sinusoidal embedding of real numbers (Vaswani et al. 2017; Ho et al. 2020).
+
+    Args:
+      t: (...,) numbers, read as float32: bfloat16 cannot tell 999 from 1000.
+      width: even size of the embedding.
+      max_period: the slowest sinusoid's period over 2 pi is just below this.
+
+    Returns:
+      (..., width) float32: width/2 cosines, then width/2 sines.
+    """
+    half = width // 2
+    frequencies = np.exp(-np.log(max_period) * np.arange(half) / half).astype(np.float32)
+    angles = t.astype(jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """Doubles height and width of (B, H, W, C) by repeating pixels."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def downsample_mean(x: jax.Array) -> jax.Array:
+    """Halves height and width of (B, H, W, C), both even, by averaging 2x2 pixels."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return x.astype(jnp.float32).mean((2, 4)).astype(x.dtype)
+
+
+def resize_bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Resizes (B, H, W, C) bilinearly with half-pixel centres; antialiased where it shrinks.
+
+    float32 throughout: jax.image.resize computes its weights in the dtype of its input.
+    """
+    shape = (x.shape[0], height, width, x.shape[-1])
+    return jax.image.resize(x.astype(jnp.float32), shape, "bilinear")

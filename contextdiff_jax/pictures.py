@@ -1,0 +1,34 @@
+"""Grids of images as one picture."""
+
+import math
+
+import numpy as np
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Maps [-1, 1] to 0..255, rounding; values outside are clipped."""
+    return np.clip(np.round((np.asarray(images, np.float32) + 1.0) * 127.5), 0, 255).astype(
+        np.uint8
+    )
+
+
+def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
+    """Returns (N, H, W, 3) images in [-1, 1] as one uint8 picture on white, row by row."""
+    images = to_uint8(images)
+    count, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    picture = np.full(
+        (rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8
+    )
+    for index, image in enumerate(images):
+        top = gap + index // columns * (height + gap)
+        left = gap + index % columns * (width + gap)
+        picture[top : top + height, left : left + width] = image
+    return picture
+
+
+def side_by_side(left: np.ndarray, right: np.ndarray, gap: int = 8) -> np.ndarray:
+    """Returns two equal grids (e.g. raw and EMA samples) beside each other."""
+    one, other = grid(left), grid(right)
+    return np.concatenate([one, np.full((one.shape[0], gap, 3), 255, np.uint8), other], axis=1)

@@ -1,0 +1,189 @@
+"""Sampling through a whole cascade, one compiled program per stage."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from PIL import Image
+from tqdm import tqdm
+
+from contextdiff_jax.config import Config, SamplesConfig, from_config_dict
+from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
+from contextdiff_jax.parallel.sharding import batch_sharding, replicated
+from contextdiff_jax.pictures import grid, to_uint8
+from contextdiff_jax.pipeline.build import build_diffusion_task
+from contextdiff_jax.pipeline.export import load_stage, read_export
+from contextdiff_jax.pipeline.sampler_flags import overridden, parse_overrides
+from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.tasks.diffusion import DiffusionTask
+from contextdiff_jax.tasks.super_resolution import SuperResolutionTask
+from contextdiff_jax.training.checkpoints import CheckpointError
+
+
+@dataclasses.dataclass
+class Stage:
+    """One network of the cascade, on the devices, with its sampler."""
+
+    name: str
+    task: DiffusionTask
+    params: Any
+    frozen: Any
+    sampler: SamplerConfig
+
+    @functools.cached_property
+    def program(self) -> Any:
+        """The compiled sampling run: (params, frozen, batch, keys, extras) -> images."""
+        return jax.jit(
+            lambda params, frozen, batch, keys, extras: self.task.sample(
+                params, frozen, batch, keys, self.sampler, extras
+            )
+        )
+
+
+class Cascade:
+    """The stages of an export, from the prompt to the largest picture."""
+
+    def __init__(self, stages: Sequence[Stage], mesh: jax.sharding.Mesh):
+        self.stages = list(stages)
+        self._mesh = mesh
+
+    @classmethod
+    def load(
+        cls,
+        folder: epath.PathLike,
+        *,
+        dtype: str | None = None,
+        sampler: Sequence[str] = (),
+    ) -> "Cascade":
+        """Reads an export. sampler: settings such as "num_steps=20" or "base.guidance_scale=3".
+
+        Raises CheckpointError when the encoders found are not the ones trained with, ValueError
+        for a sampler setting that does not exist.
+        """
+        content, locate = read_export(folder)
+        config = from_config_dict(content["config"])
+        if dtype is not None:
+            config = dataclasses.replace(config, dtype=dtype)
+        mesh = make_mesh(MeshConfig())
+        overrides = parse_overrides(sampler, list(content["stages"]))
+        stages = [
+            _load_stage(folder, config, name, recorded, locate, mesh, overrides[name])
+            for name, recorded in content["stages"].items()
+        ]
+        return cls(stages, mesh)
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        batch_size: int = 16,
+        augmentation: float = 0.0,
+    ) -> dict[str, np.ndarray]:
+        """Returns {stage: images (N, H, W, 3) in [-1, 1]} for N prompts.
+
+        A picture depends on (seed, its place in `prompts`), not on batch size or devices.
+        augmentation: noise level in [0, 1] of the low-resolution condition, 0 is clean.
+        """
+        if not 0.0 <= augmentation <= 1.0:
+            raise ValueError(f"augmentation = {augmentation}: must lie in [0, 1], 0 is clean")
+        devices = self._mesh.devices.size
+        batch_size = -(-min(batch_size, len(prompts)) // devices) * devices
+        drawn: dict[str, list[np.ndarray]] = {stage.name: [] for stage in self.stages}
+        self.stages[0].task.conditioning.tokenize(prompts, warn=True)  # names words cut off
+        for start in tqdm(
+            range(0, len(prompts), batch_size), desc="sampling", unit="batch", disable=None
+        ):
+            part = list(prompts[start : start + batch_size])
+            # The last batch is filled up so that it runs the same compiled program.
+            padded = part + [""] * (batch_size - len(part))
+            indices = start + np.arange(batch_size)
+            images = None
+            for number, stage in enumerate(self.stages):
+                images = self._run(stage, number, padded, indices, seed, images, augmentation)
+                drawn[stage.name].append(np.asarray(images)[: len(part)])
+        return {name: np.concatenate(parts) for name, parts in drawn.items()}
+
+    def _run(
+        self,
+        stage: Stage,
+        number: int,
+        prompts: Sequence[str],
+        indices: np.ndarray,
+        seed: int,
+        before: jax.Array | None,
+        augmentation: float,
+    ) -> jax.Array:
+        """One stage on one batch; its noise is its own, by stage number."""
+        sharding = batch_sharding(self._mesh)
+        batch = jax.device_put(stage.task.conditioning.tokenize(prompts), sharding)
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(sample_keys(seed, indices))
+        extras = {}
+        if isinstance(stage.task, SuperResolutionTask):
+            if before is None:
+                raise CheckpointError(
+                    f"stage {stage.name!r} needs the images of a stage before it, it is the first"
+                )
+            extras = stage.task.condition_on(before, augmentation, keys)
+        keys, extras = jax.device_put((keys, extras), sharding)
+        return stage.program(stage.params, stage.frozen, batch, keys, extras)
+
+
+def _load_stage(
+    folder: epath.PathLike,
+    config: Config,
+    name: str,
+    recorded: Mapping[str, Any],
+    locate,
+    mesh: jax.sharding.Mesh,
+    override: Mapping[str, Any],
+) -> Stage:
+    run = config.runs[name]
+    task = build_diffusion_task(config, run, locate)
+    found = task.conditioning.identities()
+    for key, identity in recorded["encoders"].items():
+        if found.get(key) != identity:
+            raise CheckpointError(
+                f"stage {name!r} was trained with {key} {identity}, found {found.get(key)}; "
+                "give the folder of the same weights"
+            )
+    sampler = overridden(run.sampler, override, f"sampler of {name}")
+    params = jax.device_put(load_stage(folder, name), replicated(mesh))
+    return Stage(name, task, params, jax.device_put(task.frozen, replicated(mesh)), sampler)
+
+
+def write_pictures(
+    folder: epath.PathLike, images: np.ndarray, prompts: Sequence[str], columns: int | None = None
+) -> None:
+    """Writes NNNN.png per image, grid.png, and prompts.txt with one prompt a line, in order."""
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(to_uint8(images)):
+        _write_png(folder / f"{index:04d}.png", image)
+    _write_png(folder / "grid.png", grid(images, columns))
+    (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
+
+
+def _write_png(path: epath.Path, pixels: np.ndarray) -> None:
+    with path.open("wb") as file:
+        Image.fromarray(pixels).save(file, "PNG")
+
+
+def draw_samples(export: epath.PathLike, samples: SamplesConfig, output: epath.PathLike) -> None:
+    """Draws a config's sample prompts through the cascade into `output`/STAGE."""
+    cascade = Cascade.load(export)
+    drawn = cascade.draw(
+        samples.prompts,
+        seed=samples.seed,
+        batch_size=samples.batch_size,
+        augmentation=samples.augmentation,
+    )
+    for name, images in drawn.items():
+        write_pictures(epath.Path(output) / name, images, samples.prompts)
+    logging.info("samples are in %s", output)

@@ -1,0 +1,136 @@
+"""Sampling checkpoints: a finished pipeline's EMA weights with all that sampling must know.
+
+    EXPORT/export.json        format, config, steps, identities of encoders, versions, dtype
+    EXPORT/STAGE/             Orbax tree: denoiser, adapter
+    EXPORT/encoders/NAME/     the pipeline's own encoders (Hugging Face folder with tokenizer)
+
+Encoders that came from outside (config.encoders.*.path) stay where they are unless copied; their
+identity is recorded and checked when the export is read.
+"""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+
+from contextdiff_jax.config import Config, EncoderRef, from_config_dict
+from contextdiff_jax.pipeline.build import RUN_PREFIX, Locate, diffusion_runs, locate_in
+from contextdiff_jax.training.checkpoints import CheckpointError, Checkpoints, load_tree, save_tree
+
+_FORMAT = 1
+DTYPES = ("float32", "bfloat16")
+
+
+def export_pipeline(
+    config: Config,
+    workdir: epath.PathLike,
+    output: epath.PathLike,
+    dtype: str = "float32",
+    copy_encoders: bool = False,
+) -> None:
+    """Writes the newest EMA weights of every diffusion run of the pipeline to `output`.
+
+    Raises CheckpointError naming the run that has no checkpoint yet.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
+    workdir, output = epath.Path(workdir), epath.Path(output)
+    stages = {}
+    metadata: dict[str, Any] = {}
+    for name in diffusion_runs(config):
+        weights, metadata = _newest_ema(workdir / name)
+        save_tree(output / name, jax.tree.map(lambda w: np.asarray(w, jnp.dtype(dtype)), weights))
+        stages[name] = {"step": metadata["step"], "encoders": metadata["encoders"]}
+    _copy_encoders(config, workdir, output, copy_encoders)
+    content = {
+        "format": _FORMAT,
+        "dtype": dtype,
+        "stages": stages,
+        "config": metadata["config"],
+        "versions": metadata["versions"],
+    }
+    (output / "export.json").write_text(json.dumps(content, indent=2))
+    logging.info("exported %s to %s", ", ".join(stages), output)
+
+
+def trained_config(workdir: epath.PathLike) -> Config:
+    """Returns the config recorded in the newest checkpoint of any diffusion run in `workdir`."""
+    for folder in sorted(epath.Path(workdir).glob("*/checkpoints")):
+        checkpoints = Checkpoints(folder)
+        step = checkpoints.latest_step()
+        metadata = checkpoints.metadata(step) if step is not None else {}
+        checkpoints.close()
+        if metadata:
+            return from_config_dict(metadata["config"])
+    raise CheckpointError(f"{workdir} holds no run with a finished checkpoint")
+
+
+def _newest_ema(directory: epath.Path) -> tuple[Any, dict[str, Any]]:
+    if not (directory / "checkpoints").exists():
+        raise CheckpointError(f"{directory} has no checkpoints; train this run first")
+    checkpoints = Checkpoints(directory / "checkpoints")
+    step = checkpoints.latest_step()
+    if step is None:
+        raise CheckpointError(f"{directory}/checkpoints holds no finished checkpoint yet")
+    found = checkpoints.restore_ema(step), checkpoints.metadata(step) | {"step": step}
+    checkpoints.close()
+    return found
+
+
+def _references(config: Config) -> list[EncoderRef]:
+    refs = [config.encoders.text] + ([config.encoders.clip] if config.use_adapter else [])
+    return list(dict.fromkeys(refs))
+
+
+def _encoder_folder(output: epath.Path, ref: EncoderRef) -> epath.Path:
+    return output / "encoders" / ref.path.removeprefix(RUN_PREFIX).strip("/").replace("/", "_")
+
+
+def _copy_encoders(config: Config, workdir: epath.Path, output: epath.Path, copy_all: bool) -> None:
+    for ref in _references(config):
+        if not copy_all and not ref.path.startswith(RUN_PREFIX):
+            continue
+        _copy_folder(locate_in(workdir)(ref), _encoder_folder(output, ref))
+
+
+def _copy_folder(source: epath.Path, target: epath.Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for item in source.iterdir():
+        if item.is_dir():
+            _copy_folder(item, target / item.name)
+        else:
+            item.copy(target / item.name, overwrite=True)
+
+
+def read_export(folder: epath.PathLike) -> tuple[dict[str, Any], Locate]:
+    """Returns the content of export.json and a function that finds its encoders.
+
+    Raises CheckpointError when the folder is no export of a format this version reads.
+    """
+    folder = epath.Path(folder)
+    file = folder / "export.json"
+    if not file.exists():
+        raise CheckpointError(
+            f"{folder} is not an export: export.json is missing; "
+            "make one with python -m contextdiff_jax.export"
+        )
+    content = json.loads(file.read_text())
+    if content.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{file} has format {content.get('format')!r}; this version reads {_FORMAT}"
+        )
+
+    def locate(ref: EncoderRef) -> epath.Path:
+        inside = _encoder_folder(folder, ref)
+        return inside if inside.exists() else epath.Path(ref.path)
+
+    return content, locate
+
+
+def load_stage(folder: epath.PathLike, name: str) -> Any:
+    """Returns the weights of one stage as float32 host arrays."""
+    return jax.tree.map(lambda w: np.asarray(w, np.float32), load_tree(epath.Path(folder) / name))

@@ -1,0 +1,44 @@
+"""Sampler settings from the command line, typed and checked against SamplerConfig."""
+
+import ast
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from contextdiff_jax.config import read_section
+from contextdiff_jax.sampling.config import SamplerConfig
+
+
+def parse_overrides(settings: Sequence[str], stages: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Returns {stage: {field: value}} from "field=value" (every stage) or "stage.field=value".
+
+    Raises ValueError naming an unknown stage, an unknown field, or what is not "name=value".
+    """
+    found: dict[str, dict[str, Any]] = {stage: {} for stage in stages}
+    fields = {field.name for field in dataclasses.fields(SamplerConfig)}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        stage, dot, field = key.rpartition(".")
+        if not equals:
+            raise ValueError(f"--sampler={setting}: must read field=value or stage.field=value")
+        if dot and stage not in found:
+            raise ValueError(f"--sampler={setting}: stage must be one of {', '.join(stages)}")
+        if field not in fields:
+            raise ValueError(
+                f"--sampler={setting}: field must be one of {', '.join(sorted(fields))}"
+            )
+        for name in [stage] if dot else stages:
+            found[name][field] = _value(text)
+    return found
+
+
+def overridden(sampler: SamplerConfig, changes: Mapping[str, Any], where: str) -> SamplerConfig:
+    """Returns the sampler with some fields changed, each checked for its type and choices."""
+    return read_section(SamplerConfig, dataclasses.asdict(sampler) | dict(changes), where)
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text  # a plain word, e.g. ddim

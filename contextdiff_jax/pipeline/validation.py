@@ -1,0 +1,94 @@
+"""Checks of a config that depend on several keys, before anything long starts."""
+
+from contextdiff_jax.config import Config, ConfigError, RunConfig, differences
+from contextdiff_jax.pipeline.build import RUN_PREFIX
+
+_SECTIONS = {
+    "contrastive": ("clip", "tokenizer"),
+    "text_to_image": ("unet", "adapter", "diffusion", "sampler"),
+    "super_resolution": ("efficient_unet", "adapter", "diffusion", "sampler"),
+}
+
+# Keys of a run that may change between a checkpoint and its resumption: they change what is
+# written and how fast, or how long the run goes on, not what the next step computes.
+_FREE = {"steps", "log_every", "save_every", "keep", "preview", "diagnose_every", "sampler"}
+_FREE_DATA = {"workers", "threads", "cache_dir"}
+
+
+def validate(config: Config) -> None:
+    """Raises ConfigError with one sentence for the first thing that cannot work."""
+    for name in config.pipeline:
+        if name not in config.runs:
+            raise ConfigError(
+                f"config.pipeline names {name!r}: must be one of {', '.join(config.runs)}"
+            )
+    for name in config.pipeline:
+        _validate_run(config, name, config.runs[name], f"config.runs.{name}")
+
+
+def _validate_run(config: Config, name: str, run: RunConfig, where: str) -> None:
+    for section in _SECTIONS[run.task]:
+        if getattr(run, section) is None and (section != "adapter" or config.use_adapter):
+            raise ConfigError(f"{where}.{section} is missing; task {run.task!r} reads it")
+    for key in ("batch_size", "steps", "log_every", "save_every", "keep"):
+        if getattr(run, key) < 1:
+            raise ConfigError(f"{where}.{key} = {getattr(run, key)}: must be at least 1")
+    if run.optimizer.accumulation < 1:
+        raise ConfigError(
+            f"{where}.optimizer.accumulation = {run.optimizer.accumulation}: must be at least 1"
+        )
+    run.data.validate(f"{where}.data")
+    if run.task == "contrastive":
+        run.clip.validate(f"{where}.clip")
+        return
+    run.sampler.validate(f"{where}.sampler")
+    key = "unet" if run.task == "text_to_image" else "efficient_unet"
+    for section in [key] + (["adapter"] if config.use_adapter else []):
+        getattr(run, section).validate(f"{where}.{section}")
+        resolution = f"{where}.data.resolution (for {section})"
+        getattr(run, section).check_resolution(run.data.resolution, resolution)
+    if run.task == "super_resolution" and run.data.resolution % run.low_resolution:
+        raise ConfigError(
+            f"{where}.low_resolution = {run.low_resolution}: must divide "
+            f"{where}.data.resolution = {run.data.resolution}"
+        )
+    _check_encoders(config, name)
+
+
+def _check_encoders(config: Config, name: str) -> None:
+    refs = {"text": config.encoders.text}
+    if config.use_adapter:
+        refs["clip"] = config.encoders.clip
+    for key, ref in refs.items():
+        if not ref.path.startswith(RUN_PREFIX):
+            continue
+        source = ref.path.removeprefix(RUN_PREFIX)
+        if source not in config.runs or config.runs[source].task != "contrastive":
+            known = [RUN_PREFIX + n for n, r in config.runs.items() if r.task == "contrastive"]
+            raise ConfigError(
+                f"config.encoders.{key}.path = {ref.path!r}: no such contrastive run; "
+                f"must be a folder or one of {', '.join(known) or '(none)'}"
+            )
+
+
+def check_same_run(saved: dict, current: dict, name: str) -> None:
+    """Raises ConfigError naming the keys in which a checkpoint's config differs from today's.
+
+    Only what changes the numbers counts: the run's own section, seed, dtype, use_adapter and the
+    encoders' identity.
+    """
+    lines = differences(_decisive(current, name), _decisive(saved, name))
+    if lines:
+        raise ConfigError(
+            f"the checkpoint of run {name!r} was made by another config: {'; '.join(lines[:8])}"
+            + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
+            + "; use another --workdir, or give back the old values"
+        )
+
+
+def _decisive(metadata: dict, name: str) -> dict:
+    config = metadata["config"]
+    run = {key: value for key, value in config["runs"][name].items() if key not in _FREE}
+    run["data"] = {key: value for key, value in run["data"].items() if key not in _FREE_DATA}
+    kept = {key: config[key] for key in ("seed", "dtype", "use_adapter")}
+    return kept | {"runs": {name: run}, "encoders": metadata["encoders"]}

@@ -1,0 +1,1 @@
+"""Sampling: guidance, the sampler loop, inversion, per-sample noise."""

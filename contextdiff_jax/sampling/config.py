@@ -1,0 +1,70 @@
+"""The configuration of a sampler."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import numpy as np
+
+from contextdiff_jax.diffusion.schedules import Schedule, sampling_timesteps
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """How pictures are drawn. Hashable, so it may be a static argument of `jax.jit`.
+
+    name: ddpm (context-aware DDPM, eq. 7), ddim (eq. 11), or dpm_solver++ (second-order multistep).
+    num_steps: network calls per picture, at most the schedule's T.
+    spacing, offset, final_timestep: the times visited, see `sampling_timesteps`. offset is only
+        read by spacing leading. Stable Diffusion: leading, offset 1, final_timestep 1.
+    eta: only read by ddim, in 0..1: the share of the posterior's noise that a step adds.
+    guidance_scale: w >= 0 of classifier-free guidance; 1 is the conditional estimate alone, 0 the
+        unconditional one alone (either costs one network call per step, any other w a doubled one).
+    guidance_space: what the two estimates are mixed as. x0 is an affine function of eps, so both
+        spaces give the same estimate up to rounding.
+    threshold: none, static (clip x0 to [-1, 1]) or dynamic (Imagen); none for latents.
+    percentile: only read by threshold dynamic, in (0, 100].
+    max_threshold: only read by threshold dynamic: an upper limit, at least 1, of its range.
+    """
+
+    name: Literal["ddpm", "ddim", "dpm_solver++"] = "ddpm"
+    num_steps: int = 50
+    spacing: Literal["trailing", "leading", "linspace"] = "trailing"
+    offset: int = 0
+    final_timestep: int = 0
+    eta: float = 0.0
+    guidance_scale: float = 1.0
+    guidance_space: Literal["x0", "eps"] = "x0"
+    threshold: Literal["none", "static", "dynamic"] = "none"
+    percentile: float = 99.5
+    max_threshold: float | None = None
+
+    def validate(self, where: str) -> None:
+        """Raises ValueError naming the first key below `where` whose value is not allowed."""
+        if self.eta and self.name != "ddim":
+            raise ValueError(f"{where}.eta = {self.eta}: must be 0, {self.name} does not read it")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"{where}.eta = {self.eta}: must be in 0..1")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"{where}.guidance_scale = {self.guidance_scale}: must be at least 0")
+        if not 0 < self.percentile <= 100:
+            raise ValueError(f"{where}.percentile = {self.percentile}: must be in (0, 100]")
+        if self.max_threshold is None:
+            return
+        if self.threshold != "dynamic":
+            raise ValueError(
+                f"{where}.max_threshold = {self.max_threshold}: must be None, "
+                f"threshold {self.threshold} does not read it"
+            )
+        if not self.max_threshold >= 1:
+            raise ValueError(f"{where}.max_threshold = {self.max_threshold}: must be at least 1")
+
+    def timesteps(self, schedule: Schedule) -> np.ndarray:
+        """Returns the times visited on `schedule`, int32 (num_steps + 1,), falling."""
+        return sampling_timesteps(
+            schedule.num_steps,
+            self.num_steps,
+            self.spacing,
+            offset=self.offset,
+            final=self.final_timestep,
+        )

@@ -1,0 +1,62 @@
+"""DDIM inversion: from data up to the noise that the deterministic sampler maps back to it.
+
+Each step from s to t > s reads the step of eq. 11 backwards. The denoiser sees x_s with the time t
+of the level it goes to, as in diffusers' DDIMInverseScheduler (it knows no time 0). Its prediction
+is then read at the level of x_s, which gives x0_hat and the noise. From s = 0 that is not possible
+for every kind of prediction: there x0_hat is the data itself, and the noise is the prediction's
+eps' at t less the bias it contains, b_t / sigma_t.
+
+The adapter receives x0_hat (the data itself in the first step) and the condition of the data that
+is inverted; one call serves both times. Guidance is not used in inversion, because the guided step
+is far from invertible.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from contextdiff_jax.diffusion.predictions import PredictionKind, check_kind, to_eps, to_x0
+from contextdiff_jax.diffusion.schedules import Schedule
+from contextdiff_jax.diffusion.steps import inversion_step
+from contextdiff_jax.sampling.bias import Relation, biases
+from contextdiff_jax.sampling.guidance import Denoise, predict
+
+
+def invert(
+    schedule: Schedule,
+    denoise: Denoise,
+    relation: Relation | None,
+    x0: jax.Array,
+    timesteps: np.ndarray,
+    prediction: PredictionKind,
+    *,
+    return_path: bool = False,
+) -> jax.Array:
+    """Returns the state at the first (largest) time for data x0 (B, ...), float32 like x0.
+
+    denoise, relation, prediction: as for `loop.sample`; keep is True throughout.
+    timesteps: those of the sampler that is to return to x0, `SamplerConfig.timesteps(schedule)`:
+        x0 is taken to be at the last of them.
+    return_path: return the states at all timesteps instead, (n + 1, B, ...), in their order.
+    """
+    check_kind(prediction)
+    x0 = x0.astype(jnp.float32)
+    rising = jnp.asarray(np.asarray(timesteps)[::-1].copy())
+    keep = jnp.ones(x0.shape[:1], bool)
+
+    def body(x_s, times):
+        s, t = times
+        predicted = predict(denoise, x_s, t, keep)
+        x0_hat = jnp.where(s == 0, x_s, to_x0(prediction, schedule, predicted, x_s, s))
+        bias_s, bias_t = biases(schedule, relation, x0_hat, (s, t))
+        eps = to_eps(prediction, schedule, predicted, x_s, t)
+        noise_at_zero = eps - bias_t / schedule.sigma(t)
+        x_t = inversion_step(
+            schedule, x_s, x0_hat, bias_s, bias_t, s, t, noise_at_zero=noise_at_zero
+        )
+        return x_t, x_t if return_path else None
+
+    last, path = jax.lax.scan(body, x0, (rising[:-1], rising[1:]))
+    if not return_path:
+        return last
+    return jnp.concatenate([path[::-1], x0[None]])

@@ -1,0 +1,23 @@
+"""Per-sample noise: a picture depends on its own key, not on its batch or the devices."""
+
+import jax
+import jax.numpy as jnp
+
+
+def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
+    """Returns one key per picture, (B,): fold_in(key(seed), index).
+
+    indices: integers (B,) in 0..2^32 - 1, the pictures' numbers over the whole run. Stages of a
+    cascade need different seeds, or their noise would be related.
+    """
+    # Threefry, whatever the default: under vmap other generators depend on the batch.
+    key = jax.random.key(seed, impl="threefry2x32")
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.asarray(indices))
+
+
+def step_noise(keys: jax.Array, step: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns N(0, I) noise, float32 (B, *shape), of one sampling step; step 0 is x_T.
+
+    keys: (B,) from `sample_keys`. step: integer (), the same for all. shape: of one sample.
+    """
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape))(keys)

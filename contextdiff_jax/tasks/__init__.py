@@ -1,0 +1,1 @@
+"""What one run optimises: contrastive CLIP, text-to-image, super-resolution."""

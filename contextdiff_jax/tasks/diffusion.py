@@ -1,0 +1,254 @@
+"""Text-to-image diffusion with the context-aware adapter: the loss, its metrics, sampling.
+
+The forward process is biased by b_t = k_t r(x0, c, t) (eq. 1), and the denoiser and the adapter
+train jointly on the weighted squared error of x0 (eq. 6); gradients reach the adapter through x_t.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from contextdiff_jax.diffusion import bound, marginals, predictions, weights
+from contextdiff_jax.diffusion.schedules import Schedule, expand
+from contextdiff_jax.sampling import loop
+from contextdiff_jax.sampling.bias import Relation, biases
+from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.sampling.guidance import match_batch
+from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.tasks.conditioning import Condition, Conditioning, hidden
+from contextdiff_jax.tasks.config import DiffusionConfig
+from contextdiff_jax.training.task import Batch, Metrics, Params
+
+_LAST_STEPS = 5  # of the forward process, where an unbounded adapter hides its cost
+_DIAGNOSED = 8  # examples
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionTask:
+    """One stage of a cascade: a denoiser, perhaps an adapter, frozen encoders.
+
+    resolution: side of the images in pixels; images are (B, resolution, resolution, 3).
+    preview_batch: arrays of `Conditioning.tokenize` for the preview's prompts, or None.
+    """
+
+    config: DiffusionConfig
+    schedule: Schedule
+    denoiser: nn.Module
+    adapter: nn.Module | None
+    conditioning: Conditioning
+    sampler: SamplerConfig
+    resolution: int
+    preview_sampler: SamplerConfig | None = None
+    preview_batch: Mapping[str, np.ndarray] | None = None
+
+    @property
+    def frozen(self) -> Any:
+        """The frozen encoders' parameters."""
+        return self.conditioning.parameters()
+
+    # -- parameters ---------------------------------------------------------------------------
+
+    def init(self, key: jax.Array) -> Params:
+        """Returns {"denoiser": ..., "adapter": ...}, boxed with logical axis names."""
+        denoiser_key, adapter_key = jax.random.split(key)
+        images = jnp.zeros((1, self.resolution, self.resolution, 3))
+        times = jnp.ones((1,))
+        condition = self._example_condition()
+        params = {
+            "denoiser": self.denoiser.init(
+                denoiser_key,
+                images,
+                times,
+                text=condition.text,
+                text_mask=condition.text_mask,
+                **self._example_extras(),
+            )["params"]
+        }
+        if self.adapter is not None:
+            tokens = jax.eval_shape(
+                lambda x: self.conditioning.image_tokens(self.frozen, x), images
+            )
+            params["adapter"] = self.adapter.init(
+                adapter_key,
+                images,
+                times,
+                jnp.zeros(tokens.shape, tokens.dtype),
+                condition.clip_text,
+                condition.clip_mask,
+            )["params"]
+        return params
+
+    def _example_condition(self) -> Condition:
+        shapes = jax.eval_shape(
+            lambda batch: self.conditioning.encode(self.frozen, batch),
+            jax.tree.map(jnp.asarray, self.conditioning.tokenize([""])),
+        )
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def _example_extras(self) -> dict[str, jax.Array]:
+        return {}
+
+    # -- training -----------------------------------------------------------------------------
+
+    def extras(self, images: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        """Returns the denoiser's further inputs in training; none for the base stage."""
+        return {}
+
+    def loss(
+        self, params: Params, frozen: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """L_simple (eq. 6) of a batch with uint8 "image" and the arrays of `tokenize`."""
+        time_key, noise_key, drop_key, extras_key = jax.random.split(key, 4)
+        x0 = from_uint8(batch["image"])
+        count = x0.shape[0]
+        t = jax.random.randint(time_key, (count,), 1, self.schedule.num_steps + 1)
+        noise = jax.random.normal(noise_key, x0.shape)
+        condition, keep = self._dropped(self.conditioning.encode(frozen, batch), drop_key)
+        relation_of = self._relation_of(params, frozen, condition)
+        relation = None if relation_of is None else relation_of(x0, (t.astype(jnp.float32),))[0]
+        bias = 0.0 if relation is None else expand(self.schedule.gain(t), x0) * relation
+        x_t = marginals.diffuse(self.schedule, x0, bias, t, noise)
+        extras = self.extras(x0, extras_key)
+        predicted = self._denoise(params, condition, x_t, t, keep, extras)
+        target = predictions.target(self.config.prediction, self.schedule, x0, x_t, t)
+        error = jnp.mean(jnp.square(predicted - target), axis=(1, 2, 3))
+        weight = weights.loss_weight(
+            self.config.loss_weight, self.config.prediction, self.schedule, t
+        )
+        loss = jnp.mean(weight * error)
+        return loss, self._training_metrics(x0, x_t, t, relation, error)
+
+    def _dropped(self, condition: Condition, key: jax.Array) -> tuple[Condition, jax.Array]:
+        """Hides conditions: from the denoiser alone (keep), or from both (present)."""
+        denoiser_key, both_key = jax.random.split(key)
+        shape = condition.present.shape
+        keep = ~jax.random.bernoulli(denoiser_key, self.config.drop_condition, shape)
+        if self.config.drop_both:
+            visible = ~jax.random.bernoulli(both_key, self.config.drop_both, shape)
+            condition = hidden(condition, visible)
+        return condition, keep
+
+    def _training_metrics(self, x0, x_t, t, relation, error) -> Metrics:
+        """What shows whether the adapter cheats: its size, and the signal it adds to x_t."""
+        metrics = {"error": jnp.mean(error)}
+        if relation is None:
+            return metrics
+        energy = jnp.sum(jnp.square(x0), axis=(1, 2, 3)) * self.schedule.signal(t)
+        gain = jnp.sum(x_t * x0, axis=(1, 2, 3)) / jnp.maximum(energy, 1e-3)
+        # Late times have almost no signal: the ratio there is noise. The first half tells.
+        early = t <= self.schedule.num_steps // 2
+        return metrics | {
+            "relation_rms": jnp.sqrt(jnp.mean(jnp.square(relation))),
+            "signal_gain": jnp.sum(jnp.where(early, gain, 0)) / jnp.maximum(jnp.sum(early), 1),
+        }
+
+    def diagnose(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Metrics:
+        """Divergence (eq. 4, nats per example) summed over the last steps of the process.
+
+        Rises when the adapter hides in x_t what the sampler must then invent at its start.
+        """
+        batch = jax.tree.map(lambda leaf: leaf[:_DIAGNOSED], batch)
+        noise_key, extras_key = jax.random.split(key)
+        x0 = from_uint8(batch["image"])
+        condition = self.conditioning.encode(frozen, batch)
+        keep = jnp.ones(x0.shape[:1], bool)
+        extras = self.extras(x0, extras_key)
+
+        relation = self._relation_of(params, frozen, condition)
+
+        def divergence(offset: jax.Array) -> jax.Array:
+            t = self.schedule.num_steps - offset
+            b_t, b_s = biases(self.schedule, relation, x0, (t, t - 1))
+            noise = jax.random.normal(jax.random.fold_in(noise_key, offset), x0.shape)
+            x_t = marginals.diffuse(self.schedule, x0, b_t, t, noise)
+            predicted = self._denoise(params, condition, x_t, jnp.full(keep.shape, t), keep, extras)
+            x0_hat = predictions.to_x0(self.config.prediction, self.schedule, predicted, x_t, t)
+            # As in sampling; an eps-network's x0 is arbitrarily large at the last steps.
+            x0_hat = jnp.clip(x0_hat, -1.0, 1.0)
+            guess_t, guess_s = biases(self.schedule, relation, x0_hat, (t, t - 1))
+            kl = bound.step_kl(self.schedule, x0, x0_hat, b_t, guess_t, b_s, guess_s, t)
+            return jnp.mean(kl)
+
+        return {"last_steps_kl": jnp.sum(jax.lax.map(divergence, jnp.arange(_LAST_STEPS)))}
+
+    # -- the two networks as functions ------------------------------------------------------------
+
+    def _relation_of(self, params: Params, frozen: Any, condition: Condition) -> Relation | None:
+        """Returns relation(x0, times) -> r(x0, c, t) for each of the times; None if no adapter."""
+        if self.adapter is None:
+            return None
+        mask = condition.clip_mask & condition.present[:, None]
+
+        def relation(x0: jax.Array, times: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            tokens = self.conditioning.image_tokens(frozen, x0)
+            inputs = (tokens, condition.clip_text, mask)
+            return tuple(
+                self.adapter.apply({"params": params["adapter"]}, x0, t, *inputs) for t in times
+            )
+
+        return relation
+
+    def _denoise(self, params, condition: Condition, x_t, t, keep, extras) -> jax.Array:
+        return self.denoiser.apply(
+            {"params": params["denoiser"]},
+            x_t,
+            t.astype(jnp.float32),
+            text=condition.text,
+            text_mask=condition.text_mask,
+            keep=keep & condition.present,
+            **extras,
+        )
+
+    # -- sampling -----------------------------------------------------------------------------
+
+    def sample(
+        self,
+        params: Params,
+        frozen: Any,
+        batch: Batch,
+        keys: jax.Array,
+        sampler: SamplerConfig,
+        extras: dict[str, jax.Array] | None = None,
+    ) -> jax.Array:
+        """Draws images (B, H, W, 3) in [-1, 1] for tokenized prompts. Pure; meant to be jitted.
+
+        keys (B,): one key per picture. extras: the denoiser's further inputs, one per picture.
+        """
+        condition = self.conditioning.encode(frozen, batch)
+
+        def denoise(x: jax.Array, t: jax.Array, keep: jax.Array) -> jax.Array:
+            matched, inputs = match_batch((condition, extras or {}), x.shape[0])
+            return self._denoise(params, matched, x, t, keep, inputs)
+
+        return loop.sample(
+            self.schedule,
+            denoise,
+            self._relation_of(params, frozen, condition),
+            keys,
+            (self.resolution, self.resolution, 3),
+            sampler,
+            self.config.prediction,
+        )
+
+    def preview(self, params: Params, frozen: Any, seed: int) -> jax.Array | None:
+        """Draws the preview's prompts, the same noise each time."""
+        if self.preview_batch is None:
+            return None
+        batch = jax.tree.map(jnp.asarray, dict(self.preview_batch))
+        keys = sample_keys(seed, jnp.arange(len(batch["present"])))
+        return self.sample(
+            params, frozen, batch, keys, self.preview_sampler, self._preview_extras(batch)
+        )
+
+    def _preview_extras(self, batch: Batch) -> dict[str, jax.Array]:
+        return {}
+
+
+def from_uint8(images: jax.Array) -> jax.Array:
+    """Maps 0..255 to [-1, 1] in float32."""
+    return images.astype(jnp.float32) / 127.5 - 1.0

@@ -1,0 +1,272 @@
+"""Base U-Net: a torch forward pass of its own, the parameter count by arithmetic, conditions."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from contextdiff_jax.networks.config import UNetConfig, imagen_base
+from contextdiff_jax.networks.unet import UNet
+
+TINY = UNetConfig(
+    width=16,
+    multipliers=(1, 2),
+    num_blocks=2,
+    attention_levels=(1,),
+    head_dim=16,
+    groups=8,
+    text_dim=24,
+    text_width=16,
+    scan_blocks=False,
+)
+RNG = np.random.default_rng(5)
+X = RNG.normal(size=(2, 8, 8, 3)).astype(np.float32)
+T = np.array([3.0, 40.0], np.float32)
+TEXT = RNG.normal(size=(2, 5, 24)).astype(np.float32)
+MASK = np.array([[True] * 5, [True, True, False, False, False]])
+
+
+@pytest.fixture(scope="module")
+def tiny(random_params):
+    """The tiny network compiled once: a function of (x, t, text, mask, keep), and its params."""
+    module = UNet(TINY)
+    return jax.jit(module.apply), random_params(module, X, T, TEXT, MASK, np.ones(2, bool))
+
+
+def torch_unet(oracle, params, config):
+    """ADM's layout in torch: a list of skips, pushed by every block down, popped by every one up."""
+    groups, heads = config.groups, [c // config.head_dim for c in config.channels]
+    conditions = params["conditioning"]
+    tokens = oracle.dense(conditions["text"]["project"], oracle.tensor(TEXT))
+    emb = oracle.sinusoid_mlp(conditions["time"], T, config.width)
+    pool_heads = config.text_width // config.head_dim
+    emb = emb + oracle.pooling(conditions["text"]["pool"], tokens, MASK, pool_heads)
+
+    def block(p, h, level):
+        h = oracle.res_block(p["res"], h, groups, emb)
+        if level in config.attention_levels:
+            h = oracle.attention_block(p["attn"], h, heads[level], groups, tokens, MASK)
+        return h
+
+    h = oracle.conv(params["conv_in"], oracle.image(X))
+    skips = [h]
+    last = len(config.multipliers) - 1
+    for level in range(last + 1):
+        for i in range(config.num_blocks):
+            h = block(params[f"down_{level}"][f"block_{i}"], h, level)
+            skips.append(h)
+        if level < last:
+            h = oracle.res_block(params[f"down_{level}_resample"], h, groups, emb, "down")
+            skips.append(h)
+    h = oracle.res_block(params["middle_res_0"], h, groups, emb)
+    h = oracle.attention_block(params["middle_attn"], h, heads[last], groups, tokens, MASK)
+    h = oracle.res_block(params["middle_res_1"], h, groups, emb)
+    for level in reversed(range(last + 1)):
+        for i in range(config.num_blocks + 1):
+            joined = oracle.torch.cat([h, skips.pop()], 1)
+            h = block(params[f"up_{level}"][f"block_{i}"], joined, level)
+        if level > 0:
+            h = oracle.res_block(params[f"up_{level}_resample"], h, groups, emb, "up")
+    assert not skips
+    h = oracle.functional.silu(oracle.group_norm(params["head"]["norm"], h, groups))
+    return oracle.numpy_image(oracle.conv(params["head"]["conv"], h))
+
+
+def test_forward_is_torch_s(tiny, oracle):
+    apply, params = tiny
+    got = apply({"params": params}, X, T, TEXT, MASK, np.ones(2, bool))
+    assert got.dtype == jnp.float32
+    want = torch_unet(oracle, params, TINY)
+    np.testing.assert_allclose(got, want, atol=2e-4 * np.max(np.abs(want)))
+
+
+def test_conditions_act_and_the_null_condition_hides_the_prompt(tiny):
+    apply, params = tiny
+
+    def f(t=T, text=TEXT, mask=MASK, keep=(True, True)):
+        return np.asarray(apply({"params": params}, X, t, text, mask, np.array(keep)))
+
+    plain, half = f(), f(keep=(True, False))
+    assert np.max(np.abs(plain - f(t=T + 1))) > 1e-3
+    assert np.max(np.abs(plain - f(text=TEXT[::-1]))) > 1e-3
+    np.testing.assert_allclose(half[0], plain[0], atol=1e-5)
+    assert np.max(np.abs(half[1] - plain[1])) > 1e-3
+    null = f(keep=(False, False))
+    np.testing.assert_allclose(f(text=-TEXT, mask=~MASK, keep=(False, False)), null, atol=1e-5)
+    np.testing.assert_allclose(null[1], half[1], atol=1e-5)
+    # Changed text in the padding, and a prompt of padding only.
+    padding = np.where(MASK[..., None], TEXT, 100.0).astype(np.float32)
+    np.testing.assert_allclose(f(text=padding), plain, atol=1e-5)
+    assert np.all(np.isfinite(f(mask=np.zeros_like(MASK))))
+    # Every value above ran through one compiled program.
+    assert apply._cache_size() == 1
+    without = UNet(TINY).apply({"params": params}, X, T)
+    np.testing.assert_allclose(without, null, atol=2e-4)
+
+
+def test_scanned_network_equals_the_unrolled_one_in_value_and_gradient(tiny):
+    apply, params = tiny
+    inputs = (X, T, TEXT, MASK, np.ones(2, bool))
+    config = dataclasses.replace(TINY, scan_blocks=True, remat="blocks")
+    scanned = UNet(config)
+    shapes = jax.eval_shape(scanned.init, jax.random.key(0), *inputs)["params"]
+
+    def restack(tree):
+        tree = dict(tree)
+        for level, names in ((n, list(s)) for n, s in shapes.items()):
+            for name in names:
+                if name.startswith("blocks_"):
+                    first, last = map(int, name.split("_")[1:])
+                    tree[level] = dict(tree[level])
+                    parts = [tree[level].pop(f"block_{i}") for i in range(first, last + 1)]
+                    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+                    tree[level][name] = stacked
+        return tree
+
+    stacked = restack(params)
+    assert jax.tree.structure(stacked) == jax.tree.structure(nn.unbox(shapes))
+    assert sum(n.startswith("blocks_") for s in shapes.values() for n in s) >= 2
+
+    def loss(function, p):
+        return jnp.mean(function({"params": p}, *inputs) ** 2)
+
+    value, grads = jax.jit(jax.value_and_grad(lambda p: loss(UNet(TINY).apply, p)))(params)
+    got, got_grads = jax.jit(jax.value_and_grad(lambda p: loss(scanned.apply, p)))(stacked)
+    np.testing.assert_allclose(got, value, rtol=1e-4)
+    scale = max(np.max(np.abs(g)) for g in jax.tree.leaves(grads))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale),
+        restack(jax.tree.map(np.asarray, grads)),
+        got_grads,
+    )
+
+
+def test_without_text_and_with_low_res(random_params):
+    config = dataclasses.replace(TINY, text_dim=None, text_width=None, low_res=True)
+    module = UNet(config)
+    conditions = {"low_res": X[:, ::2, ::2], "aug_level": T / 100}
+    params = random_params(module, X, T, **conditions)
+    apply = jax.jit(module.apply)
+    plain = apply({"params": params}, X, T, **conditions)
+    for key, value in conditions.items():
+        other = apply({"params": params}, X, T, **(conditions | {key: value + 0.5}))
+        assert np.max(np.abs(other - plain)) > 1e-3
+
+
+def test_a_new_network_predicts_zero_and_learns_from_there():
+    module = UNet(TINY)
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), X, T, TEXT, MASK))["params"]
+
+    @jax.jit
+    def loss_and_grads(p):
+        return jax.value_and_grad(
+            lambda q: jnp.mean((module.apply({"params": q}, X, T, TEXT, MASK) - X) ** 2)
+        )(p)
+
+    start, grads = loss_and_grads(params)
+    np.testing.assert_allclose(start, np.mean(X**2), rtol=1e-5)
+    for _ in range(3):
+        params = jax.tree.map(lambda p, g: p - 0.05 * g, params, grads)
+        loss, grads = loss_and_grads(params)
+    assert loss < start
+    # After a few steps every parameter is reached, except those of the unused null token.
+    flat = jax.tree_util.tree_flatten_with_path(grads)[0]
+    dead = [jax.tree_util.keystr(k) for k, g in flat if not np.any(g)]
+    assert dead == ["['conditioning']['text']['null_token']"]
+
+
+def test_bfloat16_computes_in_bfloat16_and_tells_neighbouring_timesteps_apart(tiny):
+    _, params = tiny
+    module = UNet(TINY, dtype=jnp.bfloat16)
+    dtypes = {
+        leaf.dtype
+        for leaf in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), X, T, TEXT))
+    }
+    assert dtypes == {jnp.dtype(jnp.float32)}
+    program = str(jax.make_jaxpr(module.apply)({"params": params}, X, T, TEXT))
+    assert program.count("bf16[3,3,16,16]") > 0
+
+    apply = jax.jit(module.apply)
+    a, b = (apply({"params": params}, X, np.full(2, t, np.float32), TEXT) for t in (999, 1000))
+    exact_a, exact_b = (
+        UNet(TINY).apply({"params": params}, X, np.full(2, t, np.float32), TEXT)
+        for t in (999, 1000)
+    )
+    assert a.dtype == jnp.float32
+    size = np.sqrt(np.mean(exact_a**2))
+    assert np.sqrt(np.mean((a - exact_a) ** 2)) < 0.05 * size
+    difference = np.sqrt(np.mean((exact_a - exact_b) ** 2))
+    assert difference > 0.02 * size
+    np.testing.assert_allclose(np.sqrt(np.mean((a - b) ** 2)), difference, rtol=0.3)
+
+
+def test_inputs_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="height of x = 9 .* multiple of 2"):
+        UNet(TINY).init(jax.random.key(0), np.zeros((1, 9, 8, 3)), T[:1])
+
+
+def base_count(width, multipliers, blocks, attention_levels, text_dim, text):
+    """Parameters of the base U-Net, from the layer formulas alone."""
+    channels, emb = [width * m for m in multipliers], 4 * width
+
+    def linear(i, o):
+        return i * o + o
+
+    def res(i, o):
+        shortcut = linear(i, o) if i != o else 0
+        return 2 * i + linear(9 * i, o) + linear(emb, 2 * o) + 2 * o + linear(9 * o, o) + shortcut
+
+    def attention(c):
+        return 2 * c + 4 * linear(c, c) + 2 * text + 2 * linear(text, c)
+
+    total = linear(width, emb) + linear(emb, emb) + linear(27, width)
+    pool = 2 * text + text + 3 * linear(text, text) + linear(text, emb) + 2 * emb
+    total += linear(text_dim, text) + text + pool
+    skips, c = [width], width
+    for level, out in enumerate(channels):
+        for _ in range(blocks):
+            total += res(c, out) + (attention(out) if level in attention_levels else 0)
+            c = out
+            skips.append(c)
+        if out != channels[-1]:
+            total += res(c, c)
+            skips.append(c)
+    total += 2 * res(c, c) + attention(c)
+    for level, out in reversed(list(enumerate(channels))):
+        for _ in range(blocks + 1):
+            total += res(c + skips.pop(), out) + (
+                attention(out) if level in attention_levels else 0
+            )
+            c = out
+        total += res(c, c) if level else 0
+    return total + 2 * c + linear(9 * c, 3)
+
+
+def abstract_params(config, text_dim, resolution):
+    module = UNet(config)
+    x, t, text = jnp.zeros((1, resolution, resolution, 3)), jnp.ones(1), (1, 4, text_dim)
+    return nn.unbox(
+        jax.eval_shape(lambda r: module.init(r, x, t, jnp.zeros(text)), jax.random.key(0))
+    )
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_paper_size_has_the_published_number_of_parameters(scan):
+    config = dataclasses.replace(imagen_base(), scan_blocks=scan)
+    params = abstract_params(config, 4096, 64)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert count == base_count(512, (1, 2, 3, 4), 3, (1, 2, 3), 4096, 2048)
+    assert 2.1e9 < count < 2.3e9
+
+
+def test_scan_cuts_the_program():
+    def convolutions(scan):
+        config = dataclasses.replace(imagen_base(), scan_blocks=scan)
+        module, params = UNet(config), abstract_params(config, 4096, 64)
+        x, t, text = jnp.zeros((1, 64, 64, 3)), jnp.ones(1), jnp.zeros((1, 4, 4096))
+        return str(jax.make_jaxpr(module.apply)(params, x, t, text)).count("conv_general_dilated[")
+
+    assert convolutions(True) < 0.75 * convolutions(False)

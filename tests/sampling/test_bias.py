@@ -1,0 +1,34 @@
+"""The bias from one call of the relation."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from contextdiff_jax.diffusion.schedules import make_schedule
+from contextdiff_jax.sampling.bias import biases
+
+SCHEDULE = make_schedule("cosine", 10)
+X0 = jnp.array([[0.5, -1.0], [2.0, 0.0]])
+
+
+def test_one_call_serves_all_times():
+    calls = []
+
+    def relation(x0_hat, times):
+        calls.append([t.tolist() for t in times])
+        return tuple(x0_hat * t[:, None] for t in times)
+
+    ours = biases(SCHEDULE, relation, X0, (4, 0))
+    root = np.sqrt(SCHEDULE.alpha_bar[4])
+    np.testing.assert_allclose(ours[0], root * (1 - root) * 4 * X0, rtol=1e-6)
+    assert np.all(ours[1] == 0)
+    assert calls == [[[4.0, 4.0], [1.0, 1.0]]]
+
+
+def test_without_a_relation_it_is_zero():
+    assert biases(SCHEDULE, None, X0, (4, 3)) == (0.0, 0.0)
+
+
+def test_a_relation_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"relation returned shapes \[\(2, 1\)\] for 1 times"):
+        biases(SCHEDULE, lambda x0_hat, times: (x0_hat[:, :1],), X0, (4,))

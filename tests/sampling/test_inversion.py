@@ -1,0 +1,79 @@
+"""Inversion: back and forth on Gaussian data; against diffusers see test_against_diffusers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from contextdiff_jax.diffusion.schedules import make_schedule
+from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.sampling.inversion import invert
+from contextdiff_jax.sampling.loop import sample
+
+COSINE = make_schedule("cosine", 1000)
+X0 = jnp.array([[-0.7], [0.0], [1.0]])
+
+
+@pytest.mark.parametrize("kind", ["x0", "eps", "v"])
+def test_invert_then_sample_returns_the_input(kind, gaussian_data):
+    """The network sees x_s with the time of x_t, so the way back is off by O(1 / n)."""
+    data = gaussian_data(COSINE, kind)
+
+    def error(num_steps):
+        sampler = SamplerConfig("ddim", num_steps)
+        times = sampler.timesteps(COSINE)
+        noise = invert(COSINE, data.denoise, data.relation, X0, times, kind)
+        back = sample(COSINE, data.denoise, data.relation, None, (1,), sampler, kind, x_init=noise)
+        return float(jnp.max(jnp.abs(back - X0))), noise
+
+    (coarse, _), (fine, noise) = error(100), error(1000)
+    assert fine < 6e-3
+    assert coarse / fine > 5
+    # The probability flow keeps the standardised value.
+    np.testing.assert_allclose(noise, (X0 - data.mean) / data.std, atol=0.02)
+
+
+def test_the_same_estimate_both_ways_returns_the_input_exactly():
+    """With a denoiser that always returns one picture, inversion is the exact inverse."""
+    picture = jnp.array([[0.3, -0.8]])
+    x = picture + jnp.array([[0.05, -0.02]])
+
+    def relation(x0_hat, times):
+        return tuple(jnp.sin(3 * x0_hat + 0.01 * t[:, None]) for t in times)
+
+    sampler = SamplerConfig("ddim", 10, final_timestep=1)
+    arguments = (COSINE, lambda x, t, keep: picture, relation)
+    noise = invert(*arguments, x, sampler.timesteps(COSINE), "x0")
+    back = sample(*arguments, None, (2,), sampler, "x0", x_init=noise)
+    np.testing.assert_allclose(back, x, atol=1e-5)
+
+
+def test_the_path_holds_the_state_at_every_time(gaussian_data):
+    data = gaussian_data(COSINE)
+    times = SamplerConfig("ddim", 8).timesteps(COSINE)
+    path = invert(COSINE, data.denoise, data.relation, X0, times, "x0", return_path=True)
+    assert path.shape == (9, 3, 1)
+    np.testing.assert_array_equal(path[-1], X0)
+    for i in (0, 3):
+        shorter = invert(COSINE, data.denoise, data.relation, X0, times[i:], "x0")
+        np.testing.assert_allclose(path[i], shorter, atol=1e-6)
+
+
+def test_the_adapter_sees_the_data_first_and_only_known_times():
+    seen = []
+
+    def relation(x0_hat, times):
+        jax.debug.callback(lambda *a: seen.append(a), x0_hat, *times, ordered=True)
+        return tuple(x0_hat for _ in times)
+
+    def denoise(x, t, keep):
+        assert keep.shape == (3,)
+        jax.debug.callback(lambda keep: seen.append(bool(np.all(keep))), keep, ordered=True)
+        return 0.5 * x
+
+    times = np.array([1000, 500, 0])
+    jax.block_until_ready(invert(COSINE, denoise, relation, X0, times, "x0"))
+    jax.effects_barrier()
+    assert seen[0] is True and seen[2] is True
+    np.testing.assert_array_equal(seen[1][0], X0)
+    assert [float(call[i][0]) for call in (seen[1], seen[3]) for i in (1, 2)] == [1, 500, 500, 1000]
