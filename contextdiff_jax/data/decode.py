@@ -144,8 +144,9 @@ def to_square(image: Image.Image, side: int, mode: str) -> Image.Image:
 def decode_captions(values: object, key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns the usable captions, stripped, and notes on repairs.
 
-    values: str, bytes, or a (possibly nested) iterable of them. Bytes that are not UTF-8 are
-    read as Latin-1, which cannot fail, and noted. Raises DamagedSample when none is left.
+    values: str, bytes, a (possibly nested) iterable of them, or a mapping with them under "text".
+    Bytes that are not UTF-8 are read as Latin-1, which cannot fail, and noted. Raises
+    DamagedSample when none is left.
     """
     raw = list(_flatten(values, key))
     if not raw:
@@ -169,7 +170,9 @@ def _flatten(values: object, key: str) -> Iterable[str | bytes]:
         return
     if isinstance(values, (str, bytes)):
         yield values
-    elif isinstance(values, Iterable) and not isinstance(values, dict):
+    elif isinstance(values, Mapping) and "text" in values:
+        yield from _flatten(values["text"], key)  # coco_captions: {"id": ..., "text": ...}
+    elif isinstance(values, Iterable) and not isinstance(values, Mapping):
         for value in values:
             yield from _flatten(value, key)
     else:

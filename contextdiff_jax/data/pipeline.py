@@ -99,9 +99,10 @@ class Batches:
     """
 
     def __init__(self, batches: Any, report: SkipReport, start: int, batch_size: int):
-        self._batches = batches
-        # grain's own clean-up fails when it first runs while Python is going down.
-        self._finish = weakref.finalize(self, batches.close)
+        # In a list so that the finalizer can drop it: grain's own clean-up fails when it runs
+        # while Python is going down.
+        self._open = [batches]
+        self._finish = weakref.finalize(self, _close, self._open)
         self._report = report
         self._batch_size = batch_size
         self.position = start
@@ -111,9 +112,9 @@ class Batches:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        if self._batches is None:
+        if not self._open:
             raise ValueError("these batches are closed")
-        batch, examples = next(self._batches)
+        batch, examples = next(self._open[0])
         # Counted when handed out, not when read ahead: the report belongs to the position.
         for loaded in examples:
             for index, error in loaded.damaged:
@@ -126,7 +127,10 @@ class Batches:
     def close(self) -> None:
         """Stops the threads that read ahead."""
         self._finish()
-        self._batches = None
+
+
+def _close(batches: list) -> None:
+    batches.pop().close()
 
 
 def make_batches(

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from contextdiff_jax.data import scenes
 from contextdiff_jax.data.config import COLOURS, SHAPES
-from contextdiff_jax.data.scenes_drawing import PALETTE, REACH, coverage, moments
+from contextdiff_jax.data.scenes_drawing import PALETTE, coverage, moments
 
 _DIFFERENT = 50.0  # sRGB distance (0..442) of a pixel that is not background
 _LEAST_AREA = 0.02  # of the picture; the smallest object, a small triangle, has 0.056
@@ -93,7 +93,8 @@ def check(image: np.ndarray, caption: str) -> dict[str, bool]:
     if len(seen) != len(described.things):
         return dict.fromkeys((*names, "all"), False)
     orders = [seen, seen[::-1]] if len(seen) == 2 else [seen]
-    best = max((_compare(order, described) for order in orders), key=sum)
+    # Of two equally good assignments the one with the right colours says more.
+    best = max((_compare(order, described) for order in orders), key=lambda r: (sum(r), r))
     return dict(zip(names, best, strict=True)) | {"all": all(best)}
 
 
@@ -126,13 +127,9 @@ def read(image: np.ndarray) -> list[Seen]:
 
     None where the background is not plain and light.
     """
-    if (
-        image.dtype != np.uint8
-        or image.ndim != 3
-        or image.shape[2] != 3
-        or min(image.shape[:2]) < 16
-    ):
-        raise ValueError(f"picture {image.dtype} {image.shape}: must be uint8 (>= 16, >= 16, 3)")
+    side = image.shape[0] if image.ndim else 0
+    if image.dtype != np.uint8 or image.shape != (side, side, 3) or side < 16:
+        raise ValueError(f"picture {image.dtype} {image.shape}: must be uint8, square, >= 16, RGB")
     pixels = image.astype(np.float32)
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     background = np.median(border, axis=0)

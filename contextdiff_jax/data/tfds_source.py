@@ -78,7 +78,7 @@ def open_tfds(config: DataConfig) -> TfdsSource:
             f"{where} is not prepared in {builder.data_path}: run "
             f"`tfds build {config.path} --file_format=array_record` first"
         )
-    class_names = _check_features(where, builder.info.features, config, tfds)
+    class_names = _check_features(where, dict(builder.info.features), config, tfds)
     try:
         records = builder.as_data_source(
             split=config.split, decoders={config.image_field: tfds.decode.SkipDecoding()}
@@ -89,7 +89,7 @@ def open_tfds(config: DataConfig) -> TfdsSource:
 
 
 def _check_features(
-    where: str, features: Mapping[str, Any], config: DataConfig, tfds: Any
+    where: str, features: dict[str, Any], config: DataConfig, tfds: Any
 ) -> dict[str, Callable[[int], str]]:
     """Checks that image and captions are there; returns label-to-name of the class labels."""
     known = ", ".join(sorted(features))

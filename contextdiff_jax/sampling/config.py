@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -41,6 +41,11 @@ class SamplerConfig:
 
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
+        for key, kind in get_type_hints(type(self)).items():
+            value = getattr(self, key)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                choices = ", ".join(get_args(kind))
+                raise ValueError(f"{where}.{key} = {value!r}: must be one of {choices}")
         if self.eta and self.name != "ddim":
             raise ValueError(f"{where}.eta = {self.eta}: must be 0, {self.name} does not read it")
         if not 0 <= self.eta <= 1:

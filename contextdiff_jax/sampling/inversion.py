@@ -38,10 +38,18 @@ def invert(
     timesteps: those of the sampler that is to return to x0, `SamplerConfig.timesteps(schedule)`:
         x0 is taken to be at the last of them.
     return_path: return the states at all timesteps instead, (n + 1, B, ...), in their order.
+
+    Raises ValueError where the times do not fall strictly within T..0, or for a prediction kind or
+    shape that does not fit.
     """
     check_kind(prediction)
+    timesteps = np.asarray(timesteps)
+    if timesteps[0] > schedule.num_steps or timesteps[-1] < 0 or np.any(np.diff(timesteps) >= 0):
+        raise ValueError(
+            f"timesteps {timesteps.tolist()}: must fall strictly within {schedule.num_steps}..0"
+        )
     x0 = x0.astype(jnp.float32)
-    rising = jnp.asarray(np.asarray(timesteps)[::-1].copy())
+    rising = jnp.asarray(timesteps[::-1].copy())
     keep = jnp.ones(x0.shape[:1], bool)
 
     def body(x_s, times):

@@ -7,6 +7,7 @@ tensorboard package writes the same files.
 import csv
 import importlib.util
 import io
+import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -31,6 +32,7 @@ class SummaryWriter(Protocol):
 def make_summary_writer(directory: epath.PathLike) -> SummaryWriter:
     """Returns clu's asynchronous TensorBoard writer, or tensorboard's own without TensorFlow."""
     if importlib.util.find_spec("tensorflow") is not None:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its greetings say nothing of use
         from clu import metric_writers  # imports TensorFlow
 
         return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(directory)))

@@ -181,6 +181,7 @@ def test_temperature_is_kept_below_100(small):
     config, params = small
     pixels = pixels_of(config.image_size)
 
+    @jax.jit
     def logits(logit_scale):
         return CLIP(config).apply({"params": {**params, "logit_scale": logit_scale}}, IDS, pixels)
 

@@ -18,6 +18,9 @@ from contextdiff_jax.sampling.noise import sample_keys, step_noise
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+# diffusers itself, on NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 SHAPE = (4, 4, 3)
 KEYS = sample_keys(7, jnp.arange(2))
 THEIRS = {"x0": "sample", "eps": "epsilon", "v": "v_prediction"}

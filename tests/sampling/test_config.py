@@ -25,6 +25,8 @@ def test_good_values(values):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"name": "plms"}, r"runs.base.name = 'plms': must be one of ddpm, ddim, dpm_solver\+\+"),
+        ({"threshold": "dynamical"}, r"runs.base.threshold = 'dynamical': .*none, static, dynamic"),
         ({"name": "ddpm", "eta": 0.5}, r"runs.base.eta = 0.5: must be 0, ddpm does not read it"),
         ({"name": "ddim", "eta": 1.5}, r"runs.base.eta = 1.5: must be in 0..1"),
         ({"guidance_scale": -1.0}, r"runs.base.guidance_scale = -1.0: must be at least 0"),

@@ -48,6 +48,15 @@ def test_the_same_estimate_both_ways_returns_the_input_exactly():
     np.testing.assert_allclose(back, x, atol=1e-5)
 
 
+def test_the_first_step_does_not_count_the_bias_twice(gaussian_data):
+    """eps' contains the bias: x_t = sqrt(ab_t) x0 + sqrt(1 - ab_t) eps', whatever the adapter."""
+    data = gaussian_data(COSINE, "eps", phi=2.0)
+    ours = invert(COSINE, data.denoise, data.relation, X0, np.array([300, 0]), "eps")
+    root, sigma = np.sqrt(COSINE.alpha_bar[300]), np.sqrt(1 - COSINE.alpha_bar[300])
+    eps = data.denoise(X0, jnp.full(3, 300.0), None)
+    np.testing.assert_allclose(ours, root * X0 + sigma * eps, atol=1e-5)
+
+
 def test_the_path_holds_the_state_at_every_time(gaussian_data):
     data = gaussian_data(COSINE)
     times = SamplerConfig("ddim", 8).timesteps(COSINE)
@@ -77,3 +86,9 @@ def test_the_adapter_sees_the_data_first_and_only_known_times():
     assert seen[0] is True and seen[2] is True
     np.testing.assert_array_equal(seen[1][0], X0)
     assert [float(call[i][0]) for call in (seen[1], seen[3]) for i in (1, 2)] == [1, 500, 500, 1000]
+
+
+@pytest.mark.parametrize("times", [[0, 500, 1000], [1001, 0], [5, 5, 0], [5, -1]])
+def test_bad_times_are_refused(times):
+    with pytest.raises(ValueError, match=r"timesteps \[.*\]: must fall strictly within 1000..0"):
+        invert(COSINE, lambda x, t, keep: x, None, X0, np.array(times), "x0")

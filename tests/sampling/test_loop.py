@@ -59,6 +59,33 @@ def test_a_biased_run_is_equations_7_and_11(eta):
     np.testing.assert_allclose(drawn, x, atol=1e-5)
 
 
+def test_a_biased_multistep_run_takes_the_bias_of_the_midpoint():
+    """Against algorithm 2 of DPM-Solver++ on y = x - b in float64, adapter not linear."""
+    schedule = make_schedule("cosine", 30)
+    ab = schedule.alpha_bar
+    root, sigma = np.sqrt(ab), np.sqrt(1 - ab)
+    with np.errstate(divide="ignore"):
+        lam = np.log(root / sigma)
+    gain = root * (1 - root)
+    keys = sample_keys(0, jnp.arange(2))
+    x = np.asarray(step_noise(keys, 0, (5,)), np.float64)
+    previous = last_h = None
+    for t in range(30, 0, -2):
+        s = t - 2
+        x0 = 0.8 * np.tanh(1.4 * x + 0.001 * t)
+        h = lam[s] - lam[t]
+        middle = x0
+        if previous is not None and s > 0:
+            r = last_h / h
+            middle = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * previous
+        bias_t, bias_s = (gain[i] * np.sin(3 * middle + 0.01 * i) for i in (t, s))
+        y = sigma[s] / sigma[t] * (x - bias_t) - root[s] * np.expm1(-h) * middle
+        x, previous, last_h = y + bias_s, x0, h
+    sampler = SamplerConfig("dpm_solver++", 15)
+    drawn = sample(schedule, denoise, relation, keys, (5,), sampler, "x0")
+    np.testing.assert_allclose(drawn, x, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["x0", "eps", "v"])
 @pytest.mark.parametrize("name", ["ddim", "dpm_solver++"])
 def test_deterministic_samplers_reproduce_gaussian_data(name, kind, gaussian_data):

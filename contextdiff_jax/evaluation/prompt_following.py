@@ -1,0 +1,52 @@
+"""Do pictures show what their prompts say? Read back exactly, on rendered scenes."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from contextdiff_jax.data.config import DataConfig, ScenesConfig
+from contextdiff_jax.data.scenes import ScenesSource
+from contextdiff_jax.data.scenes_checker import check
+
+ASPECTS = ("colour", "shape", "position", "size", "all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """Shares of pictures that agree with a prompt, by aspect, and in colour and shape together."""
+
+    count: int
+    shares: dict[str, float]
+
+    def to_json(self) -> dict[str, float]:
+        """Returns shares by aspect, and the number of pictures."""
+        return {"count": self.count, **self.shares}
+
+
+def held_out_prompts(scenes: ScenesConfig, count: int, split: str = "test") -> list[str]:
+    """Returns the captions of the first `count` scenes of a split that training never shows.
+
+    split: "test" (unseen scenes) or "compositional" (unseen combinations).
+    """
+    source = ScenesSource(DataConfig(source="scenes", split=split, scenes=scenes))
+    return [source.captions(index)[0] for index in range(count)]
+
+
+def agreement(pictures: np.ndarray, prompts: Sequence[str]) -> Agreement:
+    """Checks pictures (N, H, W, 3) uint8 against N prompts, one each."""
+    if len(pictures) != len(prompts):
+        raise ValueError(f"{len(pictures)} pictures for {len(prompts)} prompts: must be as many")
+    results = [check(picture, prompt) for picture, prompt in zip(pictures, prompts, strict=True)]
+    shares = {name: float(np.mean([result[name] for result in results])) for name in ASPECTS}
+    both = np.mean([result["colour"] and result["shape"] for result in results])
+    return Agreement(len(results), {"colour_and_shape": float(both)} | shares)
+
+
+def shuffled(prompts: Sequence[str], seed: int = 0) -> list[str]:
+    """Returns the prompts in an order in which none keeps its place: the chance level's prompts."""
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    result = [""] * len(prompts)
+    for place, following in zip(order, np.roll(order, 1), strict=True):
+        result[place] = prompts[following]
+    return result

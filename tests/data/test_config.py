@@ -1,0 +1,49 @@
+"""Each mistake in the data section ends with a sentence that names the key."""
+
+import dataclasses
+
+import pytest
+
+from contextdiff_jax.data.config import DataConfig, ScenesConfig
+
+
+def test_defaults_are_valid():
+    DataConfig().validate("data")
+    DataConfig(source="shards", path="x", min_original_side=64).validate("data")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"resolution": 4}, r"runs.base.data.resolution = 4: must be at least 8"),
+        ({"threads": -1}, r"data.threads = -1: must be at least 0"),
+        ({"limit": -1}, r"data.limit = -1"),
+        ({"min_side": 0}, r"data.min_side = 0"),
+        ({"source": "folder"}, r"data.path is empty: source 'folder' needs one"),
+        ({"split": "val"}, r"data.split = 'val': must be one of train, test, compositional"),
+        ({"flip": True}, r"data.flip = True: the captions of scenes say left and right"),
+        (
+            {"source": "folder", "path": "x", "min_original_side": 5},
+            r"data.min_original_side = 5: only shards",
+        ),
+        ({"scenes": ScenesConfig(pairs=1.5)}, r"data.scenes.pairs = 1.5: must be in \[0, 1\]"),
+        (
+            {"scenes": ScenesConfig(shapes=("circle", "heart"))},
+            r"data.scenes.shapes = .*heart.*: must be different names of circle",
+        ),
+        ({"scenes": ScenesConfig(shapes=())}, r"data.scenes.shapes = \(\)"),
+        ({"scenes": ScenesConfig(colours=("red", "red"))}, r"data.scenes.colours"),
+        ({"scenes": ScenesConfig(colours=("red",))}, r"pairs = 0.5 needs at least two"),
+    ],
+)
+def test_sentences(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        DataConfig(**options).validate("runs.base.data")
+
+
+def test_every_key_is_documented():
+    for section in (DataConfig, ScenesConfig):
+        for field in dataclasses.fields(section):
+            if dataclasses.is_dataclass(field.type):
+                continue
+            assert f"{field.name}:" in section.__doc__ or f"{field.name}," in section.__doc__, field

@@ -1,0 +1,111 @@
+"""Folders with metadata.jsonl: captions, splits, damaged rows, real photographs."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contextdiff_jax.data import decode
+from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.data.example import DamagedSample, DataError, SkipReport
+from contextdiff_jax.data.folder import BAD_LINE, NO_FILE_NAME, FolderSource
+
+
+def write(folder, rows, picture_bytes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    for i in range(4):
+        (folder / f"{i}.png").write_bytes(picture_bytes(50 * i))
+
+
+def open_folder(path, **options) -> tuple[FolderSource, SkipReport]:
+    report = SkipReport()
+    config = DataConfig(source="folder", path=str(path), resolution=16, **options)
+    return FolderSource(config, report), report
+
+
+def test_rows_and_captions(tmp_path, picture_bytes):
+    rows = [
+        {"file_name": "2.png", "captions": ["two", "", "deux"]},
+        {"file_name": "0.png", "text": "zero", "title": "naught"},
+    ]
+    write(tmp_path, rows, picture_bytes)
+    source, report = open_folder(tmp_path)
+    assert len(source) == 2 and report.total == 0
+    example = source[0]
+    assert (example.image == 100).all() and example.image.shape == (16, 16, 3)
+    assert example.captions == ("two", "deux") and example.key == "2.png"
+    assert example.notes == (decode.BLANK_DROPPED,)
+    assert source.captions(1) == ("zero",)
+    source, report = open_folder(tmp_path, caption_fields=("title",))
+    assert source.captions(0) == ("naught",)
+    assert report.counts() == {decode.CAPTION_MISSING: 1}
+
+
+def test_damaged_rows_are_counted_by_name(tmp_path, picture_bytes):
+    rows = [
+        {"file_name": "1.png", "text": "one"},
+        "{not json",
+        "[1, 2]",
+        "",
+        {"text": "no file"},
+        {"file_name": "2.png", "text": "  "},
+        {"file_name": "3.png", "other": 1},
+        {"file_name": "gone.png", "text": "gone"},
+        {"file_name": "3.png", "text": 7},
+    ]
+    write(tmp_path, rows, picture_bytes)
+    source, report = open_folder(tmp_path)
+    assert len(source) == 2
+    assert {reason: tally.names for reason, tally in report.skipped.items()} == {
+        NO_FILE_NAME: ("line 5",),
+        decode.CAPTION_BLANK: ("2.png",),
+        decode.CAPTION_MISSING: ("3.png",),
+        decode.CAPTION_NOT_TEXT: ("3.png",),
+    }
+    assert report.files[BAD_LINE].names == ("metadata.jsonl line 2", "metadata.jsonl line 3")
+    with pytest.raises(DamagedSample) as caught:
+        source[1]
+    assert (caught.value.key, caught.value.reason) == ("gone.png", decode.IMAGE_MISSING)
+
+
+def test_splits(tmp_path, picture_bytes):
+    rows = [
+        {"file_name": "0.png", "text": "a", "split": "train"},
+        {"file_name": "1.png", "text": "b", "split": "val"},
+    ]
+    write(tmp_path, rows, picture_bytes)
+    source, report = open_folder(tmp_path, split="val")
+    assert len(source) == 1 and source.captions(0) == ("b",) and report.total == 0
+    with pytest.raises(DataError, match="split 'test' has no rows .*: must be one of train, val"):
+        open_folder(tmp_path, split="test")
+    write(tmp_path / "test", [{"file_name": "3.png", "text": "own folder"}], picture_bytes)
+    assert open_folder(tmp_path, split="test")[0].captions(0) == ("own folder",)
+
+
+def test_clear_sentences(tmp_path, picture_bytes):
+    with pytest.raises(DataError, match="no_such does not exist"):
+        open_folder(tmp_path / "no_such")
+    with pytest.raises(DataError, match="no metadata.jsonl in"):
+        open_folder(tmp_path)
+    write(tmp_path, [{"file_name": "0.png"}], picture_bytes)
+    with pytest.raises(DataError, match="no usable sample in folder .*1 x no usable caption: miss"):
+        open_folder(tmp_path)
+
+
+def test_real_photographs(shared_data):
+    folder = shared_data("photos")
+    source, report = open_folder(folder)
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert len(source) == len(rows) == 111 and report.total == 0
+    for i in (0, 50, 110):
+        example = source[i]
+        assert example.captions == tuple(c.strip() for c in rows[i]["captions"])
+        image = Image.open(folder / rows[i]["file_name"]).convert("RGB")
+        edge = min(image.size)
+        left, top = (image.width - edge) // 2, (image.height - edge) // 2
+        square = image.crop((left, top, left + edge, top + edge))
+        expected = np.asarray(square.resize((16, 16), Image.Resampling.BOX)).astype(int)
+        assert np.abs(example.image - expected).mean() < 8

@@ -1,0 +1,141 @@
+"""TFDS data sets: the adapter on plain dicts, and a real one prepared here as ArrayRecord."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from contextdiff_jax.data import decode
+from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.data.example import DamagedSample, DataError
+from contextdiff_jax.data.tfds_source import TfdsSource, open_tfds
+
+PREPARE = """
+import sys
+import numpy as np
+import tensorflow_datasets as tfds
+
+class Tiny(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = tfds.core.Path(sys.argv[1])
+
+    def _info(self):
+        captions = tfds.features.Sequence({"text": tfds.features.Text(), "id": np.int64})
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+            "captions": captions,
+            "objects": {"title": tfds.features.Text()},
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(6):
+            captions = [{"text": f"one {i}", "id": 1}, {"text": f"two {i}", "id": 2}]
+            image = np.full((20, 30, 3), 40 * i, np.uint8)
+            row = {"image": image, "label": i % 2, "objects": {"title": f"title {i}"}}
+            yield i, {**row, "captions": captions}
+
+Tiny(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+"""
+
+READ = """
+import json, sys
+from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.data.sources import open_source
+
+found = []
+for i in range(6):
+    source = open_source(DataConfig(source="tfds", path="tiny", tfds_dir=sys.argv[1], resolution=8))
+    example = source[i]
+    found.append((int(example.image[0, 0, 0]), example.captions, example.key))
+print(json.dumps({"found": found, "tensorflow": "tensorflow" in sys.modules}))
+"""
+
+
+def run(code: str, *arguments) -> str:
+    ran = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Folder of the data set "tiny"; preparing (not reading) one needs TensorFlow."""
+    for package in ("tensorflow", "tensorflow_datasets"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: no TFDS data set can be prepared")
+    folder = tmp_path_factory.mktemp("tfds")
+    run(PREPARE, str(folder))
+    return folder
+
+
+def config_for(folder, **options) -> DataConfig:
+    options = {"path": "tiny", "tfds_dir": str(folder), "resolution": 8} | options
+    return DataConfig(source="tfds", **options)
+
+
+def test_reads_prepared_data_without_tensorflow(prepared):
+    result = json.loads(run(READ, str(prepared)).splitlines()[-1])
+    assert result["tensorflow"] is False
+    numbers = {grey // 40 for grey, _, _ in result["found"]}
+    assert numbers == set(range(6))
+    for place, (grey, captions, key) in enumerate(result["found"]):
+        assert captions == [f"one {grey // 40}", f"two {grey // 40}"]
+        assert key == f"tiny/train/{place}"
+
+
+def test_caption_fields(prepared):
+    labels = open_tfds(config_for(prepared, caption_fields=("label",)))
+    titles = open_tfds(config_for(prepared, caption_fields=("objects/title",), path="tiny:1.0.0"))
+    folder = str(prepared / "tiny" / "1.0.0")
+    nested = open_tfds(config_for("", caption_fields=("captions/text", "label"), path=folder))
+    for i in range(6):
+        number = labels[i].image[0, 0, 0] // 40
+        assert labels.captions(i) == (("cat", "dog")[number % 2],)
+        assert titles.captions(i) == (f"title {number}",)
+        assert nested.captions(i) == (f"one {number}", f"two {number}", ("cat", "dog")[number % 2])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"path": "no_such_set"}, "'no_such_set' cannot be opened: .*not found"),
+        ({"split": "val"}, "'tiny' cannot be read: .*val.*train"),
+        ({"image_field": "label"}, "image_field = 'label': not an image of .* captions, image, la"),
+        ({"caption_fields": ("title",)}, r"caption_fields = \('title',\): not all in"),
+    ],
+)
+def test_sentences(prepared, options, sentence):
+    with pytest.raises(DataError, match=sentence):
+        open_tfds(config_for(prepared, **options))
+
+
+def test_an_unprepared_set_says_how_to_prepare_it(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(DataError, match="cifar10.* is not prepared .*tfds build cifar10"):
+        open_tfds(config_for(tmp_path, path="cifar10"))
+
+
+def test_adapter_on_plain_records(picture_bytes):
+    records = [
+        {"image": picture_bytes(10), "caption": b"  a cat ", "label": np.int64(1)},
+        {"image": b"<html>", "caption": b"caf\xe9"},
+        {"image": picture_bytes(30), "caption": b""},
+    ]
+    source = TfdsSource(records, config_for(""), {})
+    assert len(source) == 3
+    assert source[0].captions == ("a cat",) and (source[0].image == 10).all()
+    assert source.captions(1) == ("caf\u00e9",)
+    for index, reason in ((1, decode.IMAGE_HTML), (2, decode.CAPTION_BLANK)):
+        with pytest.raises(DamagedSample) as caught:
+            source[index]
+        assert (caught.value.key, caught.value.reason) == (f"tiny/train/{index}", reason)
+    with pytest.raises(DataError, match="no sample in tfds tiny"):
+        TfdsSource([], config_for(""), {})

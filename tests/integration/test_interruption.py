@@ -1,0 +1,101 @@
+"""Kills at random moments, and SIGTERM: the same command ends in the same parameters, to the bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from contextdiff_jax.training.checkpoints import Checkpoints
+from tests.conftest import ROOT
+
+STEPS = 24
+KILLS = int(os.environ.get("CONTEXTDIFF_KILLS", "2"))
+
+
+def command(workdir, encoder):
+    return [
+        sys.executable,
+        "-m",
+        "contextdiff_jax.main",
+        "--config=configs/quickstart.py:test",
+        f"--workdir={workdir}",
+        "--run=base",
+        f"--config.runs.base.steps={STEPS}",
+        f"--config.encoders.clip.path={encoder}",
+        f"--config.encoders.text.path={encoder}",
+        "--config.runs.base.preview.every=0",
+        "--config.runs.base.diagnose_every=0",
+    ]
+
+
+def final_weights(workdir):
+    checkpoints = Checkpoints(workdir / "base/checkpoints")
+    assert checkpoints.latest_step() == STEPS
+    weights = checkpoints.restore_ema(STEPS)
+    checkpoints.close()
+    return weights
+
+
+@pytest.fixture(scope="module")
+def undisturbed(quickstart, tmp_path_factory):
+    """The encoder to train with, the final weights of an undisturbed run, and how long it took."""
+    encoder = quickstart[0] / "clip/encoder"
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    subprocess.run(command(workdir, encoder), check=True, cwd=ROOT, capture_output=True)
+    started = time.monotonic()
+    workdir = tmp_path_factory.mktemp("again")  # now with compiled programs at hand
+    subprocess.run(command(workdir, encoder), check=True, cwd=ROOT, capture_output=True)
+    return encoder, final_weights(workdir), time.monotonic() - started
+
+
+def assert_same(ours, expected):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_killed_runs_end_bit_identical(undisturbed, tmp_path):
+    encoder, expected, seconds = undisturbed
+    rng = random.Random(0)
+    killed = 0
+    while killed < KILLS:
+        process = subprocess.Popen(
+            command(tmp_path, encoder),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            process.wait(rng.uniform(0.3 * seconds, seconds))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+        else:
+            break  # it came to its end between two kills
+    subprocess.run(command(tmp_path, encoder), check=True, cwd=ROOT, capture_output=True)
+    assert_same(final_weights(tmp_path), expected)
+
+
+def test_sigterm_saves_says_so_and_resumes(undisturbed, tmp_path):
+    encoder, expected, _ = undisturbed
+    process = subprocess.Popen(
+        command(tmp_path, encoder), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if "step 2:" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 75, rest
+    assert "the same command resumes" in rest
+    again = subprocess.run(
+        command(tmp_path, encoder), check=True, cwd=ROOT, capture_output=True, text=True
+    )
+    assert "resumed at step" in again.stderr
+    assert_same(final_weights(tmp_path), expected)

@@ -1,0 +1,166 @@
+"""From one command to pictures: training, resuming, exporting, sampling, checking."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from contextdiff_jax.encoders.weights import load_clip
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_one_command_leaves_what_it_promises(quickstart):
+    workdir, output = quickstart
+    for stage, side in (("base", 16), ("sr", 64)):
+        assert pixels(workdir / "samples" / stage / "0002.png").shape == (side, side, 3)
+        assert (workdir / "samples" / stage / "grid.png").exists()
+        assert (workdir / stage / "preview/00000004.png").exists()
+        assert "last_steps_kl" in (workdir / stage / "metrics.csv").read_text()
+    prompts = (workdir / "samples/base/prompts.txt").read_text().splitlines()
+    assert prompts == ["a red circle", "", "a blue square"]
+    assert "consistency_rms" in (workdir / "sr/metrics.csv").read_text()
+    assert "images_per_second" in output and "left" in output
+    assert "0 samples skipped" in output
+    assert not any("orbax" in line.lower() for line in output.splitlines())
+
+
+def test_the_same_command_again_trains_nothing(quickstart, run):
+    workdir, _ = quickstart
+    before = (workdir / "base/metrics.csv").read_text()
+    again = run("main", "--config=configs/quickstart.py:test", f"--workdir={workdir}")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("is finished already") == 3
+    assert (workdir / "base/metrics.csv").read_text() == before
+
+
+def test_the_trained_encoder_is_a_hugging_face_folder(quickstart):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    folder = quickstart[0] / "clip/encoder"
+    model = transformers.CLIPModel.from_pretrained(folder)
+    config, params = load_clip(folder)
+    assert model.config.text_config.hidden_size == config.text_width
+    theirs = model.text_model.embeddings.token_embedding.weight.detach()
+    assert torch.equal(
+        theirs, torch.from_numpy(np.asarray(params["text_model"]["token_embedding"]))
+    )
+    assert load_file(folder / "model.safetensors")["logit_scale"].shape == ()
+
+
+def test_a_picture_depends_on_seed_and_place_alone(quickstart, run, tmp_path):
+    export = quickstart[0] / "export"
+    flags = [f"--export={export}", "--prompt=a red circle", "--prompt=a green cross", "--repeat=2"]
+    for name, extra in (("one", ["--batch_size=1"]), ("four", []), ("other", ["--seed=1"])):
+        done = run("sample", *flags, f"--output={tmp_path / name}", *extra)
+        assert done.returncode == 0, done.stderr
+    for index in range(4):
+        file = f"sr/{index:04d}.png"
+        same = np.abs(pixels(tmp_path / "one" / file) - pixels(tmp_path / "four" / file))
+        assert same.max() <= 1
+        assert (
+            np.abs(pixels(tmp_path / "other" / file) - pixels(tmp_path / "four" / file)).max() > 8
+        )
+    assert (
+        np.abs(pixels(tmp_path / "four/sr/0000.png") - pixels(tmp_path / "four/sr/0001.png")).max()
+        > 8
+    )
+
+
+def test_eight_devices_draw_the_same_pictures(quickstart, run, tmp_path):
+    flags = [f"--export={quickstart[0] / 'export'}", "--prompt=a red circle", "--repeat=3"]
+    flags += ["--sampler=num_steps=2", "--augmentation=0.1"]
+    for count in (1, 8):
+        done = run(
+            "sample", *flags, f"--output={tmp_path / str(count)}", JAX_NUM_CPU_DEVICES=str(count)
+        )
+        assert done.returncode == 0, done.stderr
+    for index in range(3):
+        file = f"sr/{index:04d}.png"
+        assert np.abs(pixels(tmp_path / "1" / file) - pixels(tmp_path / "8" / file)).max() <= 1
+
+
+def test_prompts_from_a_file_long_ones_cut_with_a_warning(quickstart, run, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\n\n" + "a blue square " * 20 + "lastword\n")
+    done = run(
+        "sample",
+        f"--export={quickstart[0] / 'export'}",
+        f"--prompts={prompts}",
+        f"--output={tmp_path / 'out'}",
+        "--sampler=num_steps=2",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "prompt cut to 24 tokens; lost:" in done.stderr and "lastword" in done.stderr
+    assert len(list((tmp_path / "out/base").glob("0*.png"))) == 3
+
+
+def test_a_bfloat16_export_draws_nearly_the_same(quickstart, run, tmp_path):
+    export = tmp_path / "export"
+    done = run("export", f"--workdir={quickstart[0]}", f"--output={export}", "--dtype=bfloat16")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((export / "export.json").read_text())
+    assert content["dtype"] == "bfloat16" and content["stages"]["base"]["step"] == 4
+    for folder in (quickstart[0] / "export", export):
+        done = run(
+            "sample",
+            f"--export={folder}",
+            f"--output={tmp_path / folder.parent.name}",
+            "--prompt=a red circle",
+        )
+        assert done.returncode == 0, done.stderr
+    pictures = [
+        pixels(tmp_path / f.parent.name / "base/0000.png")
+        for f in (quickstart[0] / "export", export)
+    ]
+    assert 0 < np.abs(pictures[0] - pictures[1]).mean() < 8
+
+
+def test_the_checker_measures_an_export(quickstart, run, tmp_path):
+    done = run(
+        "evaluate",
+        f"--export={quickstart[0] / 'export'}",
+        f"--output={tmp_path}",
+        "--count=6",
+        "--sampler=num_steps=2",
+    )
+    assert done.returncode == 0, done.stderr
+    shares = json.loads((tmp_path / "agreement.json").read_text())
+    assert shares["sr"]["prompts"]["count"] == 6
+    assert 0 <= shares["base"]["shuffled"]["colour_and_shape"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "code", "sentence"),
+    [
+        (
+            "sample",
+            ["--prompt=x", "--sampler=name=euler"],
+            2,
+            "name = 'euler': must be one of ddpm",
+        ),
+        ("sample", ["--prompt=x", "--sampler=stepz=3"], 2, "field must be one of"),
+        ("sample", ["--prompt=x", "--sampler=top.eta=1"], 2, "stage must be one of base, sr"),
+        ("sample", ["--prompt=x", "--augmentation=2"], 2, "augmentation = 2.0: must lie in"),
+        ("sample", [], 2, "no prompts: give --prompt=TEXT or --prompts=FILE"),
+    ],
+)
+def test_sampling_refuses_in_one_sentence(module, flags, code, sentence, quickstart, run, tmp_path):
+    done = run(module, f"--export={quickstart[0] / 'export'}", f"--output={tmp_path}", *flags)
+    assert done.returncode == code
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_that_is_no_export(run, tmp_path):
+    done = run("sample", f"--export={tmp_path}", f"--output={tmp_path}", "--prompt=x")
+    assert done.returncode == 4
+    assert "is not an export: export.json is missing" in done.stderr
+
+
+def test_exporting_before_training(run, tmp_path):
+    done = run("export", f"--workdir={tmp_path}", f"--output={tmp_path / 'e'}")
+    assert done.returncode == 4 and "holds no run with a finished checkpoint" in done.stderr

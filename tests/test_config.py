@@ -1,0 +1,125 @@
+"""Every config file reads; every mistake ends with one sentence; every key is read by something."""
+
+import dataclasses
+import importlib
+import pathlib
+import re
+import typing
+
+import pytest
+
+from contextdiff_jax import config as cfg
+from contextdiff_jax.pipeline.validation import check_same_run, validate
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = [
+    (path.stem, preset)
+    for path in sorted((ROOT / "configs").glob("*.py"))
+    for preset in importlib.import_module(f"configs.{path.stem}").PRESETS
+]
+
+
+def load(name, preset=""):
+    return importlib.import_module(f"configs.{name}").get_config(preset)
+
+
+@pytest.mark.parametrize(("name", "preset"), FILES)
+def test_every_config_is_valid(name, preset):
+    config = load(name, preset)
+    config.data_path = "somewhere/{00000..00003}.tar"
+    validate(cfg.from_config_dict(config))
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in FILES}))
+def test_an_unknown_preset_lists_the_known(name):
+    with pytest.raises(ValueError, match="preset 'huge': must be one of"):
+        load(name, "huge")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("runs.base.batch_sise", 3, r"config.runs.base.batch_sise = 3: unknown key"),
+        ("runs.base.steps", "many", r"config.runs.base.steps = 'many': must be int, is str"),
+        ("runs.base.steps", True, r"config.runs.base.steps = True: must be int, is bool"),
+        ("runs.base.steps", 0, r"config.runs.base.steps = 0: must be at least 1"),
+        ("runs.base.sampler.name", "euler", r"sampler.name = 'euler': must be one of ddpm, ddim"),
+        ("runs.base.data.resolution", 17, r"runs.base.data.resolution.*= 17 .*multiple of 2"),
+        ("runs.base.unet.multipliers", 2, r"unet.multipliers = 2: must be a tuple"),
+        ("runs.base.unet.groups", 5, r"unet.groups = 5 is not allowed"),
+        ("runs.base.adapter.bound", -1.0, r"adapter.bound = -1.0 is not allowed"),
+        ("runs.base.adapter", None, r"config.runs.base.adapter is missing; task 'text_to_image'"),
+        ("runs.sr.low_resolution", 24, r"low_resolution = 24: must divide .*resolution = 64"),
+        ("pipeline", ("clip", "bsae"), r"config.pipeline names 'bsae': must be one of"),
+        ("encoders.clip.path", "run:klip", r"encoders.clip.path = 'run:klip': no such .*run:clip"),
+        ("runs.base.data.source", "web", r"data.source = 'web': must be one of scenes, folder"),
+        ("mesh", 8, r"config.mesh = 8: must be a section"),
+    ],
+)
+def test_mistakes_name_the_key_the_value_and_what_is_allowed(key, value, sentence):
+    values = load("quickstart").to_dict()
+    *path, last = key.split(".")
+    section = values
+    for part in path:
+        section = section[part]
+    section[last] = value
+    with pytest.raises(ValueError, match=sentence):
+        validate(cfg.from_config_dict(values))
+
+
+def test_a_missing_key_without_default_is_named():
+    values = load("quickstart").to_dict()
+    del values["runs"]["base"]["batch_size"]
+    with pytest.raises(cfg.ConfigError, match="config.runs.base.batch_size is missing"):
+        cfg.from_config_dict(values)
+
+
+def test_reading_back_gives_the_same_config():
+    for name, preset in FILES:
+        config = cfg.from_config_dict(load(name, preset))
+        assert cfg.from_config_dict(cfg.to_config_dict(config)) == config
+
+
+def test_one_data_path_serves_every_run_that_names_none():
+    values = load("laion", "tiny")
+    values.data_path = "gs://bucket/a.tar"
+    values.runs.sr.data.path = "gs://bucket/b.tar"
+    config = cfg.from_config_dict(values)
+    assert config.runs["base"].data.path == "gs://bucket/a.tar"
+    assert config.runs["sr"].data.path == "gs://bucket/b.tar"
+
+
+def test_resuming_with_another_config_names_the_keys():
+    saved = {"config": load("quickstart").to_dict(), "encoders": {"text": "sha256:1"}}
+    same = {"config": load("quickstart").to_dict(), "encoders": {"text": "sha256:1"}}
+    same["config"]["runs"]["base"]["steps"] = 9
+    same["config"]["runs"]["base"]["log_every"] = 9
+    check_same_run(saved, same, "base")
+    same["config"]["runs"]["base"]["optimizer"]["learning_rate"] = 0.5
+    same["encoders"]["text"] = "sha256:2"
+    with pytest.raises(cfg.ConfigError) as error:
+        check_same_run(saved, same, "base")
+    assert "encoders.text: 'sha256:1' there, 'sha256:2' here" in str(error.value)
+    assert re.search(r"optimizer.learning_rate: 0.002 there, 0.5 here", str(error.value))
+
+
+def sections(kind, seen=None):
+    seen = set() if seen is None else seen
+    if dataclasses.is_dataclass(kind) and kind not in seen:
+        seen.add(kind)
+        for hint in typing.get_type_hints(kind).values():
+            sections(hint, seen)
+    for inner in typing.get_args(kind):
+        sections(inner, seen)
+    return seen
+
+
+def test_every_key_is_read_by_something():
+    code = "\n".join(path.read_text() for path in (ROOT / "contextdiff_jax").rglob("*.py"))
+    unread = [
+        f"{section.__name__}.{field.name}"
+        for section in sections(cfg.Config)
+        for field in dataclasses.fields(section)
+        if not re.search(rf"\.{field.name}\b|\"{field.name}\"", code)
+    ]
+    assert not unread
