@@ -65,7 +65,8 @@ class DataConfig:
     shuffle: a new order every epoch; False keeps the source's order.
     flip: mirror every second picture at random. Not for captions with left and right in them.
     limit: use only the first so many samples; 0 uses all.
-    threads: threads that read and decode; 0 does it in the thread that asks.
+    threads: threads that read and decode, ahead of need; 0 does it when asked. Decoding files
+        profits from several, scenes do not: drawing holds Python's lock.
     cache_dir: where the index of tar shards is kept; empty: beside the shards, if writable.
     tfds_dir: folder of the prepared TFDS data sets; empty: TFDS's own default.
     """

@@ -27,10 +27,10 @@ class FolderSource:
         self._folder = _find(epath.Path(config.path), config.split)
         self.name = f"folder {self._folder}"
         self._rows: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
-        for row in self._rows_of_split(report):
+        for number, row in self._rows_of_split(report):
             name = row.get("file_name")
             if not isinstance(name, str) or not name.strip():
-                report.skip(NO_FILE_NAME, f"line {row['']}")
+                report.skip(NO_FILE_NAME, f"line {number}")
                 continue
             try:
                 values = decode.caption_values(row, config.caption_fields)
@@ -40,8 +40,8 @@ class FolderSource:
         if not self._rows:
             raise DataError(f"no usable sample in {self.name}: {'; '.join(report.summary())}")
 
-    def _rows_of_split(self, report: SkipReport) -> list[dict[str, Any]]:
-        """Returns the rows of the split, each with its line number under ""."""
+    def _rows_of_split(self, report: SkipReport) -> list[tuple[int, dict[str, Any]]]:
+        """Returns the rows of the split, each with the number of its line."""
         rows = []
         for number, line in enumerate((self._folder / METADATA).read_bytes().splitlines(), 1):
             if not line.strip():
@@ -51,10 +51,10 @@ class FolderSource:
             except ValueError:
                 row = None
             if isinstance(row, dict):
-                rows.append(row | {"": number})
+                rows.append((number, row))
             else:
                 report.damaged_file(BAD_LINE, f"{METADATA} line {number}")
-        splits = sorted({str(row["split"]) for row in rows if "split" in row})
+        splits = sorted({str(row["split"]) for _, row in rows if "split" in row})
         if not splits:
             return rows
         split = self._config.split
@@ -62,7 +62,7 @@ class FolderSource:
             raise DataError(
                 f"split {split!r} has no rows in {self.name}: must be one of {', '.join(splits)}"
             )
-        return [row for row in rows if row.get("split") == split]
+        return [(number, row) for number, row in rows if row.get("split") == split]
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -27,18 +27,33 @@ _MOST_SAMPLES = 2**32  # of grain's index shuffle
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
-    """What stands at one position.
+class Record:
+    """What a report needs to know of one position.
 
-    index: of the sample in its source. caption: the one drawn for this position.
-    damaged: (index, error) of the samples passed over to reach it.
+    index, key, notes: of the sample in its source. damaged: (index, error) of the samples passed
+    over to reach it.
     """
 
     index: int
-    example: Example
+    key: str
+    notes: tuple[str, ...]
+    damaged: tuple[tuple[int, DamagedSample], ...]
+
+    def count(self, report: SkipReport) -> None:
+        """Counts what was passed over and what was repaired."""
+        for index, error in self.damaged:
+            report.skip(error.reason, error.key, index)
+        if self.notes:
+            report.repair(self.notes, self.key, self.index)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What stands at one position: image uint8 (R, R, 3), the caption drawn for it, its record."""
+
     image: np.ndarray
     caption: str
-    damaged: tuple[tuple[int, DamagedSample], ...]
+    record: Record
 
 
 class Stream:
@@ -85,7 +100,7 @@ class Stream:
             caption = example.captions[choice]
         if self._flip and self._random("flip", position).integers(2):
             image = image[:, ::-1]
-        return Loaded(index, example, image, caption, damaged)
+        return Loaded(image, caption, Record(index, example.key, example.notes, damaged))
 
     def _random(self, name: str, position: int) -> np.random.Generator:
         return np.random.default_rng([abs(self._seed), self._seed < 0, *name.encode(), position])
@@ -114,13 +129,10 @@ class Batches:
     def __next__(self) -> dict[str, np.ndarray]:
         if not self._open:
             raise ValueError("these batches are closed")
-        batch, examples = next(self._open[0])
+        batch, records = next(self._open[0])
         # Counted when handed out, not when read ahead: the report belongs to the position.
-        for loaded in examples:
-            for index, error in loaded.damaged:
-                self._report.skip(error.reason, error.key, index)
-            if loaded.example.notes:
-                self._report.repair(loaded.example.notes, loaded.example.key, loaded.index)
+        for record in records:
+            record.count(self._report)
         self.position += self._batch_size
         return batch
 
@@ -169,16 +181,17 @@ def make_batches(
         batch_size,
     )
 
-    def collate(examples: Sequence[Loaded]) -> tuple[dict[str, np.ndarray], Sequence[Loaded]]:
+    def collate(examples: Sequence[Loaded]) -> tuple[dict[str, np.ndarray], list[Record]]:
         captions = [loaded.caption for loaded in examples]
+        records = [loaded.record for loaded in examples]
         batch = {
             "image": np.stack([loaded.image for loaded in examples]),
-            "index": np.array([loaded.index for loaded in examples], np.int64),
+            "index": np.array([record.index for record in records], np.int64),
             **({} if tokenize is None else tokenize(captions)),
         }
         if with_text:
             batch["captions"] = np.array(captions, object)
-        return batch, examples
+        return batch, records
 
     ahead = max(part, 4 * config.threads)
     read = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=ahead)
@@ -213,10 +226,10 @@ class _Places:
 def probe(source: Source, count: int = 4, report: SkipReport | None = None) -> None:
     """Reads the first positions, so that unusable data ends a run before anything compiles.
 
-    Raises DataError if there is no usable sample; `report` counts the damaged ones passed over.
+    Raises DataError if there is no usable sample; `report` counts what was passed over.
     """
     stream = Stream(source, seed=0, shuffle=False)
     for position in range(count):
-        for index, error in stream[position].damaged:
-            if report is not None:
-                report.skip(error.reason, error.key, index)
+        record = stream[position].record
+        if report is not None:
+            record.count(report)

@@ -2,7 +2,8 @@
 
 A sample is a run of members with the same key, the name up to its first dot (the WebDataset
 convention). The index holds four numbers per sample in the narrowest integers that fit the
-shard, 8 to 12 bytes together; keys are read from the tar when they are needed.
+shard, 10 bytes together at LAION's sizes (4 GB for 400 M samples); keys are read from the tar when
+they are needed.
 """
 
 import dataclasses
@@ -72,8 +73,7 @@ _ARRAYS = ("image_block", "image_size", "text_gap", "text_size")
 def index_shard(path: epath.Path, options: IndexOptions, cache: epath.Path | None) -> ShardIndex:
     """Returns the shard's index, from the cache if it has one for this very file.
 
-    Raises OSError if the shard cannot be opened or read: what is merely unreachable is not
-    damaged, and another process may well reach it.
+    Raises OSError if the shard cannot be opened or read.
     """
     stat = path.stat()
     stored = None

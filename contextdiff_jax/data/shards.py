@@ -147,9 +147,20 @@ def _present(names: Sequence[epath.Path], report: SkipReport) -> list[epath.Path
 def index_shards(
     paths: Sequence[epath.Path], options: IndexOptions, cache: epath.Path | None
 ) -> list[ShardIndex]:
-    """Returns the shards' indices, in order; a progress bar shows on a terminal."""
+    """Returns the shards' indices, in order; a progress bar shows on a terminal.
+
+    A shard that cannot be reached is a DataError, not a damaged shard: leaving it out would give
+    this process other samples than those that can reach it.
+    """
+
+    def index(path: epath.Path) -> ShardIndex:
+        try:
+            return index_shard(path, options, cache)
+        except OSError as error:
+            raise DataError(f"shard {path} cannot be read: {error}") from error
+
     with futures.ThreadPoolExecutor(_SCANNERS) as pool:
-        indices = pool.map(lambda path: index_shard(path, options, cache), paths)
+        indices = pool.map(index, paths)
         return list(tqdm(indices, "indexing shards", len(paths), disable=None, unit="shard"))
 
 

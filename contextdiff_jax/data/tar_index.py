@@ -1,7 +1,7 @@
 """Where the members of a tar lie, found by reading its headers alone (POSIX ustar, pax, GNU).
 
-Python's tarfile would do, at about ten times the cost per header; at 10,000 samples a shard and
-41,455 shards that is the difference between hours and days.
+Python's tarfile does not say which members of a tar that ends early are complete, and takes three
+times as long: at 41,455 shards of 10,000 samples that is six hours of a core instead of two.
 """
 
 import dataclasses

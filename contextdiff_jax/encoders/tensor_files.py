@@ -37,7 +37,10 @@ def open_folder(folder: str | pathlib.Path, stem: str = "model") -> dict[str, Te
             f"weights folder {str(folder)!r} has neither {single.name} nor {index.name}; "
             f"it has {present}"
         )
-    return _open_shards(folder, read_json(index)["weight_map"], index.name)
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{str(index)!r} has no weight_map from tensors to files")
+    return _open_shards(folder, weight_map, index.name)
 
 
 def _open_shards(

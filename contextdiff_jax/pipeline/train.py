@@ -70,13 +70,20 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
     try:
         state = trainer.train(open_batches)
     finally:
-        for line in report.summary():
-            logging.info("data: %s", line)
-        (directory / "data_report.json").write_text(json.dumps(report.to_json(), indent=2))
+        _write_report(report, directory / "data_report.json")
         trainer.checkpoints.close()
     if contrastive:
         save_clip_folder(directory / build.ENCODER_FOLDER, task.clip.config, state.ema["clip"])
         build.copy_tokenizer(run, directory)
+
+
+def _write_report(report: SkipReport, path: epath.Path) -> None:
+    for line in report.summary():
+        logging.info("data: %s", line)
+    try:
+        path.write_text(json.dumps(report.to_json(), indent=2))
+    except OSError as error:  # a full disk: what ended the run is the message to see
+        logging.error("%s could not be written: %s", path, error)
 
 
 def _is_finished(run: RunConfig, directory: epath.Path) -> bool:

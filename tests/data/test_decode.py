@@ -5,7 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
+from scipy import ndimage
 
 from contextdiff_jax.data import decode
 from contextdiff_jax.data.example import DamagedSample
@@ -87,11 +88,14 @@ def test_broken_exif_is_noted_and_does_not_cost_the_image():
 
 
 def test_jpeg_decoded_at_reduced_size_matches_full_decoding():
-    image = smooth(640, 480)
-    data = encoded(image, "JPEG", quality=95)
-    picture, _ = decode.decode_image(data, "k", 32)
-    crop = image.crop((80, 0, 560, 480)).resize((32, 32), Image.Resampling.LANCZOS)
-    assert np.abs(picture.astype(int) - np.asarray(crop)).max() <= 4
+    """PIL's draft mode saves time, and must leave detail as fine as the result can show."""
+    texture = ndimage.gaussian_filter(RNG.normal(size=(480, 640, 3)), (4, 4, 0))
+    pixels = np.clip(128 + 60 * texture / texture.std(), 0, 255).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    picture, _ = decode.decode_image(encoded(image, "JPEG", quality=95), "k", 64)
+    crop = image.crop((80, 0, 560, 480)).resize((64, 64), Image.Resampling.LANCZOS)
+    assert np.asarray(crop).std() > 30
+    assert np.abs(picture.astype(int) - np.asarray(crop)).mean() < 1.5
 
 
 def test_resize_modes():
@@ -146,9 +150,10 @@ def test_every_damage_has_its_reason(monkeypatch):
 
 def test_random_damage_never_escapes_the_named_reasons():
     """Whatever bytes a crawl brings, the only exception is DamagedSample."""
-    sources = [encoded(smooth(48, 48), kind) for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF")]
+    kinds = ["JPEG", "PNG", "GIF", "WEBP", "BMP"] + ["AVIF"] * features.check("avif")
+    sources = [encoded(smooth(48, 48), kind) for kind in kinds]
     outcomes = {"fine": 0, "damaged": 0}
-    for trial in range(300):
+    for trial in range(400):
         data = bytearray(sources[trial % len(sources)])
         for position in RNG.integers(len(data), size=RNG.integers(1, 6)):
             data[position] = RNG.integers(256)

@@ -249,10 +249,31 @@ def test_no_shard_is_one_clear_sentence(tmp_path, pattern):
     assert str(tmp_path) in str(caught.value)
 
 
+def test_the_sample_that_a_shard_ends_in_is_cut_off_not_without_caption(tiny_shards, tmp_path):
+    """Shard 0 ends after 00004.png, so its caption is not missing but lost with the shard's end."""
+    data = (tiny_shards / "00000.tar").read_bytes()
+    with tarfile.open(tiny_shards / "00000.tar") as tar:
+        picture = tar.getmember("00004.png")
+    for end in (512, 512 + 100):
+        blocks = -(-picture.size // 512)
+        (tmp_path / "0.tar").write_bytes(data[: picture.offset + blocks * 512 + end])
+        source, report = open_shards(tmp_path, tmp_path / f"cache{end}")
+        assert len(source) == 4
+        assert report.skipped[shard_index.CUT_OFF].names == ("0/00004",) and report.total == 1
+        assert report.files[tar_index.TRUNCATED].names == ("0",)
+
+
 def test_nothing_usable_left_says_why(tmp_path, write_tar):
     write_tar(tmp_path / "0.tar", [("a.txt", b"no image")])
     (tmp_path / "1.tar").write_bytes(b"")
     with pytest.raises(DataError, match="no usable sample in shards .*no usable image: missing"):
+        open_shards(tmp_path, tmp_path / "cache")
+
+
+def test_an_unreachable_shard_is_an_error_not_a_skip(tiny_shards, tmp_path):
+    (tmp_path / "0.tar").write_bytes((tiny_shards / "00000.tar").read_bytes())
+    (tmp_path / "1.tar").symlink_to(tmp_path / "gone.tar")
+    with pytest.raises(DataError, match=r"shard .*1.tar cannot be read: .*No such file"):
         open_shards(tmp_path, tmp_path / "cache")
 
 
@@ -264,6 +285,14 @@ def test_a_shard_that_shrinks_in_use_is_an_error_not_a_skip(tiny_shards, tmp_pat
         file.truncate(2000)
     with pytest.raises(DataError, match="changed while in use"):
         source[4]
+
+
+def test_bucket_paths_are_read_through_epath(tiny_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("contextdiff_jax.data.shards._remote", lambda path: True)
+    source, _ = open_shards(tiny_shards, tmp_path)
+    for i in (8, 0, 5):
+        assert source.captions(i) == (f"sample {i}",) and (source[i].image == 20 * i).all()
+    assert not source._files._files
 
 
 def test_more_shards_than_files_stay_open(tmp_path, picture_bytes, write_tar, monkeypatch):

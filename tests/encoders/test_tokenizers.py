@@ -140,6 +140,17 @@ def test_training_is_deterministic(trained, tmp_path):
     assert different.identity != trained.identity
 
 
+def test_ids_follow_the_order_of_training(tmp_path):
+    # Nothing of the order may come from hashing, which differs between processes.
+    train_tokenizer(CAPTIONS, 300, 12, tmp_path)
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    ids = model["vocab"]
+    assert [ids[a + b] for a, b in model["merges"]] == list(range(257, len(ids) - 2))
+    letters = sorted((piece for piece in ids if len(piece) == 1), key=ids.get)
+    assert letters == sorted(letters)
+    assert [ids[piece] for piece in letters] == list(range(1, 257))
+
+
 def test_trained_folder_is_read_beside_model_files(trained, tmp_path):
     # A config.json that says "clip" must not make a CLIP tokenizer of it.
     folder = tmp_path / "model"

@@ -347,6 +347,9 @@ def test_incomplete_shards_are_named(torch_clip, tmp_path):
         load_clip(tmp_path)
     shards[0].write_bytes(content)
     load_clip(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="index.json' has no weight_map from tensors to files"):
+        load_clip(tmp_path)
 
 
 def test_another_model_is_refused(t5_folder, clip_folder):

@@ -1,7 +1,8 @@
-"""Kills at random moments, and SIGTERM: the same command ends in the same parameters, to the bit."""
+"""Kills at random moments and SIGTERM: the same command ends in the same bits."""
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -79,6 +80,32 @@ def test_killed_runs_end_bit_identical(undisturbed, tmp_path):
         else:
             break  # it came to its end between two kills
     subprocess.run(command(tmp_path, encoder), check=True, cwd=ROOT, capture_output=True)
+    assert_same(final_weights(tmp_path), expected)
+
+
+def test_a_full_disk_stops_with_the_reason_and_keeps_the_checkpoint(undisturbed, tmp_path):
+    encoder, expected, _ = undisturbed
+    first = [*command(tmp_path, encoder), "--config.runs.base.steps=4"]
+    subprocess.run(first, check=True, cwd=ROOT, capture_output=True)
+
+    def small_files_only():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+    # The cache of compiled programs would hit the limit too.
+    full = subprocess.run(
+        command(tmp_path, encoder),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=small_files_only,
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+    )
+    assert full.returncode == 4, full.stderr
+    assert "could not be written" in full.stderr and "give the same command again" in full.stderr
+    again = subprocess.run(
+        command(tmp_path, encoder), check=True, cwd=ROOT, capture_output=True, text=True
+    )
+    assert "resumed at step" in again.stderr
     assert_same(final_weights(tmp_path), expected)
 
 

@@ -111,22 +111,28 @@ def test_each_block_up_takes_its_own_skip(random_params):
             assert np.max(np.abs(a - b)) > 1e-2
 
 
-def test_remat_recomputes_and_keeps_the_gradients(random_params):
+def test_scan_and_remat_keep_the_gradients(random_params):
     block = {"channels": 8, "heads": 2, "groups": 4}
     inputs = (IMAGE, None, EMBEDDING, TEXT, MASK)
-    plain, remat = BlockStack(2, block), BlockStack(2, block, remat="blocks")
-    params = random_params(plain, *inputs)
+    params = random_params(BlockStack(2, block), *inputs)
 
-    def grad(module):
+    def grad(params, **settings):
+        module = BlockStack(2, block, **settings)
+
         def loss(p):
             return jnp.sum(module.apply({"params": p}, *inputs)[0] ** 2)
 
-        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == (module.remat == "blocks")
+        remat = settings.get("remat") == "blocks"
+        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == remat
         return jax.jit(jax.grad(loss))(params)
 
-    # Rounding differs where XLA fuses differently.
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
-        grad(plain),
-        grad(remat),
+    plain = jax.tree.map(np.asarray, grad(params))
+    stacked = scanned_params(plain, [(0, 1)])
+    others = (
+        (plain, grad(params, remat="blocks")),
+        (stacked, grad(scanned_params(params, [(0, 1)]), scan=True)),
+        (stacked, grad(scanned_params(params, [(0, 1)]), scan=True, remat="blocks")),
     )
+    # Rounding differs where XLA fuses differently.
+    for want, got in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), want, got)

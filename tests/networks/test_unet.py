@@ -105,55 +105,56 @@ def test_conditions_act_and_the_null_condition_hides_the_prompt(tiny):
     assert apply._cache_size() == 1
 
 
-def test_scanned_network_equals_the_unrolled_one_in_value_and_gradient(tiny):
+def test_scanned_network_equals_the_unrolled_one(tiny):
     apply, params = tiny
-    inputs = (X, T, TEXT, MASK, np.array([True, False]))
-    config = dataclasses.replace(TINY, scan_blocks=True, remat="blocks")
-    scanned = UNet(config)
+    inputs = (X, T, TEXT, MASK, np.ones(2, bool))
+    scanned = UNet(dataclasses.replace(TINY, scan_blocks=True, remat="blocks"))
+    # Which blocks of a level agree in their input, output and skip channels.
+    runs = {"down_0": [(0, 1)], "up_1": [(0, 1)], "up_0": [(1, 2)]}
+    stacked = dict(params)
+    for level, pairs in runs.items():
+        stacked[level] = dict(params[level])
+        for first, last in pairs:
+            parts = [stacked[level].pop(f"block_{i}") for i in range(first, last + 1)]
+            leaves = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+            stacked[level][f"blocks_{first}_{last}"] = leaves
     shapes = jax.eval_shape(scanned.init, jax.random.key(0), *inputs)["params"]
-
-    def restack(tree):
-        tree = dict(tree)
-        for level, names in ((n, list(s)) for n, s in shapes.items()):
-            for name in names:
-                if name.startswith("blocks_"):
-                    first, last = map(int, name.split("_")[1:])
-                    tree[level] = dict(tree[level])
-                    parts = [tree[level].pop(f"block_{i}") for i in range(first, last + 1)]
-                    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
-                    tree[level][name] = stacked
-        return tree
-
-    stacked = restack(params)
     assert jax.tree.structure(stacked) == jax.tree.structure(nn.unbox(shapes))
-    assert sum(n.startswith("blocks_") for s in shapes.values() for n in s) >= 2
-
-    def loss(function, p):
-        return jnp.mean(function({"params": p}, *inputs) ** 2)
-
-    value, grads = jax.jit(jax.value_and_grad(lambda p: loss(UNet(TINY).apply, p)))(params)
-    got, got_grads = jax.jit(jax.value_and_grad(lambda p: loss(scanned.apply, p)))(stacked)
-    np.testing.assert_allclose(got, value, rtol=1e-4)
-    scale = max(np.max(np.abs(g)) for g in jax.tree.leaves(grads))
-    # Every parameter is reached; the null token is, because one prompt is dropped.
-    assert all(np.any(g) for g in jax.tree.leaves(grads))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale),
-        restack(jax.tree.map(np.asarray, grads)),
-        got_grads,
-    )
+    want = apply({"params": params}, *inputs)
+    got = jax.jit(scanned.apply)({"params": stacked}, *inputs)
+    np.testing.assert_allclose(got, want, atol=2e-4 * np.max(np.abs(want)))
 
 
-def test_without_text_and_with_low_res(random_params):
-    config = dataclasses.replace(TINY, num_blocks=1, text_dim=None, text_width=None, low_res=True)
-    module = UNet(config)
-    conditions = {"low_res": X[:, ::2, ::2], "aug_level": T / 100}
-    params = random_params(module, X, T, **conditions)
-    apply = jax.jit(module.apply)
-    plain = apply({"params": params}, X, T, **conditions)
-    for key, value in conditions.items():
-        other = apply({"params": params}, X, T, **(conditions | {key: value + 0.5}))
-        assert np.max(np.abs(other - plain)) > 1e-3
+def test_every_parameter_and_low_res_are_used(random_params):
+    one_level = {"multipliers": (1,), "attention_levels": (), "num_blocks": 1}
+    module = UNet(dataclasses.replace(TINY, **one_level, low_res=True))
+    inputs = {
+        "text": TEXT,
+        "text_mask": MASK,
+        "keep": np.array([True, False]),
+        "low_res": X[:, ::2, ::2],
+        "aug_level": T / 100,
+    }
+    params = random_params(module, X, T, **inputs)
+
+    @jax.jit
+    def grads(params, low_res, aug_level):
+        def loss(params, low_res, aug_level):
+            changed = inputs | {"low_res": low_res, "aug_level": aug_level}
+            return jnp.mean(module.apply({"params": params}, X, T, **changed) ** 2)
+
+        return jax.grad(loss, argnums=(0, 1, 2))(params, low_res, aug_level)
+
+    found = grads(params, inputs["low_res"], inputs["aug_level"])
+    assert all(np.any(g) for g in jax.tree.leaves(found))
+
+
+def test_without_text(random_params):
+    module = UNet(dataclasses.replace(TINY, num_blocks=1, text_dim=None, text_width=None))
+    params = random_params(module, X, T)
+    assert "text" not in params["conditioning"]
+    assert "context_key" not in params["middle_attn"]["attention"]
+    assert np.all(np.isfinite(jax.jit(module.apply)({"params": params}, X, T)))
 
 
 def test_a_new_network_predicts_zero():

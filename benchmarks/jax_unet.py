@@ -1,0 +1,123 @@
+"""Our side of unet_vs_diffusers: the base U-Net's training step and guided sampling, jitted."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from benchmarks.workload import Workload
+from contextdiff_jax.diffusion import marginals
+from contextdiff_jax.diffusion.schedules import make_schedule
+from contextdiff_jax.networks.unet import UNet
+from contextdiff_jax.sampling import loop
+from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.sampling.guidance import match_batch
+from contextdiff_jax.sampling.noise import sample_keys
+
+
+@dataclasses.dataclass(frozen=True)
+class JaxUNet:
+    """The network with random parameters, and what it is measured at."""
+
+    work: Workload
+
+    @property
+    def module(self) -> UNet:
+        """The network, float32."""
+        return UNet(self.work.unet)
+
+    def parameters(self) -> dict:
+        """Returns random parameters, none of them zero: zeros would be an unusual load."""
+        work = self.work
+
+        def make(key: jax.Array) -> dict:
+            images, text = self._inputs(1)
+            params = nn.unbox(self.module.init(key, images, jnp.ones(1), text))["params"]
+            leaves, tree = jax.tree.flatten(params)
+            keys = jax.random.split(key, len(leaves))
+            pairs = zip(leaves, keys, strict=True)
+            return tree.unflatten([p + 0.02 * jax.random.normal(k, p.shape) for p, k in pairs])
+
+        return jax.jit(make)(jax.random.key(work.seed))
+
+    def _inputs(self, batch: int) -> tuple[jax.Array, jax.Array]:
+        images, text = self.work.arrays(batch)
+        return jnp.asarray(images), jnp.asarray(text)
+
+    def parameter_count(self) -> int:
+        """Returns the number of parameters, allocating nothing."""
+        images, text = self.work.arrays(1)
+        shapes = jax.eval_shape(self.module.init, jax.random.key(0), images, jnp.ones(1), text)
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+    def forward_flops(self) -> float:
+        """Returns XLA's count for one image and one call of the network, compiled."""
+        images, text = self._inputs(1)
+        params = jax.eval_shape(self.module.init, jax.random.key(0), images, jnp.ones(1), text)
+        call = jax.jit(lambda p, x, t, c: self.module.apply(p, x, t, c))
+        compiled = call.lower(nn.unbox(params), images, jnp.ones(1), text).compile()
+        return compiled.cost_analysis()["flops"]
+
+    def training(self) -> Callable[[], float]:
+        """Returns a function that does one training step and returns its loss."""
+        work, module = self.work, self.module
+        schedule = make_schedule("linear", work.train_times)
+        optimizer = optax.adamw(work.learning_rate, weight_decay=0.0)
+
+        def loss(params: dict, x0: jax.Array, text: jax.Array, key: jax.Array) -> jax.Array:
+            time_key, noise_key, drop_key = jax.random.split(key, 3)
+            t = jax.random.randint(time_key, x0.shape[:1], 1, work.train_times + 1)
+            noise = jax.random.normal(noise_key, x0.shape)
+            x_t = marginals.diffuse(schedule, x0, 0.0, t, noise)
+            keep = ~jax.random.bernoulli(drop_key, work.drop, x0.shape[:1])
+            predicted = module.apply(
+                {"params": params}, x_t, t.astype(jnp.float32), text, keep=keep
+            )
+            return jnp.mean(jnp.square(predicted - noise))
+
+        def step(params, state, number, x0, text):
+            key = jax.random.fold_in(jax.random.key(work.seed), number)
+            value, grads = jax.value_and_grad(loss)(params, x0, text, key)
+            updates, state = optimizer.update(grads, state, params)
+            return optax.apply_updates(params, updates), state, number + 1, value
+
+        step = jax.jit(step, donate_argnums=(0, 1, 2))
+        params = self.parameters()
+        carry = (params, optimizer.init(params), jnp.zeros((), jnp.int32))
+        inputs = self._inputs(work.batch_size)
+
+        def run() -> float:
+            nonlocal carry
+            *carry, value = step(*carry, *inputs)
+            return float(value)
+
+        return run
+
+    def sampling(self, num_steps: int) -> Callable[[], jax.Array]:
+        """Returns a function that draws guided samples with DDIM as one compiled program."""
+        work, module = self.work, self.module
+        schedule = make_schedule("linear", work.train_times)
+        sampler = SamplerConfig(
+            name="ddim",
+            num_steps=num_steps,
+            guidance_scale=work.guidance_scale,
+            guidance_space="eps",
+            threshold="static",
+        )
+
+        @jax.jit
+        def draw(params: dict, text: jax.Array, keys: jax.Array) -> jax.Array:
+            def denoise(x: jax.Array, t: jax.Array, keep: jax.Array) -> jax.Array:
+                doubled = match_batch(text, x.shape[0])
+                return module.apply({"params": params}, x, t, doubled, keep=keep)
+
+            shape = (work.resolution, work.resolution, 3)
+            return loop.sample(schedule, denoise, None, keys, shape, sampler, "eps")
+
+        params = self.parameters()
+        _, text = self._inputs(work.sample_batch_size)
+        keys = sample_keys(work.seed, jnp.arange(work.sample_batch_size))
+        return lambda: draw(params, text, keys).block_until_ready()
