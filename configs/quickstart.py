@@ -53,7 +53,7 @@ def get_config(preset: str = ""):
 
 def _data(resolution: int) -> DataConfig:
     return DataConfig(
-        source="scenes", resolution=resolution, threads=2, scenes=ScenesConfig(pairs=0.4)
+        source="scenes", resolution=resolution, threads=1, scenes=ScenesConfig(pairs=0.4)
     )
 
 

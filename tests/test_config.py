@@ -90,16 +90,19 @@ def test_one_data_path_serves_every_run_that_names_none():
 
 
 def test_resuming_with_another_config_names_the_keys():
-    saved = {"config": load("quickstart").to_dict(), "encoders": {"text": "sha256:1"}}
-    same = {"config": load("quickstart").to_dict(), "encoders": {"text": "sha256:1"}}
+    data = {"data": {"samples": 5}}
+    saved = {"config": load("quickstart").to_dict(), "encoders": {"text": "sha256:1"}} | data
+    same = {"config": load("quickstart").to_dict(), "encoders": {"text": "sha256:1"}} | data
     same["config"]["runs"]["base"]["steps"] = 9
     same["config"]["runs"]["base"]["log_every"] = 9
     check_same_run(saved, same, "base")
     same["config"]["runs"]["base"]["optimizer"]["learning_rate"] = 0.5
+    same["data"] = {"samples": 6}
     same["encoders"]["text"] = "sha256:2"
     with pytest.raises(cfg.ConfigError) as error:
         check_same_run(saved, same, "base")
     assert "encoders.text: 'sha256:1' there, 'sha256:2' here" in str(error.value)
+    assert "config.data.samples: 5 there, 6 here" in str(error.value)
     assert re.search(r"optimizer.learning_rate: 0.002 there, 0.5 here", str(error.value))
 
 

@@ -30,19 +30,19 @@ _MOST_SAMPLES = 2**32  # of grain's index shuffle
 class Record:
     """What a report needs to know of one position.
 
-    index, key, notes: of the sample in its source. damaged: (index, error) of the samples passed
-    over to reach it.
+    index, key, notes: of the sample in its source. damaged: (index, key, reason) of the samples
+    passed over to reach it.
     """
 
     index: int
     key: str
     notes: tuple[str, ...]
-    damaged: tuple[tuple[int, DamagedSample], ...]
+    damaged: tuple[tuple[int, str, str], ...]
 
     def count(self, report: SkipReport) -> None:
         """Counts what was passed over and what was repaired."""
-        for index, error in self.damaged:
-            report.skip(error.reason, error.key, index)
+        for index, key, reason in self.damaged:
+            report.skip(reason, key, index)
         if self.notes:
             report.repair(self.notes, self.key, self.index)
 
@@ -76,20 +76,20 @@ class Stream:
         """Returns what stands at a position. Raises DataError if no sound sample is found."""
         source, length = self.source, len(self.source)
         begin, offset = position // length * length, position % length
-        damaged: list[tuple[int, DamagedSample]] = []
+        damaged: list[tuple[int, str, str]] = []
         for step in range(min(length, _GIVE_UP_AFTER)):
             index = self._order[begin + (offset + step) % length]
             try:
                 example = source[index]
             except DamagedSample as error:
-                damaged.append((index, error))
+                damaged.append((index, error.key, error.reason))
                 continue
             return self._drawn(position, index, example, tuple(damaged))
-        reasons = collections.Counter(error.reason for _, error in damaged)
+        reasons = collections.Counter(reason for _, _, reason in damaged)
         raise DataError(
             f"no usable sample left in {source.name}: {len(damaged)} in a row are damaged ("
             + "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-            + f"), the first is {damaged[0][1].key}"
+            + f"), the first is {damaged[0][1]}"
         )
 
     def _drawn(self, position: int, index: int, example: Example, damaged: tuple) -> Loaded:

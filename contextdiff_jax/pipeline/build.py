@@ -14,6 +14,7 @@ from etils import epath
 
 import contextdiff_jax
 from contextdiff_jax.config import Config, EncoderRef, RunConfig
+from contextdiff_jax.data.example import Source
 from contextdiff_jax.data.pipeline import make_batches
 from contextdiff_jax.data.sources import sample_captions
 from contextdiff_jax.diffusion.schedules import make_schedule
@@ -128,7 +129,7 @@ def _check_widths(run: RunConfig, conditioning: Conditioning) -> None:
 
 
 def build_contrastive_task(
-    config: Config, run: RunConfig, source: Any, folder: epath.Path
+    config: Config, run: RunConfig, source: Source, folder: epath.Path
 ) -> ContrastiveTask:
     """Returns the task of a contrastive run; its tokenizer is made in `folder` if it must be."""
     tokenizer = _tokenizer(run, source, folder / "tokenizer", config.seed)
@@ -138,7 +139,7 @@ def build_contrastive_task(
     return ContrastiveTask(CLIP(clip, dtype=compute_dtype(config)), tokenizer, run.data.resolution)
 
 
-def _tokenizer(run: RunConfig, source: Any, folder: epath.Path, seed: int) -> Tokenizer:
+def _tokenizer(run: RunConfig, source: Source, folder: epath.Path, seed: int) -> Tokenizer:
     settings, length = run.tokenizer, run.clip.max_length
     if settings.path:
         return load_tokenizer(settings.path, length)
@@ -158,7 +159,7 @@ def copy_tokenizer(run: RunConfig, directory: epath.Path) -> None:
             (source / name).copy(target / name, overwrite=True)
 
 
-def with_preview(task: Task, run: RunConfig, source: Any, seed: int) -> Task:
+def with_preview(task: Task, run: RunConfig, source: Source, seed: int) -> Task:
     """Returns the task with what its sample grids show: the preview prompts, or the first data.
 
     Super-resolution needs pictures to start from, so it always shows the first data.
@@ -193,12 +194,13 @@ def loop_settings(config: Config, run: RunConfig) -> LoopSettings:
     )
 
 
-def checkpoint_metadata(config: Config, name: str, task: Task) -> dict[str, Any]:
-    """Returns what a checkpoint records beside the state: config, encoders, versions."""
+def checkpoint_metadata(config: Config, name: str, task: Task, source: Source) -> dict[str, Any]:
+    """Returns what a checkpoint records beside the state: config, data, encoders, versions."""
     encoders = task.conditioning.identities() if isinstance(task, DiffusionTask) else {}
     return {
         "run": name,
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
         "encoders": encoders,
+        "data": {"samples": len(source)},
         "versions": {"contextdiff_jax": contextdiff_jax.__version__, "jax": jax.__version__},
     }

@@ -50,7 +50,7 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
         task = build.build_diffusion_task(config, run, build.locate_in(workdir))
         task = build.with_preview(task, run, source, config.seed)
         tokenize = task.conditioning.tokenize
-    metadata = build.checkpoint_metadata(config, name, task)
+    metadata = build.checkpoint_metadata(config, name, task, source)
     _check_resumable(directory, metadata, name)
     trainer = Trainer(task, build.loop_settings(config, run), directory, mesh, metadata)
 

@@ -12,7 +12,7 @@ _SECTIONS = {
 # Keys of a run that may change between a checkpoint and its resumption: they change what is
 # written and how fast, or how long the run goes on, not what the next step computes.
 _FREE = {"steps", "log_every", "save_every", "keep", "preview", "diagnose_every", "sampler"}
-_FREE_DATA = {"workers", "threads", "cache_dir"}
+_FREE_DATA = {"threads", "cache_dir"}
 
 
 def validate(config: Config) -> None:
@@ -91,4 +91,5 @@ def _decisive(metadata: dict, name: str) -> dict:
     run = {key: value for key, value in config["runs"][name].items() if key not in _FREE}
     run["data"] = {key: value for key, value in run["data"].items() if key not in _FREE_DATA}
     kept = {key: config[key] for key in ("seed", "dtype", "use_adapter")}
-    return kept | {"runs": {name: run}, "encoders": metadata["encoders"]}
+    recorded = {key: metadata[key] for key in ("encoders", "data")}
+    return kept | recorded | {"runs": {name: run}}

@@ -162,7 +162,10 @@ class Trainer:
         return state
 
     def _on_device(self, batches: Batches) -> Iterator[dict[str, jax.Array]]:
-        """Moves batches to the mesh a few steps ahead of their use."""
+        """Moves batches to the mesh a few steps ahead of their use.
+
+        "index", the samples' places in their source, stays behind: no step reads it.
+        """
         sharding = batch_sharding(self.mesh)
         waiting: collections.deque = collections.deque()
         for batch in batches:
@@ -170,6 +173,7 @@ class Trainer:
                 {
                     name: jax.make_array_from_process_local_data(sharding, value)
                     for name, value in batch.items()
+                    if name != "index"
                 }
             )
             if len(waiting) > _AHEAD:

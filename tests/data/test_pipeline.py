@@ -184,7 +184,7 @@ def test_the_report_belongs_to_the_position_not_to_reading_ahead(list_source):
     order = Stream(source, 0)
     for k in range(1, 6):
         next(batches)
-        met = {i for p in range(4 * k) for i, _ in order[p].record.damaged}
+        met = {i for p in range(4 * k) for i, *_ in order[p].record.damaged}
         assert report.total == len(met)
     batches.close()
 

@@ -53,7 +53,7 @@ def test_uniform_x0_weight_by_hand(make_task, make_batch, knows_the_image):
         task, denoiser=knows_the_image(0.0, task.schedule, zero=True), adapter=None
     )
     batch = make_batch(task)
-    loss, _ = loss_of(task, {}, batch)
+    loss, _ = loss_of(task, {"denoiser": {}}, batch)
     x0 = batch["image"].astype(np.float64) / 127.5 - 1
     np.testing.assert_allclose(float(loss), np.mean(x0**2), rtol=1e-5)
 
