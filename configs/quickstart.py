@@ -53,7 +53,7 @@ def get_config(preset: str = ""):
 
 def _data(resolution: int) -> DataConfig:
     return DataConfig(
-        source="scenes", resolution=resolution, threads=1, scenes=ScenesConfig(pairs=0.4)
+        source="scenes", resolution=resolution, threads=1, scenes=ScenesConfig(pairs=0.3)
     )
 
 
@@ -62,12 +62,12 @@ def _clip() -> cfg.RunConfig:
         task="contrastive",
         data=_data(16),
         batch_size=128,
-        steps=400,
+        steps=250,
         optimizer=cfg.OptimizerConfig(
-            learning_rate=2e-3, warmup_steps=40, decay="cosine", weight_decay=1e-2, ema_decay=0.98
+            learning_rate=2e-3, warmup_steps=25, decay="cosine", weight_decay=1e-2, ema_decay=0.98
         ),
         log_every=50,
-        save_every=200,
+        save_every=125,
         clip=CLIPConfig(
             text_width=TEXT_WIDTH,
             text_layers=2,
@@ -89,16 +89,16 @@ def _base() -> cfg.RunConfig:
         task="text_to_image",
         data=_data(16),
         batch_size=64,
-        steps=1500,
+        steps=1200,
         optimizer=cfg.OptimizerConfig(
             learning_rate=2e-3, warmup_steps=100, decay="cosine", ema_decay=0.995
         ),
         log_every=100,
-        save_every=500,
-        diagnose_every=500,
-        preview=cfg.PreviewConfig(every=500, prompts=PROMPTS[:9], num_steps=10),
+        save_every=600,
+        diagnose_every=600,
+        preview=cfg.PreviewConfig(every=600, prompts=PROMPTS[:9], num_steps=10),
         unet=UNetConfig(
-            width=32,
+            width=24,
             multipliers=(1, 2),
             num_blocks=1,
             attention_levels=(1,),

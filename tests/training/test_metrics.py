@@ -1,0 +1,57 @@
+"""TensorBoard files with and without TensorFlow; progress; grids."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from contextdiff_jax.pictures import grid, side_by_side, to_uint8
+from contextdiff_jax.training import metrics
+from contextdiff_jax.training.progress import Progress, duration
+
+
+@pytest.mark.parametrize("tensorflow", [True, False])
+def test_tensorboard_reads_what_is_written(tensorflow, tmp_path, monkeypatch):
+    found = importlib.util.find_spec("tensorflow")
+    if tensorflow and found is None:
+        pytest.skip("TensorFlow is not installed")
+    if not tensorflow:
+        monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    log = metrics.MetricLog(tmp_path)
+    log.scalars(7, {"loss": 0.25})
+    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    log.image(7, "preview", picture)
+    log.close()
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    tags = events.Tags()
+    assert "loss" in tags["scalars"] + tags["tensors"]
+    assert any("preview" in tag for tag in tags["images"] + tags["tensors"])
+    if not tensorflow:
+        assert events.Scalars("loss")[0].value == 0.25 and events.Scalars("loss")[0].step == 7
+
+
+def test_rate_and_time_left():
+    times = iter([0.0, 2.0, 10.0, 11.0])
+    progress = Progress(100, 200, clock=lambda: next(times))
+    assert progress.look(120) == (10.0, 8.0)
+    progress.skip()
+    assert progress.look(130) == (10.0, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(42.4, "42 s"), (190, "3 min 10 s"), (7500, "2 h 05 min"), (float("inf"), "unknown")],
+)
+def test_durations_read_well(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_grids_place_images_row_by_row():
+    images = np.stack([np.full((2, 2, 3), value, np.float32) for value in (-1, 0, 1, 3, 0.5)])
+    picture = grid(images, columns=3, gap=1)
+    assert picture.shape == (1 + 2 * 3, 1 + 3 * 3, 3)
+    assert picture[1, 1, 0] == 0 and picture[1, 4, 0] == 128 and picture[4, 1, 0] == 255
+    assert picture[0, 0, 0] == 255
+    assert side_by_side(images, images).shape[1] == 2 * grid(images).shape[1] + 8
+    np.testing.assert_array_equal(to_uint8(np.array([-9.0, 9.0])), [0, 255])
