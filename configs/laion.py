@@ -70,7 +70,6 @@ def _run(task: str, resolution: int, **sections) -> cfg.RunConfig:
         log_every=100,
         save_every=2500,
         diagnose_every=5000,
-        adapter=contextdiff_adapter(),
         # The paper's objective is uniform in x0. v carries it with bounded weights at every t.
         diffusion=cfg.DiffusionConfig(prediction="v", loss_weight="x0"),
         **sections,
@@ -81,6 +80,7 @@ def _base() -> cfg.RunConfig:
     return _run(
         "text_to_image",
         64,
+        adapter=contextdiff_adapter(),
         preview=cfg.PreviewConfig(every=5000, prompts=PROMPTS, num_steps=50),
         unet=dataclasses.replace(imagen_base(), remat="blocks"),
         sampler=SamplerConfig(name="ddpm", num_steps=250, guidance_scale=1.35, threshold="dynamic"),
@@ -91,6 +91,8 @@ def _super_resolution() -> cfg.RunConfig:
     return _run(
         "super_resolution",
         256,
+        # An 8x8 grid as at 64 pixels: patches of 8 would cost 14 % of the step instead of 2 %.
+        adapter=dataclasses.replace(contextdiff_adapter(), patch_size=32),
         preview=cfg.PreviewConfig(every=5000, num_steps=20),
         low_resolution=64,
         efficient_unet=dataclasses.replace(imagen_sr(), remat="blocks"),

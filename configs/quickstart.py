@@ -53,7 +53,7 @@ def get_config(preset: str = ""):
 
 def _data(resolution: int) -> DataConfig:
     return DataConfig(
-        source="scenes", resolution=resolution, threads=1, scenes=ScenesConfig(pairs=0.3)
+        source="scenes", resolution=resolution, threads=1, scenes=ScenesConfig(pairs=0.1)
     )
 
 
@@ -88,15 +88,15 @@ def _base() -> cfg.RunConfig:
     return cfg.RunConfig(
         task="text_to_image",
         data=_data(16),
-        batch_size=64,
-        steps=1200,
+        batch_size=32,
+        steps=2000,
         optimizer=cfg.OptimizerConfig(
             learning_rate=2e-3, warmup_steps=100, decay="cosine", ema_decay=0.995
         ),
         log_every=100,
-        save_every=600,
-        diagnose_every=600,
-        preview=cfg.PreviewConfig(every=600, prompts=PROMPTS[:9], num_steps=10),
+        save_every=500,
+        diagnose_every=1000,
+        preview=cfg.PreviewConfig(every=1000, prompts=PROMPTS[:9], num_steps=10),
         unet=UNetConfig(
             width=24,
             multipliers=(1, 2),
@@ -108,8 +108,8 @@ def _base() -> cfg.RunConfig:
             text_width=None,
             scan_blocks=False,
         ),
-        adapter=_adapter(patch_size=2),
-        diffusion=cfg.DiffusionConfig(prediction="v", loss_weight="min_snr_5"),
+        adapter=_adapter(patch_size=4),
+        diffusion=cfg.DiffusionConfig(prediction="x0", loss_weight="min_snr_5"),
         sampler=SamplerConfig(name="ddim", num_steps=25, guidance_scale=3.0, threshold="static"),
     )
 
@@ -119,18 +119,18 @@ def _super_resolution() -> cfg.RunConfig:
         task="super_resolution",
         data=_data(64),
         batch_size=16,
-        steps=500,
+        steps=250,
         optimizer=cfg.OptimizerConfig(
-            learning_rate=2e-3, warmup_steps=50, decay="cosine", ema_decay=0.99
+            learning_rate=2e-3, warmup_steps=25, decay="cosine", ema_decay=0.99
         ),
         log_every=50,
-        save_every=250,
+        save_every=125,
         diagnose_every=250,
-        preview=cfg.PreviewConfig(every=250, num_steps=5),
+        preview=cfg.PreviewConfig(every=125, num_steps=5),
         low_resolution=16,
         augmentation=0.3,
         efficient_unet=EfficientUNetConfig(
-            channels=(32, 48, 64),
+            channels=(16, 32, 48),
             num_blocks=(1, 1, 1),
             strides=(2, 2, 2),
             attention_levels=(2,),
@@ -139,8 +139,8 @@ def _super_resolution() -> cfg.RunConfig:
             text_dim=TEXT_WIDTH,
             scan_blocks=False,
         ),
-        adapter=_adapter(patch_size=8),
-        diffusion=cfg.DiffusionConfig(prediction="v", loss_weight="min_snr_5"),
+        adapter=_adapter(patch_size=16),
+        diffusion=cfg.DiffusionConfig(prediction="x0", loss_weight="min_snr_5"),
         sampler=SamplerConfig(name="ddim", num_steps=10, threshold="static"),
     )
 

@@ -24,7 +24,7 @@ DATA = pathlib.Path(os.environ.get("CONTEXTDIFF_TEST_DATA", ROOT.parent / "share
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """Returns a function: a relative path inside the optional test data, or a skip with a reason."""
+    """Returns path(relative) inside the optional test data; skips with a reason without it."""
 
     def path(relative: str) -> pathlib.Path:
         found = DATA / relative

@@ -1,8 +1,7 @@
 """Multi-head attention over self and context tokens, and IF-style attention pooling.
 
-``attend`` is the only place where attention is computed. Its plain einsum form equals
-``jax.nn.dot_product_attention`` in speed on CPU, defines fully masked rows, and can return the
-attention weights.
+``attend`` is the only place where attention is computed. Its plain einsums train faster on CPU than
+``jax.nn.dot_product_attention``, define fully masked rows, and give the attention weights.
 """
 
 from typing import Any, Literal
@@ -32,7 +31,9 @@ def attend(
     Returns:
       The attended values (B, Q, heads, D) in value's dtype, and the weights (B, heads, Q, K) f32.
     """
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    # Batch axes first: on CPU the products are a fifth faster than with heads in between.
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
     logits = logits * query.shape[-1] ** -0.5
     if mask is None:
         weights = jax.nn.softmax(logits, axis=-1)
@@ -41,7 +42,8 @@ def attend(
         # The second `where` matters only for rows with no key at all, where softmax is uniform.
         weights = jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=-1)
         weights = jnp.where(mask, weights, 0.0)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value), weights
+    attended = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value)
+    return attended.swapaxes(1, 2), weights
 
 
 class MultiHeadAttention(nn.Module):

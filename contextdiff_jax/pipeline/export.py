@@ -19,7 +19,13 @@ from etils import epath
 
 from contextdiff_jax.config import Config, EncoderRef, from_config_dict
 from contextdiff_jax.pipeline.build import RUN_PREFIX, Locate, diffusion_runs, locate_in
-from contextdiff_jax.training.checkpoints import CheckpointError, Checkpoints, load_tree, save_tree
+from contextdiff_jax.training.checkpoints import (
+    CheckpointError,
+    load_tree,
+    newest_ema,
+    newest_metadata,
+    save_tree,
+)
 
 _FORMAT = 1
 DTYPES = ("float32", "bfloat16")
@@ -42,7 +48,7 @@ def export_pipeline(
     stages = {}
     metadata: dict[str, Any] = {}
     for name in diffusion_runs(config):
-        weights, metadata = _newest_ema(workdir / name)
+        weights, metadata = newest_ema(workdir / name / "checkpoints")
         save_tree(output / name, jax.tree.map(lambda w: np.asarray(w, jnp.dtype(dtype)), weights))
         stages[name] = {"step": metadata["step"], "encoders": metadata["encoders"]}
     _copy_encoders(config, workdir, output, copy_encoders)
@@ -60,25 +66,10 @@ def export_pipeline(
 def trained_config(workdir: epath.PathLike) -> Config:
     """Returns the config recorded in the newest checkpoint of any diffusion run in `workdir`."""
     for folder in sorted(epath.Path(workdir).glob("*/checkpoints")):
-        checkpoints = Checkpoints(folder)
-        step = checkpoints.latest_step()
-        metadata = checkpoints.metadata(step) if step is not None else {}
-        checkpoints.close()
-        if metadata:
+        metadata = newest_metadata(folder)
+        if metadata is not None:
             return from_config_dict(metadata["config"])
     raise CheckpointError(f"{workdir} holds no run with a finished checkpoint")
-
-
-def _newest_ema(directory: epath.Path) -> tuple[Any, dict[str, Any]]:
-    if not (directory / "checkpoints").exists():
-        raise CheckpointError(f"{directory} has no checkpoints; train this run first")
-    checkpoints = Checkpoints(directory / "checkpoints")
-    step = checkpoints.latest_step()
-    if step is None:
-        raise CheckpointError(f"{directory}/checkpoints holds no finished checkpoint yet")
-    found = checkpoints.restore_ema(step), checkpoints.metadata(step) | {"step": step}
-    checkpoints.close()
-    return found
 
 
 def _references(config: Config) -> list[EncoderRef]:

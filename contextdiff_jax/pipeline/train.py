@@ -1,6 +1,7 @@
 """Training a pipeline: its runs in order, each resumed or skipped, then export and samples."""
 
 import json
+from typing import Any
 
 import jax
 from absl import logging
@@ -15,7 +16,7 @@ from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.pipeline import build, validation
 from contextdiff_jax.pipeline.cascade import draw_samples
 from contextdiff_jax.pipeline.export import export_pipeline
-from contextdiff_jax.training.checkpoints import Checkpoints
+from contextdiff_jax.training.checkpoints import newest_metadata
 from contextdiff_jax.training.loop import Trainer, check_batch_size
 
 
@@ -33,7 +34,8 @@ def train_pipeline(config: Config, workdir: epath.Path, only: str | None = None)
 def train_run(config: Config, name: str, workdir: epath.Path) -> None:
     """Trains one run to its last step in workdir/name, from its newest checkpoint if it has one."""
     run, directory = config.runs[name], workdir / name
-    if _is_finished(run, directory):
+    saved = newest_metadata(directory / "checkpoints")
+    if _is_finished(run, saved, directory):
         logging.info("run %s is finished already, at step %d", name, run.steps)
         return
     mesh = make_mesh(config.mesh)
@@ -51,7 +53,8 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
         task = build.with_preview(task, run, source, config.seed)
         tokenize = task.conditioning.tokenize
     metadata = build.checkpoint_metadata(config, name, task, source)
-    _check_resumable(directory, metadata, name)
+    if saved is not None:
+        validation.check_same_run(saved, metadata, name)
     trainer = Trainer(task, build.loop_settings(config, run), directory, mesh, metadata)
 
     def open_batches(position: int):
@@ -86,23 +89,9 @@ def _write_report(report: SkipReport, path: epath.Path) -> None:
         logging.error("%s could not be written: %s", path, error)
 
 
-def _is_finished(run: RunConfig, directory: epath.Path) -> bool:
+def _is_finished(run: RunConfig, saved: dict[str, Any] | None, directory: epath.Path) -> bool:
     """Whether the last step is saved and, for a contrastive run, its encoder written."""
-    if run.task == "contrastive" and not (directory / build.ENCODER_FOLDER / "tokenizer").exists():
+    encoder = directory / build.ENCODER_FOLDER / "tokenizer"
+    if saved is None or (run.task == "contrastive" and not encoder.exists()):
         return False
-    if not (directory / "checkpoints").exists():
-        return False
-    checkpoints = Checkpoints(directory / "checkpoints")
-    step = checkpoints.latest_step()
-    checkpoints.close()
-    return step is not None and step >= run.steps
-
-
-def _check_resumable(directory: epath.Path, metadata: dict, name: str) -> None:
-    if not (directory / "checkpoints").exists():
-        return
-    checkpoints = Checkpoints(directory / "checkpoints")
-    step = checkpoints.latest_step()
-    if step is not None:
-        validation.check_same_run(checkpoints.metadata(step), metadata, name)
-    checkpoints.close()
+    return saved["step"] >= run.steps

@@ -103,11 +103,6 @@ class Checkpoints:
         args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["metadata"]
 
-    def restore_ema(self, step: int) -> Any:
-        """Returns the EMA weights of `step` as host arrays, whatever mesh wrote them."""
-        item = epath.Path(self._manager.directory) / str(step) / "state"
-        return _load(item)["ema"]
-
     def close(self) -> None:
         """Finishes writing and releases Orbax's threads."""
         self._manager.close()
@@ -118,6 +113,28 @@ class Checkpoints:
             f"{which} could not be written to {self.directory}: {error}; the one before it is "
             "whole: make room (or mend the path) and give the same command again"
         )
+
+
+def newest_metadata(directory: epath.PathLike) -> dict[str, Any] | None:
+    """Returns the metadata of the newest checkpoint in `directory` with its "step", or None."""
+    if not epath.Path(directory).exists():
+        return None
+    checkpoints = Checkpoints(directory)
+    step = checkpoints.latest_step()
+    found = None if step is None else checkpoints.metadata(step) | {"step": step}
+    checkpoints.close()
+    return found
+
+
+def newest_ema(directory: epath.PathLike) -> tuple[Any, dict[str, Any]]:
+    """Returns the newest EMA weights in `directory`, as host arrays, and their metadata.
+
+    Raises CheckpointError where there is no finished checkpoint yet.
+    """
+    metadata = newest_metadata(directory)
+    if metadata is None:
+        raise CheckpointError(f"{directory} holds no finished checkpoint yet; train this run first")
+    return _load(epath.Path(directory) / str(metadata["step"]) / "state")["ema"], metadata
 
 
 def save_tree(directory: epath.PathLike, tree: Any) -> None:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from contextdiff_jax.training.checkpoints import Checkpoints
+from contextdiff_jax.training.checkpoints import newest_ema
 from tests.conftest import ROOT
 
 STEPS = 24
@@ -36,10 +36,8 @@ def command(workdir, encoder):
 
 
 def final_weights(workdir):
-    checkpoints = Checkpoints(workdir / "base/checkpoints")
-    assert checkpoints.latest_step() == STEPS
-    weights = checkpoints.restore_ema(STEPS)
-    checkpoints.close()
+    weights, metadata = newest_ema(workdir / "base/checkpoints")
+    assert metadata["step"] == STEPS
     return weights
 
 

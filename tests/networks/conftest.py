@@ -116,9 +116,8 @@ def oracle():
         pooled = []
         for row, real in zip(tokens, np.asarray(mask), strict=True):
             row = layer_norm(p["token_norm"], row[torch.tensor(real)][None])
-            mean = row.mean(1, keepdim=True) if row.shape[1] else torch.zeros_like(row[:, :1])
-            if not row.shape[1]:
-                mean = torch.zeros(1, 1, tokens.shape[-1], dtype=torch.float64)
+            # The mean of no tokens counts as zero.
+            mean = row.sum(1, keepdim=True) / max(row.shape[1], 1)
             query = mean + tensor(p["query_offset"])
             keys = torch.cat([query, row], 1)
             out = functional.scaled_dot_product_attention(

@@ -1,0 +1,171 @@
+"""A config's diffusion tasks without weights on disk, for counting (shapes) or timing (random).
+
+`Fill` decides which: `shapes` evaluates nothing, `random_arrays` draws parameters.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from contextdiff_jax.config import Config, EncoderRef, RunConfig
+from contextdiff_jax.diffusion.schedules import make_schedule
+from contextdiff_jax.encoders.clip import CLIP
+from contextdiff_jax.encoders.config import CLIP_PRESETS, T5_PRESETS, CLIPConfig, T5Config
+from contextdiff_jax.encoders.frozen import TextEncoder
+from contextdiff_jax.encoders.t5 import T5Encoder
+from contextdiff_jax.networks.adapter import Adapter
+from contextdiff_jax.networks.efficient_unet import EfficientUNet
+from contextdiff_jax.networks.unet import UNet
+from contextdiff_jax.pipeline.build import RUN_PREFIX
+from contextdiff_jax.tasks.conditioning import Conditioning, ImageEncoder
+from contextdiff_jax.tasks.diffusion import DiffusionTask
+from contextdiff_jax.tasks.super_resolution import SuperResolutionTask
+
+# Folders of published weights that configs name -> their sizes.
+PUBLISHED = {"t5-v1_1-xxl": T5_PRESETS["xxl"], "clip-vit-base-patch32": CLIP_PRESETS["vit_b32"]}
+
+Fill = Callable[..., Any]  # (f, *abstract arguments) -> like f's result
+
+
+def shapes(f: Callable, *args: Any) -> Any:
+    """Returns the shapes of f(*args)."""
+    return jax.eval_shape(f, *args)
+
+
+def random_arrays(f: Callable, *args: Any) -> Any:
+    """Returns f(*args) for zeros of the shapes args: parameters, where f initializes a module."""
+    return jax.jit(f)(*jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), args))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A task, its parameters and a batch of tokenized prompts and images: shapes or arrays."""
+
+    task: DiffusionTask
+    params: Any
+    batch: dict[str, Any]
+
+    def extras(self) -> dict[str, Any]:
+        """Returns the denoiser's further inputs in sampling, as shapes."""
+        images = jax.ShapeDtypeStruct(self.batch["image"].shape, jnp.float32)
+        return jax.eval_shape(self.task.extras, images, jax.random.key(0))
+
+
+def encoder_sizes(config: Config, ref: EncoderRef) -> CLIPConfig | T5Config:
+    """Returns the sizes of the encoder that a config refers to; ValueError for unknown folders."""
+    if ref.path.startswith(RUN_PREFIX):
+        run = config.runs[ref.path.removeprefix(RUN_PREFIX)]
+        return dataclasses.replace(run.clip, vocab_size=run.tokenizer.vocab_size)
+    name = ref.path.rstrip("/").rsplit("/", 1)[-1]
+    if name not in PUBLISHED:
+        raise ValueError(f"encoder {ref.path!r}: sizes are known of {', '.join(PUBLISHED)}")
+    return PUBLISHED[name]
+
+
+def build_stage(
+    config: Config, name: str, batch_size: int, fill: Fill, *, adapter: bool, dtype: Any
+) -> Stage:
+    """Returns the stage `name` of the config, with or without the adapter and its encoder."""
+    run = config.runs[name]
+    conditioning, prompts = _conditioning(config, batch_size, fill, adapter, dtype)
+    task = _task(run, conditioning, adapter, dtype)
+    side = task.resolution
+    batch = prompts | {"image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)}
+    if fill is random_arrays:
+        rng = np.random.default_rng(0)
+        batch = {key: _random_input(key, leaf, rng) for key, leaf in batch.items()}
+    return Stage(task, _parameters(task, fill, batch), batch)
+
+
+def _random_input(key: str, leaf: jax.ShapeDtypeStruct, rng: np.random.Generator) -> jax.Array:
+    if leaf.dtype == jnp.bool_:
+        return jnp.ones(leaf.shape, bool)
+    return jnp.asarray(rng.integers(0, 256, leaf.shape), leaf.dtype)
+
+
+def _conditioning(
+    config: Config, batch_size: int, fill: Fill, adapter: bool, dtype: Any
+) -> tuple[Conditioning, dict[str, jax.ShapeDtypeStruct]]:
+    """Returns the encoders and the shapes of tokenized prompts."""
+    refs = config.encoders
+    text, prompts = _text_encoder(config, refs.text, "text", batch_size, fill, dtype)
+    prompts["present"] = jax.ShapeDtypeStruct((batch_size,), jnp.bool_)
+    if not adapter:
+        return Conditioning(text), prompts
+    if refs.clip == refs.text:
+        clip_text = text
+    else:
+        clip_text, more = _text_encoder(config, refs.clip, "clip", batch_size, fill, dtype)
+        prompts |= more
+    sizes = encoder_sizes(config, refs.clip)
+    module = CLIP(sizes, dtype=dtype)
+    pixels = jax.ShapeDtypeStruct((1, sizes.image_size, sizes.image_size, 3), jnp.float32)
+    init = lambda x: module.init(jax.random.key(0), x, method=CLIP.encode_image)  # noqa: E731
+    vision = nn.unbox(fill(init, pixels))["params"]
+    return Conditioning(text, clip_text, ImageEncoder(module, vision, "clip image")), prompts
+
+
+def _text_encoder(
+    config: Config, ref: EncoderRef, prefix: str, batch_size: int, fill: Fill, dtype: Any
+) -> tuple[TextEncoder, dict[str, jax.ShapeDtypeStruct]]:
+    sizes = encoder_sizes(config, ref)
+    length = ref.max_length or sizes.max_length
+    ids = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
+    mask = jax.ShapeDtypeStruct((batch_size, length), jnp.bool_)
+    key = jax.random.key(0)
+    if isinstance(sizes, T5Config):
+        module = T5Encoder(sizes, dtype)
+        params = fill(lambda i, m: module.init(key, i, m), ids, mask)
+    else:
+        sizes = sizes.text
+        module = TextTower(sizes, dtype)
+        params = fill(lambda i: module.init(key, i), ids)
+    params = nn.unbox(params)["params"]
+    # Nothing here tokenizes: the batch holds ids.
+    encoder = TextEncoder(module, params, sizes, None, prefix)
+    return encoder, {f"{prefix}_ids": ids, f"{prefix}_mask": mask}
+
+
+def _task(run: RunConfig, conditioning: Conditioning, adapter: bool, dtype: Any) -> DiffusionTask:
+    shared = {
+        "config": run.diffusion,
+        "schedule": make_schedule(run.diffusion.schedule, run.diffusion.num_steps),
+        "adapter": Adapter(run.adapter, dtype=dtype) if adapter else None,
+        "conditioning": conditioning,
+        "sampler": run.sampler,
+        "resolution": run.data.resolution,
+    }
+    if run.task == "text_to_image":
+        return DiffusionTask(denoiser=UNet(run.unet, dtype=dtype), **shared)
+    return SuperResolutionTask(
+        denoiser=EfficientUNet(run.efficient_unet, dtype=dtype),
+        low_resolution=run.low_resolution,
+        augmentation=run.augmentation,
+        **shared,
+    )
+
+
+def _parameters(task: DiffusionTask, fill: Fill, batch: dict[str, Any]) -> dict[str, Any]:
+    """Returns the trained parameters. `task.init` would compute with the encoders' parameters."""
+    key, side = jax.random.key(0), task.resolution
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    times = jax.ShapeDtypeStruct((1,), jnp.float32)
+    extras = jax.eval_shape(task.extras, images, key)
+    inputs = {name: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for name, leaf in batch.items()}
+    condition = jax.eval_shape(task.conditioning.encode, task.frozen, inputs)
+    denoiser_init = lambda x, t, c, e: task.denoiser.init(  # noqa: E731
+        key, x, t, text=c.text, text_mask=c.text_mask, **e
+    )
+    params = {"denoiser": fill(denoiser_init, images, times, condition, extras)["params"]}
+    if task.adapter is not None:
+        tokens = jax.eval_shape(task.conditioning.image_tokens, task.frozen, images)
+        adapter_init = lambda x, t, tokens, c: task.adapter.init(  # noqa: E731
+            key, x, t, tokens, c.clip_text, c.clip_mask
+        )
+        params["adapter"] = fill(adapter_init, images, times, tokens, condition)["params"]
+    return nn.unbox(params)
