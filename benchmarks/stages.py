@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from contextdiff_jax.config import Config, EncoderRef, RunConfig
 from contextdiff_jax.diffusion.schedules import make_schedule
-from contextdiff_jax.encoders.clip import CLIP
+from contextdiff_jax.encoders.clip import CLIP, TextTower
 from contextdiff_jax.encoders.config import CLIP_PRESETS, T5_PRESETS, CLIPConfig, T5Config
 from contextdiff_jax.encoders.frozen import TextEncoder
 from contextdiff_jax.encoders.t5 import T5Encoder
@@ -105,8 +105,8 @@ def _conditioning(
     sizes = encoder_sizes(config, refs.clip)
     module = CLIP(sizes, dtype=dtype)
     pixels = jax.ShapeDtypeStruct((1, sizes.image_size, sizes.image_size, 3), jnp.float32)
-    init = lambda x: module.init(jax.random.key(0), x, method=CLIP.encode_image)  # noqa: E731
-    vision = nn.unbox(fill(init, pixels))["params"]
+    vision = fill(lambda x: module.init(jax.random.key(0), x, method=CLIP.encode_image), pixels)
+    vision = nn.unbox(vision)["params"]
     return Conditioning(text, clip_text, ImageEncoder(module, vision, "clip image")), prompts
 
 
@@ -155,17 +155,18 @@ def _parameters(task: DiffusionTask, fill: Fill, batch: dict[str, Any]) -> dict[
     key, side = jax.random.key(0), task.resolution
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     times = jax.ShapeDtypeStruct((1,), jnp.float32)
+    first = {k: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for k, leaf in batch.items()}
+    condition = jax.eval_shape(task.conditioning.encode, task.frozen, first)
     extras = jax.eval_shape(task.extras, images, key)
-    inputs = {name: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for name, leaf in batch.items()}
-    condition = jax.eval_shape(task.conditioning.encode, task.frozen, inputs)
-    denoiser_init = lambda x, t, c, e: task.denoiser.init(  # noqa: E731
-        key, x, t, text=c.text, text_mask=c.text_mask, **e
-    )
-    params = {"denoiser": fill(denoiser_init, images, times, condition, extras)["params"]}
+
+    def denoiser(x, t, c, extras):
+        return task.denoiser.init(key, x, t, text=c.text, text_mask=c.text_mask, **extras)
+
+    def adapter(x, t, tokens, c):
+        return task.adapter.init(key, x, t, tokens, c.clip_text, c.clip_mask)
+
+    params = {"denoiser": fill(denoiser, images, times, condition, extras)["params"]}
     if task.adapter is not None:
         tokens = jax.eval_shape(task.conditioning.image_tokens, task.frozen, images)
-        adapter_init = lambda x, t, tokens, c: task.adapter.init(  # noqa: E731
-            key, x, t, tokens, c.clip_text, c.clip_mask
-        )
-        params["adapter"] = fill(adapter_init, images, times, tokens, condition)["params"]
+        params["adapter"] = fill(adapter, images, times, tokens, condition)["params"]
     return nn.unbox(params)

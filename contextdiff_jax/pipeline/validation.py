@@ -1,5 +1,7 @@
 """Checks of a config that depend on several keys, before anything long starts."""
 
+from etils import epath
+
 from contextdiff_jax.config import Config, ConfigError, RunConfig, differences
 from contextdiff_jax.pipeline.build import RUN_PREFIX
 
@@ -23,10 +25,10 @@ def validate(config: Config) -> None:
                 f"config.pipeline names {name!r}: must be one of {', '.join(config.runs)}"
             )
     for name in config.pipeline:
-        _validate_run(config, name, config.runs[name], f"config.runs.{name}")
+        _validate_run(config, config.runs[name], f"config.runs.{name}")
 
 
-def _validate_run(config: Config, name: str, run: RunConfig, where: str) -> None:
+def _validate_run(config: Config, run: RunConfig, where: str) -> None:
     for section in _SECTIONS[run.task]:
         if getattr(run, section) is None and (section != "adapter" or config.use_adapter):
             raise ConfigError(f"{where}.{section} is missing; task {run.task!r} reads it")
@@ -52,22 +54,26 @@ def _validate_run(config: Config, name: str, run: RunConfig, where: str) -> None
             f"{where}.low_resolution = {run.low_resolution}: must divide "
             f"{where}.data.resolution = {run.data.resolution}"
         )
-    _check_encoders(config, name)
+    _check_encoders(config)
 
 
-def _check_encoders(config: Config, name: str) -> None:
+def _check_encoders(config: Config) -> None:
     refs = {"text": config.encoders.text}
     if config.use_adapter:
         refs["clip"] = config.encoders.clip
+    known = [RUN_PREFIX + n for n, run in config.runs.items() if run.task == "contrastive"]
     for key, ref in refs.items():
-        if not ref.path.startswith(RUN_PREFIX):
-            continue
-        source = ref.path.removeprefix(RUN_PREFIX)
-        if source not in config.runs or config.runs[source].task != "contrastive":
-            known = [RUN_PREFIX + n for n, r in config.runs.items() if r.task == "contrastive"]
+        where = f"config.encoders.{key}.path = {ref.path!r}"
+        if ref.path.startswith(RUN_PREFIX):
+            if ref.path not in known:
+                raise ConfigError(
+                    f"{where}: no such contrastive run; must be a folder or one of "
+                    f"{', '.join(known) or '(none)'}"
+                )
+        elif not epath.Path(ref.path).is_dir():
             raise ConfigError(
-                f"config.encoders.{key}.path = {ref.path!r}: no such contrastive run; "
-                f"must be a folder or one of {', '.join(known) or '(none)'}"
+                f"{where}: no folder there; must be a Hugging Face folder of {ref.kind} weights "
+                f"or one of {', '.join(known) or '(none)'}"
             )
 
 

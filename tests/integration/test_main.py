@@ -20,7 +20,7 @@ QUICK = "--config=configs/quickstart.py:test"
             "batch_size = 9: must be divisible by 2 devices",
         ),
         ([QUICK, "--run=bsae"], "--run=bsae: must be one of clip, base, sr"),
-        ([QUICK, "--config.encoders.clip.path=nowhere"], "nowhere"),
+        ([QUICK, "--config.encoders.clip.path=nowhere"], "no folder there"),
         (["--config=configs/emoji.py:cpu", "--config.data_path=nowhere"], "nowhere"),
         (["--config=configs/emoji.py:cpu"], "data.path is empty"),
         (["--config=configs/laion.py:huge"], "preset 'huge': must be one of"),
@@ -76,10 +76,10 @@ def test_a_checkpoint_of_another_config_names_the_keys(quickstart, run):
         f"--workdir={quickstart[0]}",
         "--run=base",
         "--config.runs.base.steps=6",
-        "--config.runs.base.diffusion.prediction=x0",
+        "--config.runs.base.diffusion.prediction=v",
     )
     assert done.returncode == 2
-    assert "config.runs.base.diffusion.prediction: 'v' there, 'x0' here" in done.stderr
+    assert "config.runs.base.diffusion.prediction: 'x0' there, 'v' here" in done.stderr
 
 
 def test_damaged_shards_are_skipped_counted_and_named(shared_data, run, tmp_path):
