@@ -1,7 +1,7 @@
 """What the context-aware adapter costs: operations at the paper's sizes, and measured time.
 
   python -m benchmarks.adapter_overhead                  # configs/laion.py, about a minute
-  python -m benchmarks.adapter_overhead --measure        # configs/quickstart.py, timed on this CPU
+  python -m benchmarks.adapter_overhead --measure        # configs/quickstart.py, timed here
 
 Counted are XLA's operations (cost_analysis of the lowered program) per image, from shapes alone:
 neither weights nor memory for them are needed. Loops count once there, so scans are unrolled, and
@@ -18,6 +18,7 @@ adapter, in turns, random weights. At such toy sizes the adapter weighs far more
 
 import argparse
 import dataclasses
+import importlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -28,15 +29,14 @@ import jax.numpy as jnp
 
 from benchmarks.stages import Stage, build_stage, random_arrays, shapes
 from benchmarks.turns import Side, compare, load, take_turns
-from configs import laion, quickstart
 from contextdiff_jax.config import Config, from_config_dict
+from contextdiff_jax.pipeline.build import diffusion_runs
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.training.optimizer import make_optimizer
 from contextdiff_jax.training.state import TrainState
 from contextdiff_jax.training.step import make_train_step
 
 AIMS = {"training": 0.05, "sampling": 0.02}
-STAGES = ("base", "sr")
 
 
 def flops(f: Callable, *args: Any) -> float:
@@ -47,10 +47,16 @@ def flops(f: Callable, *args: Any) -> float:
     return lowered.cost_analysis()["flops"]
 
 
+def load_config(name: str) -> Config:
+    """Returns configs/NAME.py of "NAME" or "NAME:PRESET"."""
+    name, _, preset = name.partition(":")
+    return from_config_dict(importlib.import_module(f"configs.{name}").get_config(preset))
+
+
 def unrolled(config: Config) -> Config:
     """Returns the config with every block spelled out and nothing computed twice."""
     runs = dict(config.runs)
-    for name in STAGES:
+    for name in diffusion_runs(config):
         for section in ("unet", "efficient_unet"):
             network = getattr(runs[name], section)
             if network is not None:
@@ -91,13 +97,12 @@ def encoder_flops(stage: Stage) -> dict[str, float]:
     side = stage.task.resolution
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     found = {"clip_image": flops(conditioning.image_tokens, frozen, image)}
-    texts = {"text": conditioning.text}
+    texts = {"text": (conditioning.text, "text")}
     if conditioning.clip_text is not conditioning.text:
-        texts["clip"] = conditioning.clip_text
-    for name, encoder in texts.items():
-        found[f"{name}_text" if name == "clip" else name] = flops(
-            encoder.encode, frozen[encoder.identity], batch[f"{name}_ids"], batch[f"{name}_mask"]
-        )
+        texts["clip_text"] = (conditioning.clip_text, "clip")
+    for name, (encoder, prefix) in texts.items():
+        prompt = batch[f"{prefix}_ids"], batch[f"{prefix}_mask"]
+        found[name] = flops(encoder.encode, frozen[encoder.identity], *prompt)
     return found
 
 
@@ -127,8 +132,8 @@ def count_stage(config: Config, name: str) -> dict[str, Any]:
         share = with_adapter / without - 1.0
         met = "met" if share <= AIMS[what] else "missed"
         print(
-            f"  {what}: {without / 1e9:,.1f} GFLOP without, {with_adapter / 1e9:,.1f} with adapter: "
-            f"{share:+.2%}, aim <= {AIMS[what]:.0%} {met}"
+            f"  {what}: {without / 1e9:,.1f} GFLOP without the adapter, "
+            f"{with_adapter / 1e9:,.1f} with it: {share:+.2%}, aim <= {AIMS[what]:.0%} {met}"
         )
         result[what] = {"without": without, "with": with_adapter, "share": share, "met": met}
     return result
@@ -198,22 +203,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--preset", default="", help="of configs/laion.py: tiny is a quick check")
-    add("--measure", action="store_true", help="time configs/quickstart.py on this machine")
+    add("--config", help="NAME[:PRESET] of configs/; laion, or quickstart with --measure")
+    add("--stages", help="e.g. base or base,sr; all of the config by default")
+    add("--measure", action="store_true", help="time on this machine instead of counting")
     add("--batch_size", type=int, help="with --measure; the config's by default")
     add("--turns", type=int, default=5, help="with --measure")
     add("--seconds", type=float, default=5.0, help="of a turn, with --measure")
     add("--json", type=pathlib.Path, help="file for the results")
     args = parser.parse_args(argv)
-    results: dict[str, Any] = {"jax": jax.__version__}
+    config = load_config(args.config or ("quickstart" if args.measure else "laion"))
+    stages = args.stages.split(",") if args.stages else diffusion_runs(config)
+    results: dict[str, Any] = {"jax": jax.__version__, "load_before": load()}
     if args.measure:
-        config = from_config_dict(quickstart.get_config())
-        results |= {name: measure_stage(config, name, args) for name in STAGES}
-        results["load_after"] = load()
-        print(results["load_after"])
+        results |= {name: measure_stage(config, name, args) for name in stages}
+        print(f"before: {results['load_before']}; after: {load()}")
     else:
-        config = unrolled(from_config_dict(laion.get_config(args.preset)))
-        results |= {name: count_stage(config, name) for name in STAGES}
+        results |= {name: count_stage(unrolled(config), name) for name in stages}
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
     return results

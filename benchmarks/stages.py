@@ -1,6 +1,6 @@
 """A config's diffusion tasks without weights on disk, for counting (shapes) or timing (random).
 
-`Fill` decides which: `shapes` evaluates nothing, `random_arrays` draws parameters.
+`Fill` decides which: `shapes` or `random_arrays`.
 """
 
 import dataclasses
@@ -38,8 +38,10 @@ def shapes(f: Callable, *args: Any) -> Any:
 
 
 def random_arrays(f: Callable, *args: Any) -> Any:
-    """Returns f(*args) for zeros of the shapes args: parameters, where f initializes a module."""
-    return jax.jit(f)(*jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), args))
+    """Returns normal noise of the shapes of f(*args): parameters, without compiling their init."""
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(0.05 * rng.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
+    return jax.tree.map(draw, jax.eval_shape(f, *args))
 
 
 @dataclasses.dataclass(frozen=True)

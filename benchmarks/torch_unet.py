@@ -51,7 +51,8 @@ def build(work: Workload, kind: str, width: int) -> UNet2DConditionModel:
         addition_embed_type_num_heads=ours.text_dim // ours.head_dim,
         attention_head_dim=ours.head_dim,
         resnet_time_scale_shift="scale_shift",
-        cross_attention_norm="group_norm",
+        # IF's own network has GroupNorm(32) here, which not every text width can be split into.
+        cross_attention_norm="group_norm" if text_width % 32 == 0 else None,
         **shared,
     )
 
@@ -81,13 +82,13 @@ def matching_width(work: Workload, kind: str, parameters: int) -> int:
 class TorchUNet:
     """The network with random parameters, and what it is measured at.
 
-    kind: of KINDS. width: channels of the first level. compiled: through torch.compile.
+    kind: of KINDS. width: channels of the first level. backend: of torch.compile; None is eager.
     """
 
     work: Workload
     kind: str
     width: int
-    compiled: bool = False
+    backend: str | None = None
 
     def forward_flops(self) -> float:
         """Returns torch's count for one image and one call; multiply-adds of padding excluded."""
@@ -110,7 +111,8 @@ class TorchUNet:
     def _network(self, layout: str) -> tuple[UNet2DConditionModel, Callable]:
         torch.manual_seed(self.work.seed)
         unet = build(self.work, self.kind, self.width).to(memory_format=LAYOUTS[layout])
-        return unet, torch.compile(unet) if self.compiled else unet
+        call = unet if self.backend is None else torch.compile(unet, backend=self.backend)
+        return unet, call
 
     def training(self, layout: str) -> Callable[[], float]:
         """Returns a function that does one training step and returns its loss."""

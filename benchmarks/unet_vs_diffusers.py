@@ -10,7 +10,7 @@ Measured, in turns (ours, theirs, ours, theirs, ...) in one process after a warm
     (contextdiff_jax.sampling.loop); theirs a DDIMScheduler loop under torch.inference_mode.
 Equal: resolution, batch size, text tokens and their width, float32, cores, number of parameters
 (within 5 %; checked). torch runs in the memory layout that a trial finds faster, with the fused
-AdamW and scaled_dot_product_attention; --torch_compile also compiles its network.
+AdamW and scaled_dot_product_attention; --torch_compile=inductor also compiles its network.
 
 Peers:
   deepfloyd_if (default): the blocks of DeepFloyd's IF, diffusers' implementation of Imagen: the
@@ -19,7 +19,8 @@ Peers:
     null condition is zeros instead of a learned token.
   stable_diffusion: the same number of blocks, attention at the same levels, but each attention is
     a transformer block (self-attention, cross-attention, gated MLP), resampling is a plain
-    convolution, and the width is adjusted so that the number of parameters matches.
+    convolution, and the width is adjusted so that the number of parameters matches, which it
+    does with --attention_levels=1,2, the default of diffusers (none at the lowest resolution).
 FLOPs: a multiply-add is two, padding not counted, on both sides; XLA's count of ours includes
 elementwise operations, torch's only matrix products, convolutions and attention.
 """
@@ -72,7 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--turns", type=int, default=5)
     add("--seconds", type=float, default=6.0, help="of a turn; at least one unit of work is done")
     add("--threads", type=int, help="cores for either side; all by default")
-    add("--torch_compile", action="store_true", help="compile the peer's network, too")
+    add("--torch_compile", metavar="BACKEND", help="compile the peer, e.g. with inductor")
     add("--json", type=pathlib.Path, help="file for the results")
     return parser.parse_args(argv)
 

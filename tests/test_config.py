@@ -54,6 +54,11 @@ def test_an_unknown_preset_lists_the_known(name):
         ("runs.base.adapter.bound", -1.0, r"adapter.bound = -1.0 is not allowed"),
         ("runs.base.adapter", None, r"config.runs.base.adapter is missing; task 'text_to_image'"),
         ("runs.sr.low_resolution", 24, r"low_resolution = 24: must divide .*resolution = 64"),
+        (
+            "runs.sr.diffusion.prediction",
+            "eps",
+            r"prediction = 'eps': must be 'x0' where .*residual",
+        ),
         ("pipeline", ("clip", "bsae"), r"config.pipeline names 'bsae': must be one of"),
         ("encoders.clip.path", "run:klip", r"encoders.clip.path = 'run:klip': no such .*run:clip"),
         ("runs.base.data.source", "web", r"data.source = 'web': must be one of scenes, folder"),

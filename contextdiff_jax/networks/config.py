@@ -133,6 +133,7 @@ class EfficientUNetConfig(DenoiserConfig):
     attention_levels: tuple[int, ...] = (3,)
     heads: int = 8
     low_res: bool = True
+    residual: bool = False
 
     @property
     def reduction(self) -> int:
@@ -154,6 +155,8 @@ class EfficientUNetConfig(DenoiserConfig):
             raise ValueError(
                 f"{where}.strides = {self.strides} is not allowed: entries 1 and 2 are."
             )
+        if self.residual and not self.low_res:
+            raise ValueError(f"{where}.residual = True is not allowed without {where}.low_res.")
         self._validate_common(where, self.channels, self.attention_levels)
         self._check_heads(where, "heads", {i: self.channels[i] for i in self.attention_levels})
 

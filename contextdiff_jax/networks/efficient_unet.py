@@ -57,15 +57,16 @@ class EfficientUNet(nn.Module):
             self.dtype,
             name="conditioning",
         )(t, text, text_mask, keep, aug_level)
-        h = join_low_res(x, low_res, config.low_res)
-        h = Conv(config.channels[0], dtype=self.dtype, name="conv_in")(h)
+        joined = join_low_res(x, low_res, config.low_res)
+        h = Conv(config.channels[0], dtype=self.dtype, name="conv_in")(joined)
         skips = []
         for level in range(len(config.channels)):
             h, outputs = self._down(level, h, conditions)
             skips.append(outputs)
         for level in reversed(range(len(config.channels))):
             h = self._up(level, h, skips.pop(), conditions)
-        return OutputHead(config.image_channels, config.groups, name="head")(h)
+        output = OutputHead(config.image_channels, config.groups, name="head")(h)
+        return output + joined[..., config.image_channels :] if config.residual else output
 
     def _down(
         self, level: int, h: jax.Array, conditions: tuple

@@ -45,10 +45,16 @@ def _validate_run(config: Config, run: RunConfig, where: str) -> None:
         return
     run.sampler.validate(f"{where}.sampler")
     key = "unet" if run.task == "text_to_image" else "efficient_unet"
+    network = getattr(run, key)
     for section in [key] + (["adapter"] if config.use_adapter else []):
         getattr(run, section).validate(f"{where}.{section}")
         resolution = f"{where}.data.resolution (for {section})"
         getattr(run, section).check_resolution(run.data.resolution, resolution)
+    if key == "efficient_unet" and network.residual and run.diffusion.prediction != "x0":
+        raise ConfigError(
+            f"{where}.diffusion.prediction = {run.diffusion.prediction!r}: must be 'x0' where "
+            f"{where}.efficient_unet.residual is True"
+        )
     if run.task == "super_resolution" and run.data.resolution % run.low_resolution:
         raise ConfigError(
             f"{where}.low_resolution = {run.low_resolution}: must divide "

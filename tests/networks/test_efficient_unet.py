@@ -191,3 +191,17 @@ def test_paper_size_has_the_published_number_of_parameters(scan):
     count = sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(params)))
     assert count == sr_count((128, 256, 512, 1024), (2, 4, 8, 8), (3,), 4096)
     assert 570e6 < count < 630e6
+
+
+def test_a_residual_network_starts_from_the_upsampled_image(oracle, random_params):
+    module = EfficientUNet(dataclasses.replace(TINY, residual=True))
+    params = random_params(module, X, T, **CONDITIONS)
+    silent = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 0 * leaf if "head" in jax.tree_util.keystr(path) else leaf, params
+    )
+    upsampled = oracle.functional.interpolate(
+        oracle.image(CONDITIONS["low_res"]), size=X.shape[1:3], mode="bilinear"
+    )
+    output = jax.jit(module.apply)({"params": silent}, X, T, **CONDITIONS)
+    expected = upsampled.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(output, expected, atol=1e-5)

@@ -1,0 +1,66 @@
+"""Counting and timing the adapter at toy size; the counting itself against closed forms."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import adapter_overhead, stages
+from contextdiff_jax.config import EncoderRef
+
+
+def test_scans_are_counted_as_often_as_they_run():
+    length, batch, width = 7, 5, 16
+
+    def chain(weights, x):
+        return jax.lax.scan(lambda carry, w: (carry @ w, None), x, weights)[0]
+
+    shapes = [
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in ((length, width, width), (batch, width))
+    ]
+    assert adapter_overhead.flops(chain, *shapes) == length * 2 * batch * width**2
+
+
+def test_paper_encoders_have_their_published_sizes():
+    config = adapter_overhead.load_config("laion")
+    full = stages.build_stage(config, "sr", 1, stages.shapes, adapter=True, dtype=jnp.float32)
+    clip = full.task.conditioning
+    image, text = (adapter_overhead.count(e.params) for e in (clip.clip_image, clip.clip_text))
+    assert image + text + 512 * 512 == 151_277_313  # the text projection serves nobody here
+    assert adapter_overhead.count(clip.text.params) == 4_762_310_656  # T5-XXL v1.1, the encoder
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(full.params))
+
+
+def test_counting_command(tmp_path, capsys):
+    path = tmp_path / "result.json"
+    adapter_overhead.main(["--config=laion:tiny", f"--json={path}"])
+    result = json.loads(path.read_text())
+    printed = capsys.readouterr().out
+    for stage in ("base", "sr"):
+        training, sampling = (result[stage][what] for what in ("training", "sampling"))
+        assert 0 < training["share"] < 1 and 0 < sampling["share"] < 1
+        # A gradient is about three calls of the network, a guided step two.
+        assert 1.3 < training["without"] / sampling["without"] < 1.6
+    assert printed.count("aim <= 5%") == printed.count("aim <= 2%") == 2
+    # One encoding by CLIP and two calls of the adapter, whose cost is bounded by the whole step's.
+    extra = result["base"]["sampling"]["with"] - result["base"]["sampling"]["without"]
+    assert extra > result["base"]["encoder_flops"]["clip_image"]
+    assert extra < 2 * result["base"]["encoder_flops"]["clip_image"] + 1e8
+
+
+def test_measuring_command(tmp_path):
+    path = tmp_path / "result.json"
+    flags = ["--measure", "--config=laion:tiny", "--stages=base", "--batch_size=2"]
+    adapter_overhead.main([*flags, "--turns=1", "--seconds=0", f"--json={path}"])
+    result = json.loads(path.read_text())
+    assert "sr" not in result
+    for what in ("training", "sampling"):
+        assert result["base"][what]["ratio_of_medians"] > 0
+
+
+def test_unknown_encoder_is_named():
+    config = adapter_overhead.load_config("laion")
+    with pytest.raises(ValueError, match="'weights/other': sizes are known of t5-v1_1-xxl"):
+        stages.encoder_sizes(config, EncoderRef(path="weights/other"))
