@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from benchmarks.parameters import random_arrays
 from benchmarks.workload import Workload
 from contextdiff_jax.diffusion import marginals
 from contextdiff_jax.diffusion.schedules import make_schedule
@@ -29,19 +30,12 @@ class JaxUNet:
         """The network, float32."""
         return UNet(self.work.unet)
 
+    def _init(self, images: jax.Array, text: jax.Array) -> dict:
+        return nn.unbox(self.module.init(jax.random.key(0), images, jnp.ones(1), text))["params"]
+
     def parameters(self) -> dict:
-        """Returns random parameters, none of them zero: zeros would be an unusual load."""
-        work = self.work
-
-        def make(key: jax.Array) -> dict:
-            images, text = self._inputs(1)
-            params = nn.unbox(self.module.init(key, images, jnp.ones(1), text))["params"]
-            leaves, tree = jax.tree.flatten(params)
-            keys = jax.random.split(key, len(leaves))
-            pairs = zip(leaves, keys, strict=True)
-            return tree.unflatten([p + 0.02 * jax.random.normal(k, p.shape) for p, k in pairs])
-
-        return jax.jit(make)(jax.random.key(work.seed))
+        """Returns random parameters."""
+        return random_arrays(self._init, *self._inputs(1))
 
     def _inputs(self, batch: int) -> tuple[jax.Array, jax.Array]:
         images, text = self.work.arrays(batch)
@@ -49,17 +43,15 @@ class JaxUNet:
 
     def parameter_count(self) -> int:
         """Returns the number of parameters, allocating nothing."""
-        images, text = self.work.arrays(1)
-        shapes = jax.eval_shape(self.module.init, jax.random.key(0), images, jnp.ones(1), text)
+        shapes = jax.eval_shape(self._init, *self._inputs(1))
         return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
     def forward_flops(self) -> float:
         """Returns XLA's count for one image and one call of the network, compiled."""
         images, text = self._inputs(1)
-        params = jax.eval_shape(self.module.init, jax.random.key(0), images, jnp.ones(1), text)
-        call = jax.jit(lambda p, x, t, c: self.module.apply(p, x, t, c))
-        compiled = call.lower(nn.unbox(params), images, jnp.ones(1), text).compile()
-        return compiled.cost_analysis()["flops"]
+        params = jax.eval_shape(self._init, images, text)
+        call = jax.jit(lambda p, x, t, c: self.module.apply({"params": p}, x, t, c))
+        return call.lower(params, images, jnp.ones(1), text).compile().cost_analysis()["flops"]
 
     def training(self) -> Callable[[], float]:
         """Returns a function that does one training step and returns its loss."""

@@ -1,6 +1,6 @@
-"""A config's diffusion tasks without weights on disk, for counting (shapes) or timing (random).
+"""A config's diffusion tasks in float32 without weights on disk: shapes to count, or random arrays.
 
-`Fill` decides which: `shapes` or `random_arrays`.
+`pipeline.build` loads the encoders that a task needs; here only their sizes are known.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from benchmarks.parameters import random_arrays
 from contextdiff_jax.config import Config, EncoderRef, RunConfig
 from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.encoders.clip import CLIP, TextTower
@@ -35,13 +36,6 @@ Fill = Callable[..., Any]  # (f, *abstract arguments) -> like f's result
 def shapes(f: Callable, *args: Any) -> Any:
     """Returns the shapes of f(*args)."""
     return jax.eval_shape(f, *args)
-
-
-def random_arrays(f: Callable, *args: Any) -> Any:
-    """Returns normal noise of the shapes of f(*args): parameters, without compiling their init."""
-    rng = np.random.default_rng(0)
-    draw = lambda leaf: jnp.asarray(0.05 * rng.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
-    return jax.tree.map(draw, jax.eval_shape(f, *args))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +63,11 @@ def encoder_sizes(config: Config, ref: EncoderRef) -> CLIPConfig | T5Config:
     return PUBLISHED[name]
 
 
-def build_stage(
-    config: Config, name: str, batch_size: int, fill: Fill, *, adapter: bool, dtype: Any
-) -> Stage:
+def build_stage(config: Config, name: str, batch_size: int, fill: Fill, *, adapter: bool) -> Stage:
     """Returns the stage `name` of the config, with or without the adapter and its encoder."""
     run = config.runs[name]
-    conditioning, prompts = _conditioning(config, batch_size, fill, adapter, dtype)
-    task = _task(run, conditioning, adapter, dtype)
+    conditioning, prompts = _conditioning(config, batch_size, fill, adapter)
+    task = _task(run, conditioning, adapter)
     side = task.resolution
     batch = prompts | {"image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)}
     if fill is random_arrays:
@@ -91,21 +83,21 @@ def _random_input(key: str, leaf: jax.ShapeDtypeStruct, rng: np.random.Generator
 
 
 def _conditioning(
-    config: Config, batch_size: int, fill: Fill, adapter: bool, dtype: Any
+    config: Config, batch_size: int, fill: Fill, adapter: bool
 ) -> tuple[Conditioning, dict[str, jax.ShapeDtypeStruct]]:
     """Returns the encoders and the shapes of tokenized prompts."""
     refs = config.encoders
-    text, prompts = _text_encoder(config, refs.text, "text", batch_size, fill, dtype)
+    text, prompts = _text_encoder(config, refs.text, "text", batch_size, fill)
     prompts["present"] = jax.ShapeDtypeStruct((batch_size,), jnp.bool_)
     if not adapter:
         return Conditioning(text), prompts
     if refs.clip == refs.text:
         clip_text = text
     else:
-        clip_text, more = _text_encoder(config, refs.clip, "clip", batch_size, fill, dtype)
+        clip_text, more = _text_encoder(config, refs.clip, "clip", batch_size, fill)
         prompts |= more
     sizes = encoder_sizes(config, refs.clip)
-    module = CLIP(sizes, dtype=dtype)
+    module = CLIP(sizes)
     pixels = jax.ShapeDtypeStruct((1, sizes.image_size, sizes.image_size, 3), jnp.float32)
     vision = fill(lambda x: module.init(jax.random.key(0), x, method=CLIP.encode_image), pixels)
     vision = nn.unbox(vision)["params"]
@@ -113,7 +105,7 @@ def _conditioning(
 
 
 def _text_encoder(
-    config: Config, ref: EncoderRef, prefix: str, batch_size: int, fill: Fill, dtype: Any
+    config: Config, ref: EncoderRef, prefix: str, batch_size: int, fill: Fill
 ) -> tuple[TextEncoder, dict[str, jax.ShapeDtypeStruct]]:
     sizes = encoder_sizes(config, ref)
     length = ref.max_length or sizes.max_length
@@ -121,11 +113,11 @@ def _text_encoder(
     mask = jax.ShapeDtypeStruct((batch_size, length), jnp.bool_)
     key = jax.random.key(0)
     if isinstance(sizes, T5Config):
-        module = T5Encoder(sizes, dtype)
+        module = T5Encoder(sizes)
         params = fill(lambda i, m: module.init(key, i, m), ids, mask)
     else:
         sizes = sizes.text
-        module = TextTower(sizes, dtype)
+        module = TextTower(sizes)
         params = fill(lambda i: module.init(key, i), ids)
     params = nn.unbox(params)["params"]
     # Nothing here tokenizes: the batch holds ids.
@@ -133,19 +125,19 @@ def _text_encoder(
     return encoder, {f"{prefix}_ids": ids, f"{prefix}_mask": mask}
 
 
-def _task(run: RunConfig, conditioning: Conditioning, adapter: bool, dtype: Any) -> DiffusionTask:
+def _task(run: RunConfig, conditioning: Conditioning, adapter: bool) -> DiffusionTask:
     shared = {
         "config": run.diffusion,
         "schedule": make_schedule(run.diffusion.schedule, run.diffusion.num_steps),
-        "adapter": Adapter(run.adapter, dtype=dtype) if adapter else None,
+        "adapter": Adapter(run.adapter) if adapter else None,
         "conditioning": conditioning,
         "sampler": run.sampler,
         "resolution": run.data.resolution,
     }
     if run.task == "text_to_image":
-        return DiffusionTask(denoiser=UNet(run.unet, dtype=dtype), **shared)
+        return DiffusionTask(denoiser=UNet(run.unet), **shared)
     return SuperResolutionTask(
-        denoiser=EfficientUNet(run.efficient_unet, dtype=dtype),
+        denoiser=EfficientUNet(run.efficient_unet),
         low_resolution=run.low_resolution,
         augmentation=run.augmentation,
         **shared,

@@ -25,7 +25,7 @@ def test_scans_are_counted_as_often_as_they_run():
 
 def test_paper_encoders_have_their_published_sizes():
     config = adapter_overhead.load_config("laion")
-    full = stages.build_stage(config, "sr", 1, stages.shapes, adapter=True, dtype=jnp.float32)
+    full = stages.build_stage(config, "sr", 1, stages.shapes, adapter=True)
     clip = full.task.conditioning
     image, text = (adapter_overhead.count(e.params) for e in (clip.clip_image, clip.clip_text))
     assert image + text + 512 * 512 == 151_277_313  # the text projection serves nobody here
@@ -35,19 +35,17 @@ def test_paper_encoders_have_their_published_sizes():
 
 def test_counting_command(tmp_path, capsys):
     path = tmp_path / "result.json"
-    adapter_overhead.main(["--config=laion:tiny", f"--json={path}"])
-    result = json.loads(path.read_text())
+    adapter_overhead.main(["--config=laion:tiny", "--stages=base", f"--json={path}"])
+    result = json.loads(path.read_text())["base"]
     printed = capsys.readouterr().out
-    for stage in ("base", "sr"):
-        training, sampling = (result[stage][what] for what in ("training", "sampling"))
-        assert 0 < training["share"] < 1 and 0 < sampling["share"] < 1
-        # A gradient is about three calls of the network, a guided step two.
-        assert 1.3 < training["without"] / sampling["without"] < 1.6
-    assert printed.count("aim <= 5%") == printed.count("aim <= 2%") == 2
-    # One encoding by CLIP and two calls of the adapter, whose cost is bounded by the whole step's.
-    extra = result["base"]["sampling"]["with"] - result["base"]["sampling"]["without"]
-    assert extra > result["base"]["encoder_flops"]["clip_image"]
-    assert extra < 2 * result["base"]["encoder_flops"]["clip_image"] + 1e8
+    assert printed.count("aim <= 5%") == printed.count("aim <= 2%") == 1
+    training, sampling = result["training"], result["sampling"]
+    # A gradient is about three calls of the network, a guided step two.
+    assert 1.3 < training["without"] / sampling["without"] < 1.6
+    # A gradient of the adapter is three calls of it, a sampling step two, each with one CLIP.
+    clip = result["encoder_flops"]["clip_image"]
+    in_training, in_sampling = (part["with"] - part["without"] for part in (training, sampling))
+    assert (in_training - clip) / (in_sampling - clip) == pytest.approx(1.5, abs=0.2)
 
 
 def test_measuring_command(tmp_path):
@@ -64,3 +62,8 @@ def test_unknown_encoder_is_named():
     config = adapter_overhead.load_config("laion")
     with pytest.raises(ValueError, match="'weights/other': sizes are known of t5-v1_1-xxl"):
         stages.encoder_sizes(config, EncoderRef(path="weights/other"))
+
+
+def test_unknown_stage_is_named():
+    with pytest.raises(ValueError, match="stages = 'base,clip': the config has base, sr"):
+        adapter_overhead.main(["--config=laion:tiny", "--stages=base,clip"])

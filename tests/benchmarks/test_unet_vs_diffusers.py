@@ -1,6 +1,7 @@
 """The comparison with diffusers at toy size: equal networks, every flag, every line."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -30,18 +31,25 @@ TINY = [
 ]
 
 
-def test_command(tmp_path, capsys):
-    path = tmp_path / "result.json"
-    threads = torch.get_num_threads()
-    flags = ["--what=both", "--torch_compile=eager", f"--json={path}"]
-    unet_vs_diffusers.main(TINY + flags)
+@pytest.fixture
+def same_threads_afterwards():
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+    yield
     torch.set_num_threads(threads)
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no core affinity here")
+def test_command(tmp_path, capsys, same_threads_afterwards):
+    path = tmp_path / "result.json"
+    unet_vs_diffusers.main([*TINY, "--what=both", "--threads=1", f"--json={path}"])
     result = json.loads(path.read_text())
     ours, theirs = (result["parameters"][side] for side in ("ours", "diffusers"))
     assert abs(theirs / ours - 1) < 0.001
     for what in ("training", "sampling"):
         assert all(rate > 0 for side in result[what]["rates"].values() for rate in side)
         assert result[what]["ratio_of_medians"] > 0
+    assert result["threads"] == 1
     printed = capsys.readouterr().out
     assert f"{ours:,} parameters" in printed
     assert "images/s" in printed and "GFLOP" in printed

@@ -100,9 +100,9 @@ def test_damaged_shards_are_skipped_counted_and_named(shared_data, run, tmp_path
     report = json.loads((tmp_path / "w/base/data_report.json").read_text())
     text = json.dumps(report)
     for word in (
-        "00003_empty.tar",
-        "00004_not_a_tar.tar",
-        "00002_truncated.tar",
+        "00003_empty",
+        "00004_not_a_tar",
+        "00002_truncated",
         "no usable caption",
     ):
         assert word in text, report
