@@ -125,6 +125,9 @@ class EfficientUNetConfig(DenoiserConfig):
       strides: 1 or 2 for each level: step of the convolution that enters it.
       attention_levels: levels whose ResBlocks are followed by one attention block.
       heads: attention heads, here and in text pooling.
+      residual: add the upsampled low-resolution image to the output, so that a network that
+        predicts x0 starts from it and learns the difference. Not in Imagen; it saves a short
+        training most of its steps.
     """
 
     channels: tuple[int, ...] = (128, 256, 512, 1024)
