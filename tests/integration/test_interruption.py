@@ -59,12 +59,13 @@ def assert_same(ours, expected):
 
 
 def test_killed_runs_end_bit_identical(undisturbed, tmp_path):
+    """KILLS in all; a run that ends between two of them is compared, and a new one begun."""
     encoder, expected, seconds = undisturbed
     rng = random.Random(0)
-    killed = 0
+    killed, runs = 0, 0
     while killed < KILLS:
         process = subprocess.Popen(
-            command(tmp_path, encoder),
+            command(tmp_path / str(runs), encoder),
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -76,9 +77,11 @@ def test_killed_runs_end_bit_identical(undisturbed, tmp_path):
             process.wait()
             killed += 1
         else:
-            break  # it came to its end between two kills
-    subprocess.run(command(tmp_path, encoder), check=True, cwd=ROOT, capture_output=True)
-    assert_same(final_weights(tmp_path), expected)
+            assert_same(final_weights(tmp_path / str(runs)), expected)
+            runs += 1
+    last = command(tmp_path / str(runs), encoder)
+    subprocess.run(last, check=True, cwd=ROOT, capture_output=True)
+    assert_same(final_weights(tmp_path / str(runs)), expected)
 
 
 def test_a_full_disk_stops_with_the_reason_and_keeps_the_checkpoint(undisturbed, tmp_path):
