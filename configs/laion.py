@@ -100,10 +100,12 @@ def _super_resolution() -> cfg.RunConfig:
     )
 
 
-def _tiny(config: cfg.Config) -> cfg.Config:
-    """Toy networks at 16 -> 64 over the same data path, encoders trained in the pipeline."""
-    width = 32
-    clip = cfg.RunConfig(
+_TINY_WIDTH = 32
+
+
+def _tiny_clip() -> cfg.RunConfig:
+    width = _TINY_WIDTH
+    return cfg.RunConfig(
         task="contrastive",
         data=dataclasses.replace(_data(32), min_side=8),
         batch_size=16,
@@ -125,6 +127,11 @@ def _tiny(config: cfg.Config) -> cfg.Config:
         ),
         tokenizer=cfg.TokenizerConfig(vocab_size=600),
     )
+
+
+def _tiny(config: cfg.Config) -> cfg.Config:
+    """Toy networks at 16 -> 64 over the same data path, encoders trained in the pipeline."""
+    width = _TINY_WIDTH
     adapter = AdapterConfig(
         patch_size=8,
         width=32,
@@ -182,6 +189,6 @@ def _tiny(config: cfg.Config) -> cfg.Config:
     return dataclasses.replace(
         config,
         pipeline=("clip", "base", "sr"),
-        runs={"clip": clip, "base": base, "sr": sr},
+        runs={"clip": _tiny_clip(), "base": base, "sr": sr},
         encoders=cfg.EncodersConfig(),
     )
