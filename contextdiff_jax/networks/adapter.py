@@ -17,6 +17,7 @@ from contextdiff_jax.networks import axes
 from contextdiff_jax.networks.attention import MultiHeadAttention
 from contextdiff_jax.networks.conditioning import SinusoidMLP
 from contextdiff_jax.networks.config import AdapterConfig
+from contextdiff_jax.networks.dot_product_attention import Implementation
 from contextdiff_jax.networks.layers import (
     Dense,
     LayerNorm,
@@ -83,8 +84,15 @@ class Adapter(nn.Module):
         )(nn.silu(time)).reshape(-1, MODULATIONS, config.width)
         maps = []
         for i in range(config.num_blocks):
-            block = AdapterBlock(config.heads, config.mlp_ratio, self.dtype, name=f"block_{i}")
-            h, weights = block(h, shared, text_tokens.astype(self.dtype), text_mask)
+            block = AdapterBlock(
+                config.heads,
+                config.mlp_ratio,
+                self.dtype,
+                config.attention_implementation,
+                name=f"block_{i}",
+            )
+            text = text_tokens.astype(self.dtype)
+            h, weights = block(h, shared, text, text_mask, return_maps)
             maps.append(weights)
         h = LayerNorm(name="norm_out")(h)
         features = config.patch_size**2 * channels
@@ -132,16 +140,23 @@ class AdapterBlock(nn.Module):
       heads: attention heads.
       mlp_ratio: hidden width of the MLP in units of the token width.
       dtype: compute dtype.
+      implementation: of the attention, see dot_product_attention.
     """
 
     heads: int
     mlp_ratio: int
     dtype: Any = jnp.float32
+    implementation: Implementation = "auto"
 
     @nn.compact
     def __call__(
-        self, h: jax.Array, modulation: jax.Array, text: jax.Array, text_mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        h: jax.Array,
+        modulation: jax.Array,
+        text: jax.Array,
+        text_mask: jax.Array,
+        return_maps: bool = False,
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Transforms query tokens.
 
         Args:
@@ -149,9 +164,10 @@ class AdapterBlock(nn.Module):
           modulation: (B, 6, C) float32, shared by all blocks.
           text: (B, L, D) text tokens.
           text_mask: (B, L) bool.
+          return_maps: also return the cross-attention weights.
 
         Returns:
-          (B, Q, C), and the cross-attention weights (B, heads, Q, L) float32.
+          (B, Q, C), and the cross-attention weights (B, heads, Q, L) float32, or None.
         """
         width = h.shape[-1]
         table = self.param(
@@ -165,10 +181,11 @@ class AdapterBlock(nn.Module):
             scale, shift = modulation[:, 2 * i, None], modulation[:, 2 * i + 1, None]
             return (LayerNorm(affine=False)(h) * (1.0 + scale) + shift).astype(self.dtype)
 
-        attend_self = MultiHeadAttention(self.heads, "self", dtype=self.dtype, name="self")
+        settings = {"dtype": self.dtype, "implementation": self.implementation}
+        attend_self = MultiHeadAttention(self.heads, "self", **settings, name="self")
         h = h + attend_self(adapted(0))[0]
-        attend_text = MultiHeadAttention(self.heads, "context", dtype=self.dtype, name="cross")
-        attended, weights = attend_text(adapted(1), text, text_mask)
+        attend_text = MultiHeadAttention(self.heads, "context", **settings, name="cross")
+        attended, weights = attend_text(adapted(1), text, text_mask, return_maps)
         h = h + attended
         hidden = self.mlp_ratio * width
         y = Dense(hidden, (axes.EMBED, axes.MLP), dtype=self.dtype, name="mlp_in")(adapted(2))

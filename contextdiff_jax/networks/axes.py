@@ -22,6 +22,13 @@ VOCAB = "vocab"
 POSITION = "position"
 LAYERS = "layers"
 
+# Mesh axes that activations are split over.
+BATCH_MESH_AXES = ("data", "fsdp")
+HEADS_MESH_AXIS = "tensor"
+# Parameters' axes that stay split where they are used: the outputs of layers (and heads). The
+# others are put together just before.
+SPLIT_IN_USE = (HEADS, MLP, VOCAB, CONV_OUT, MODULATION)
+
 AXES = MappingProxyType(
     {
         EMBED: "width of the token, feature or embedding vector a dense layer reads or writes",

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from contextdiff_jax.networks import axes
 from contextdiff_jax.networks.attention import MultiHeadAttention
+from contextdiff_jax.networks.dot_product_attention import Implementation
 from contextdiff_jax.networks.layers import (
     Conv,
     Dense,
@@ -88,11 +89,13 @@ class AttentionBlock(nn.Module):
       heads: number of heads.
       groups: groups of the norm.
       dtype: compute dtype, also that of the output.
+      implementation: of the attention, see dot_product_attention.
     """
 
     heads: int
     groups: int = 32
     dtype: Any = jnp.float32
+    implementation: Implementation = "auto"
 
     @nn.compact
     def __call__(
@@ -106,6 +109,7 @@ class AttentionBlock(nn.Module):
             keys="self" if text is None else "both",
             out_init=zeros,
             dtype=self.dtype,
+            implementation=self.implementation,
             name="attention",
         )
         h, _ = attention(h.reshape(batch, height * width, channels), text, text_mask)
@@ -140,6 +144,7 @@ class UNetBlock(nn.Module):
       always_project: see ResBlock.
       skip_scale: factor on the skip.
       dtype: compute dtype.
+      implementation: of the attention, see dot_product_attention.
     """
 
     channels: int
@@ -148,6 +153,7 @@ class UNetBlock(nn.Module):
     always_project: bool = False
     skip_scale: float = 1.0
     dtype: Any = jnp.float32
+    implementation: Implementation = "auto"
 
     @nn.compact
     def __call__(
@@ -172,7 +178,10 @@ class UNetBlock(nn.Module):
             name="res",
         )(h, embedding)
         if self.heads is not None:
-            h = AttentionBlock(self.heads, self.groups, self.dtype, name="attn")(h, text, text_mask)
+            attention = AttentionBlock(
+                self.heads, self.groups, self.dtype, self.implementation, name="attn"
+            )
+            h = attention(h, text, text_mask)
         return h, (h if skip is None else None)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from contextdiff_jax.networks import axes
 from contextdiff_jax.networks.attention import AttentionPooling
+from contextdiff_jax.networks.dot_product_attention import Implementation
 from contextdiff_jax.networks.layers import (
     Dense,
     named,
@@ -53,6 +54,7 @@ class TextConditioning(nn.Module):
       pool_heads: heads of the pooling attention.
       null: "learned" or "zeros".
       dtype: compute dtype.
+      implementation: of the pooling attention, see dot_product_attention.
     """
 
     text_dim: int
@@ -61,6 +63,7 @@ class TextConditioning(nn.Module):
     pool_heads: int
     null: Literal["learned", "zeros"] = "learned"
     dtype: Any = jnp.float32
+    implementation: Implementation = "auto"
 
     @nn.compact
     def __call__(
@@ -93,7 +96,9 @@ class TextConditioning(nn.Module):
             projection = Dense(width, (axes.CONTEXT, axes.EMBED), dtype=self.dtype, name="project")
             tokens = projection(tokens)
         tokens, mask = self._replace_dropped(tokens, mask, keep)
-        pool = AttentionPooling(self.pooled_width, self.pool_heads, self.dtype, name="pool")
+        pool = AttentionPooling(
+            self.pooled_width, self.pool_heads, self.dtype, self.implementation, name="pool"
+        )
         return tokens, mask, pool(tokens, mask)
 
     def _replace_dropped(
@@ -124,6 +129,7 @@ class Conditioning(nn.Module):
       null: "learned" or "zeros", the null condition.
       low_res: whether a noise-augmented low-resolution image is a condition.
       dtype: compute dtype.
+      implementation: of the pooling attention, see dot_product_attention.
     """
 
     sinusoids: int
@@ -134,6 +140,7 @@ class Conditioning(nn.Module):
     null: Literal["learned", "zeros"] = "learned"
     low_res: bool = False
     dtype: Any = jnp.float32
+    implementation: Implementation = "auto"
 
     @nn.compact
     def __call__(
@@ -170,6 +177,7 @@ class Conditioning(nn.Module):
             self.pool_heads,
             self.null,
             self.dtype,
+            self.implementation,
             name="text",
         )
         tokens, mask, pooled = conditioning(t.shape[0], text, text_mask, keep)

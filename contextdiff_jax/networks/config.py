@@ -6,7 +6,10 @@ not fit; both name the key, its value and what is allowed.
 
 import dataclasses
 import math
+import typing
 from typing import Literal
+
+from contextdiff_jax.networks.dot_product_attention import Implementation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,9 @@ class DenoiserConfig:
         a checkpoint fits only the setting it was made with. Leave it off on CPU, where
         convolutions inside a scan train some 40 times slower.
       remat: "blocks" recomputes each block's activations in the backward pass, saving memory.
+      attention_implementation: "xla" (plain), "cudnn" (NVIDIA GPUs, bfloat16), "flash" (TPUs) or
+        "auto", which takes what the platform has where sequences are long enough to gain. All
+        compute the same up to rounding, so a checkpoint fits any.
     """
 
     image_channels: int = 3
@@ -34,6 +40,7 @@ class DenoiserConfig:
     low_res: bool = False
     scan_blocks: bool = True
     remat: Literal["none", "blocks"] = "none"
+    attention_implementation: Implementation = "auto"
 
     @property
     def reduction(self) -> int:
@@ -46,11 +53,12 @@ class DenoiserConfig:
 
     def _validate_common(self, where: str, channels: tuple[int, ...], levels: tuple[int, ...]):
         _check_positive(self, where, "image_channels", "groups")
-        for key, allowed in (("null", ("learned", "zeros")), ("remat", ("none", "blocks"))):
-            if getattr(self, key) not in allowed:
-                raise ValueError(
-                    f"{where}.{key} = {getattr(self, key)!r} is not allowed: one of {allowed} is."
-                )
+        for key, allowed in (
+            ("null", ("learned", "zeros")),
+            ("remat", ("none", "blocks")),
+            ("attention_implementation", typing.get_args(Implementation)),
+        ):
+            _check_choice(self, where, key, allowed)
         if self.text_dim is not None:
             _check_positive(self, where, "text_dim")
         elif self.text_width is not None:
@@ -180,6 +188,7 @@ class AdapterConfig:
       text_dim: width of the text encoder's tokens.
       bound: s in r = s tanh(raw / s), the largest possible |r|. None leaves r unbounded: nothing in
         the training loss then stops it from growing, and samples deteriorate.
+      attention_implementation: as that of the denoisers.
     """
 
     image_channels: int = 3
@@ -192,6 +201,7 @@ class AdapterConfig:
     image_dim: int = 768
     text_dim: int = 512
     bound: float | None = 1.0
+    attention_implementation: Implementation = "auto"
 
     def validate(self, where: str = "adapter") -> None:
         """Raises ValueError for values that cannot work; `where` prefixes the keys."""
@@ -200,6 +210,7 @@ class AdapterConfig:
         _check_even(where, "time_width", self.time_width)
         _check_divides(where, "heads", self.heads, self.width, "channels of width")
         _check_multiple(f"{where}.width", self.width, 4)
+        _check_choice(self, where, "attention_implementation", typing.get_args(Implementation))
         if self.bound is not None and self.bound <= 0:
             raise ValueError(
                 f"{where}.bound = {self.bound} is not allowed: a positive number or None is."
@@ -223,6 +234,12 @@ def imagen_sr() -> EfficientUNetConfig:
 def contextdiff_adapter() -> AdapterConfig:
     """ContextDiff's adapter over CLIP ViT-B/32, 38 million parameters (190 million with CLIP)."""
     return AdapterConfig()
+
+
+def _check_choice(config: object, where: str, key: str, allowed: tuple[str, ...]) -> None:
+    value = getattr(config, key)
+    if value not in allowed:
+        raise ValueError(f"{where}.{key} = {value!r} is not allowed: one of {allowed} is.")
 
 
 def _check_positive(config: object, where: str, *keys: str) -> None:

@@ -55,6 +55,7 @@ class EfficientUNet(nn.Module):
             config.null,
             config.low_res,
             self.dtype,
+            config.attention_implementation,
             name="conditioning",
         )(t, text, text_mask, keep, aug_level)
         joined = join_low_res(x, low_res, config.low_res)
@@ -111,7 +112,11 @@ class EfficientUNet(nn.Module):
         h, outputs = stack(h + added[:, None, None], skips, None, None, None)
         if level in config.attention_levels:
             attention = rematerialized(AttentionBlock, config.remat)
-            h = attention(config.heads, config.groups, self.dtype, name=f"{name}_attn")(
-                h, text, text_mask
-            )
+            h = attention(
+                config.heads,
+                config.groups,
+                self.dtype,
+                config.attention_implementation,
+                name=f"{name}_attn",
+            )(h, text, text_mask)
         return h, outputs

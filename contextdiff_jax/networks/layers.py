@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from contextdiff_jax.networks import axes
+from contextdiff_jax.networks.activation_sharding import gathered, over_batch
 
 Initializer = Callable[..., jax.Array]
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -60,11 +61,13 @@ class Dense(nn.Module):
         """Maps (..., input width) to (..., features)."""
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", named(self.kernel_init, *self.axes), shape)
-        y = _matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        # Gathered in the compute dtype: half the bytes in bfloat16.
+        kernel = gathered(kernel.astype(self.dtype), self.axes)
+        y = _matmul(over_batch(x).astype(self.dtype), kernel)
         if self.use_bias:
             bias = self.param("bias", named(zeros, self.axes[1]), (self.features,))
             y = y + bias.astype(self.dtype)
-        return y
+        return over_batch(y)
 
 
 class Conv(nn.Module):
@@ -97,7 +100,7 @@ class Conv(nn.Module):
         names = (axes.KERNEL_HEIGHT, axes.KERNEL_WIDTH, axes.CONV_IN, axes.CONV_OUT)
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", named(self.kernel_init, *names), shape)
-        x, weights = x.astype(self.dtype), kernel.astype(self.dtype)
+        x, weights = over_batch(x).astype(self.dtype), gathered(kernel.astype(self.dtype), names)
         if self.kernel_size == self.stride == 1 and self.padding is None:
             y = _matmul(x, weights[0, 0])
         else:
@@ -111,7 +114,7 @@ class Conv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", named(zeros, axes.CONV_OUT), (self.features,))
             y = y + bias.astype(self.dtype)
-        return y
+        return over_batch(y)
 
 
 class GroupNorm(nn.Module):

@@ -75,6 +75,7 @@ class UNet(nn.Module):
             config.null,
             config.low_res,
             self.dtype,
+            config.attention_implementation,
             name="conditioning",
         )(t, text, text_mask, keep, aug_level)
         h = join_low_res(x, low_res, config.low_res)
@@ -101,9 +102,13 @@ class UNet(nn.Module):
         res = rematerialized(ResBlock, config.remat)
         attention = rematerialized(AttentionBlock, config.remat)
         h = res(channels, config.groups, dtype=self.dtype, name="middle_res_0")(h, embedding)
-        h = attention(channels // config.head_dim, config.groups, self.dtype, name="middle_attn")(
-            h, text, text_mask
-        )
+        h = attention(
+            channels // config.head_dim,
+            config.groups,
+            self.dtype,
+            config.attention_implementation,
+            name="middle_attn",
+        )(h, text, text_mask)
         return res(channels, config.groups, dtype=self.dtype, name="middle_res_1")(h, embedding)
 
     def _up(self, h: jax.Array, skips: list[jax.Array], conditions: tuple) -> jax.Array:
@@ -123,6 +128,7 @@ class UNet(nn.Module):
             "heads": channels // config.head_dim if level in config.attention_levels else None,
             "groups": config.groups,
             "dtype": self.dtype,
+            "implementation": config.attention_implementation,
         }
         return BlockStack(count, block, config.scan_blocks, config.remat, name=name)
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from contextdiff_jax.networks.attention import AttentionPooling, MultiHeadAttention, attend
+from contextdiff_jax.networks.attention import AttentionPooling, MultiHeadAttention
+from contextdiff_jax.networks.dot_product_attention import attend, attention_weights
 
 RNG = np.random.default_rng(2)
 X = RNG.normal(size=(3, 5, 16)).astype(np.float32)
@@ -16,7 +17,9 @@ EMPTY = np.array([[True] * 7, [False] * 7, [True, False] * 3 + [True]])
 
 def test_attend_is_torch_attention(oracle):
     query, key, value = (RNG.normal(size=(3, n, 4, 8)).astype(np.float32) for n in (5, 7, 7))
-    got, weights = attend(*map(jnp.asarray, (query, key, value)), jnp.asarray(MASK))
+    mask = jnp.asarray(MASK)
+    got = attend(*map(jnp.asarray, (query, key, value)), mask)
+    weights = attention_weights(*map(jnp.asarray, (query, key)), mask)
     want = oracle.functional.scaled_dot_product_attention(
         *(oracle.tensor(v).transpose(1, 2) for v in (query, key, value)),
         attn_mask=oracle.torch.tensor(MASK)[:, None, None, :],
@@ -30,9 +33,9 @@ def test_softmax_is_float32_for_bfloat16_inputs():
     query, key, value = (
         jnp.asarray(RNG.normal(size=(3, n, 4, 8)), jnp.bfloat16) for n in (5, 7, 7)
     )
-    got, weights = attend(query, key, value)
-    _, exact = attend(*(v.astype(jnp.float32) for v in (query, key, value)))
-    assert got.dtype == jnp.bfloat16
+    assert attend(query, key, value).dtype == jnp.bfloat16
+    weights = attention_weights(query, key)
+    exact = attention_weights(query.astype(jnp.float32), key.astype(jnp.float32))
     assert weights.dtype == jnp.float32
     np.testing.assert_allclose(weights, exact, atol=1e-6)
 
@@ -42,7 +45,10 @@ def test_multi_head_attention_is_torch_s(random_params, oracle, keys):
     module = MultiHeadAttention(4, keys)
     given = () if keys == "self" else (CONTEXT, MASK)
     params = random_params(module, X, *given)
-    got, weights = module.apply({"params": params}, X, *given)
+    got, nothing = module.apply({"params": params}, X, *given)
+    assert nothing is None
+    same, weights = module.apply({"params": params}, X, *given, return_weights=True)
+    np.testing.assert_array_equal(got, same)
     want = oracle.attention(params, oracle.tensor(X), 4, keys, oracle.tensor(CONTEXT), MASK)
     np.testing.assert_allclose(got, want, atol=1e-5)
     assert weights.shape == (3, 4, 5, {"self": 5, "context": 7, "both": 12}[keys])

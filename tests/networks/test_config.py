@@ -47,6 +47,11 @@ def test_imagen_sizes():
         (UNetConfig(), {"text_dim": 0}, "net.text_dim = 0 .* >= 1"),
         (UNetConfig(), {"null": "mean"}, "net.null = 'mean' .*'learned', 'zeros'"),
         (UNetConfig(), {"remat": "all"}, "net.remat = 'all' .*'none', 'blocks'"),
+        (
+            UNetConfig(),
+            {"attention_implementation": "fused"},
+            "net.attention_implementation = 'fused' .*'auto', 'xla', 'cudnn', 'flash'",
+        ),
         (EfficientUNetConfig(), {"num_blocks": (2, 4)}, r"net.num_blocks = \(2, 4\) .* 4 entries"),
         (EfficientUNetConfig(), {"strides": (4, 2, 2, 2)}, r"net.strides = \(4, .* 1 and 2"),
         (EfficientUNetConfig(), {"heads": 3}, "net.heads = 3 .* divisor of the 1024"),
@@ -55,6 +60,7 @@ def test_imagen_sizes():
         (AdapterConfig(), {"heads": 7}, "net.heads = 7 .* divisor of the 768"),
         (AdapterConfig(), {"width": 30, "heads": 2}, "net.width = 30 .* multiple of 4"),
         (AdapterConfig(), {"time_width": 5}, "net.time_width = 5 .* even"),
+        (AdapterConfig(), {"attention_implementation": ""}, "net.attention_implementation = '' "),
         (AdapterConfig(), {"bound": 0.0}, "net.bound = 0.0 .* positive number or None"),
     ],
 )
