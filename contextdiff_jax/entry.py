@@ -1,7 +1,8 @@
-"""What the entry points share: errors as one sentence, and documented exit codes.
+"""What the entry points share: errors as one sentence, documented exit codes, flags to join others.
 
 0 done; 2 the config, data, weights or arguments were refused; 3 the loss was not finite; 4 a
-checkpoint could not be written or read; 75 stopped on request, saved, the same command goes on.
+checkpoint could not be written or read; 75 stopped on request, saved, the same command goes on;
+134 (SIGABRT) another process did not join, or was lost: the last line says which.
 """
 
 import logging as std_logging
@@ -10,14 +11,57 @@ import sys
 from collections.abc import Callable
 
 import jax
-from absl import app, logging
+from absl import app, flags, logging
 from etils import epath
 
+from contextdiff_jax.host_memory import keep_freed_memory
+from contextdiff_jax.parallel import distributed
 from contextdiff_jax.training.checkpoints import CheckpointError
 from contextdiff_jax.training.failure import NotFinite
 from contextdiff_jax.training.interruption import EXIT_INTERRUPTED, Interrupted
 
 EXIT_REFUSED, EXIT_NOT_FINITE, EXIT_CHECKPOINT = 2, 3, 4
+
+
+def define_process_flags() -> Callable[[], distributed.Processes]:
+    """Defines the flags of runs of several processes; returns the function that reads them."""
+    mode = flags.DEFINE_enum(
+        "distributed",
+        "auto",
+        distributed.MODES,
+        "auto: the processes of --coordinator, else of the cluster JAX detects (Cloud TPU, GKE, "
+        "SLURM), else one. explicit: as --coordinator, --num_processes and --process_id say. "
+        "none: one process.",
+    )
+    coordinator = flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT where process 0 listens; the same for every process."
+    )
+    num_processes = flags.DEFINE_integer("num_processes", None, "Number of processes.")
+    process_id = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    join_timeout = flags.DEFINE_integer(
+        "join_timeout_s", 300, "Seconds until every process must have joined."
+    )
+    heartbeat_timeout = flags.DEFINE_integer(
+        "heartbeat_timeout_s", 100, "Seconds without a sign of life until a process counts as lost."
+    )
+    return lambda: distributed.Processes(
+        mode.value,
+        coordinator.value,
+        num_processes.value,
+        process_id.value,
+        join_timeout.value,
+        heartbeat_timeout.value,
+    )
+
+
+def join(processes: distributed.Processes) -> None:
+    """Starts the run's processes; must come before any use of devices.
+
+    Process 0 speaks for all: of the others only warnings and errors are logged.
+    """
+    distributed.start(processes)
+    if not distributed.is_main() and logging.get_verbosity() < logging.DEBUG:
+        logging.set_verbosity(logging.WARNING)
 
 
 def keep_compiled_programs(folder: epath.PathLike) -> None:
@@ -29,19 +73,34 @@ def keep_compiled_programs(folder: epath.PathLike) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def run(command: Callable[[], None]) -> None:
+def check_writable(folder: epath.PathLike, flag: str) -> None:
+    """Makes `folder` and writes to it, so that missing rights show before any long work.
+
+    Raises ValueError, naming the flag and the path, when that fails.
+    """
+    path = epath.Path(folder)
+    probe = path / f".writable.{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except Exception as error:  # buckets raise types of their own
+        raise ValueError(f"--{flag}={folder}: cannot be written to: {error}") from error
+
+
+def run(command: Callable[..., None], takes_rest: bool = False) -> None:
     """Parses the flags, runs `command`, and ends the process with the code of what it raised.
 
+    takes_rest: `command` is given the arguments after a lone --, or [].
     --verbosity=1 shows the traceback of what was refused.
     """
 
     def main(argv: list[str]) -> None:
-        if len(argv) > 1:
+        if len(argv) > 1 and not takes_rest:
             raise app.UsageError(f"unexpected argument {argv[1]!r}")
-        if logging.get_verbosity() < logging.DEBUG:
-            logging.get_absl_logger().addFilter(_is_ours)
+        hide_libraries()
         try:
-            command()
+            command(*([argv[1:]] if takes_rest else []))
         except Interrupted as stop:
             _end(stop, EXIT_INTERRUPTED)
         except NotFinite as error:
@@ -51,7 +110,14 @@ def run(command: Callable[[], None]) -> None:
         except (ValueError, FileNotFoundError) as error:
             _end(error, EXIT_REFUSED)
 
+    keep_freed_memory()
     app.run(main)
+
+
+def hide_libraries() -> None:
+    """Keeps Orbax's and grain's own progress out of the log, unless everything is asked for."""
+    if logging.get_verbosity() < logging.DEBUG:
+        logging.get_absl_logger().addFilter(_is_ours)
 
 
 def _is_ours(record: std_logging.LogRecord) -> bool:

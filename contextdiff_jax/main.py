@@ -2,7 +2,9 @@
 
   python -m contextdiff_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Any key can be overridden: --config.runs.base.steps=100. Exit codes: see contextdiff_jax/entry.py.
+Any key can be overridden: --config.runs.base.steps=100. On several machines every process gets
+this command, with the same workdir: README, "Many processes". Exit codes: see
+contextdiff_jax/entry.py.
 """
 
 from absl import flags
@@ -19,13 +21,16 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder (local or bucket) of the runs' results.")
 _RUN = flags.DEFINE_string("run", None, "Train only this run of the pipeline, e.g. base.")
+_PROCESSES = entry.define_process_flags()
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
     config = from_config_dict(_CONFIG.value)
+    entry.join(_PROCESSES())
     validate(config)
     workdir = epath.Path(_WORKDIR.value)
+    entry.check_writable(workdir, "workdir")
     entry.keep_compiled_programs(workdir / "compiled")
     train_pipeline(config, workdir, _RUN.value)
 

@@ -11,6 +11,7 @@ from absl import flags, logging
 from etils import epath
 
 from contextdiff_jax import entry
+from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pipeline.cascade import Cascade, write_pictures
 
 _EXPORT = flags.DEFINE_string("export", None, "Folder written by contextdiff_jax.export or main.")
@@ -32,10 +33,12 @@ _SAMPLER = flags.DEFINE_multi_string(
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["auto", "float32", "bfloat16"], "Compute dtype; the export's by default."
 )
+_PROCESSES = entry.define_process_flags()
 flags.mark_flags_as_required(["export", "output"])
 
 
 def main() -> None:
+    entry.join(_PROCESSES())
     prompts = list(_PROMPT.value)
     if _PROMPTS.value is not None:
         prompts += epath.Path(_PROMPTS.value).read_text().splitlines()
@@ -49,7 +52,7 @@ def main() -> None:
         batch_size=_BATCH.value,
         augmentation=_AUGMENTATION.value,
     )
-    for name, images in drawn.items():
+    for name, images in drawn.items() if distributed.is_main() else ():
         write_pictures(epath.Path(_OUTPUT.value) / name, images, prompts)
         logging.info("wrote %d pictures and grid.png to %s/%s", len(images), _OUTPUT.value, name)
 

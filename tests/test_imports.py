@@ -48,10 +48,11 @@ def test_only_checkpoints_uses_orbax():
     assert users == {"checkpoints.py"}
 
 
-def test_training_needs_neither_tensorflow_nor_torch():
+@pytest.mark.parametrize("entry", ["main", "sample", "prepare"])
+def test_no_entry_point_needs_tensorflow_torch_or_beam(entry):
     code = (
-        "import sys, contextdiff_jax.main, contextdiff_jax.pipeline.cascade\n"
-        "loaded = {'tensorflow', 'torch', 'diffusers'} & set(sys.modules)\n"
+        f"import sys, contextdiff_jax.{entry}\n"
+        "loaded = {'tensorflow', 'torch', 'diffusers', 'apache_beam'} & set(sys.modules)\n"
         "assert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,15 +1,20 @@
 """The device mesh: axes (data, fsdp, tensor) over all devices of all processes."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+from contextdiff_jax.networks import axes
+
+BATCH_AXES = axes.BATCH_MESH_AXES
+AXES = (*BATCH_AXES, axes.HEADS_MESH_AXIS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +60,37 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if free:
         sizes[free[0]] = count // fixed
     shape = tuple(sizes[axis] for axis in AXES)
-    if devices[0].platform == "tpu":
-        from jax.experimental import mesh_utils  # orders TPU chips along their torus
+    return Mesh(_ordered(shape, devices), AXES)
 
-        return Mesh(mesh_utils.create_device_mesh(shape, devices=devices), AXES)
-    return Mesh(np.asarray(devices, dtype=object).reshape(shape), AXES)
+
+def _ordered(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+    """Neighbours of fsdp and tensor are neighbours in the network; slices differ in data only."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        if shape[0] % slices:
+            raise ValueError(
+                f"mesh.data = {shape[0]}: must be a multiple of the {slices} slices, "
+                "between which only gradients should travel"
+            )
+        within = (shape[0] // slices, *shape[1:])
+        return mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1), devices=devices, allow_split_physical_axes=True
+        )
+    if devices[0].platform == "tpu":
+        # fsdp = 8 on a 16 x 16 slice takes half a row.
+        return mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
+    return np.asarray(devices, dtype=object).reshape(shape)
+
+
+def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Returns `function`, traced with `mesh` as the ambient mesh; meant to be jitted.
+
+    Kernels inside it, which XLA cannot split by itself, learn from that how they are split.
+    """
+
+    @functools.wraps(function)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **kwargs)
+
+    return traced

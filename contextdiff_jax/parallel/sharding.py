@@ -12,11 +12,7 @@ from contextdiff_jax.parallel.mesh import BATCH_AXES
 # Logical axis (networks/axes.py says what each means) -> mesh axis. A mesh axis is used once per
 # array, the first match wins. Outputs of a layer go to `tensor`, its inputs to `fsdp`.
 RULES: tuple[tuple[str, str | None], ...] = (
-    (axes.HEADS, "tensor"),
-    (axes.MLP, "tensor"),
-    (axes.VOCAB, "tensor"),
-    (axes.CONV_OUT, "tensor"),
-    (axes.MODULATION, "tensor"),
+    *((name, axes.HEADS_MESH_AXIS) for name in axes.SPLIT_IN_USE),
     (axes.EMBED, "fsdp"),
     (axes.CONTEXT, "fsdp"),
     (axes.CONV_IN, "fsdp"),

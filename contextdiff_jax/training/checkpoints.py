@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from contextdiff_jax.parallel import distributed
 from contextdiff_jax.training.state import TrainState
 
 _LAYOUT = 1  # bumped when the content of a checkpoint changes shape
@@ -117,7 +118,8 @@ class Checkpoints:
 
 def newest_metadata(directory: epath.PathLike) -> dict[str, Any] | None:
     """Returns the metadata of the newest checkpoint in `directory` with its "step", or None."""
-    if not epath.Path(directory).exists():
+    # Process 0 may be about to make the folder; all must see the same.
+    if not distributed.from_main(epath.Path(directory).exists()):
         return None
     checkpoints = Checkpoints(directory)
     step = checkpoints.latest_step()

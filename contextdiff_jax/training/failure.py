@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from contextdiff_jax.parallel import distributed
 from contextdiff_jax.training.checkpoints import save_tree
 from contextdiff_jax.training.state import TrainState
 
@@ -30,6 +31,22 @@ def save_and_describe(
     """
     folder = epath.Path(folder)
     save_tree(folder / "state", {"params": state.params, "ema": state.ema})
+    if distributed.is_main():
+        _write_report(folder, step, position, window, metadata)
+    return NotFinite(
+        f"the loss or its gradient was not finite at step {step}; the last sound weights and the "
+        f"metrics are in {folder}, the batch starts at example {position}: lower the learning "
+        "rate, raise warmup_steps, or look at those examples"
+    )
+
+
+def _write_report(
+    folder: epath.Path,
+    step: int,
+    position: int,
+    window: list[dict[str, Any]],
+    metadata: dict[str, Any],
+) -> None:
     report = {
         "step": step,
         "first_example": position,
@@ -37,8 +54,3 @@ def save_and_describe(
         **metadata,
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2, default=str))
-    return NotFinite(
-        f"the loss or its gradient was not finite at step {step}; the last sound weights and the "
-        f"metrics are in {folder}, the batch starts at example {position}: lower the learning "
-        "rate, raise warmup_steps, or look at those examples"
-    )

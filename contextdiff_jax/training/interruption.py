@@ -1,6 +1,15 @@
-"""Preemption: SIGTERM and SIGINT end a run after saving, with an exit code that says so."""
+"""Preemption: SIGTERM and SIGINT end a run after saving, with an exit code that says so.
 
+A signal to one process of several ends all of them, at the same step.
+"""
+
+import collections
 import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 EXIT_INTERRUPTED = 75  # "try again later" in sysexits.h: the same command resumes
 
@@ -32,3 +41,30 @@ class Watch:
     def _handle(self, number: int, _frame) -> None:
         self.triggered = True
         signal.signal(number, self._before[number])
+
+
+class Vote:
+    """Whether any process wants to stop: the same answer at the same step on all of them.
+
+    One process decides at once. Several take a tiny collective each step, and read the answer of
+    LAG steps before, which is there by then: no step waits for another's result.
+    (jax.experimental.multihost_utils.reached_preemption_sync_point would need no collective, but
+    Orbax calls it too, from its own thread and with an older step, which moves its counter back.)
+    """
+
+    LAG = 2
+
+    def __init__(self):
+        self._answers: collections.deque[jax.Array] = collections.deque()
+        mesh = Mesh(np.asarray(jax.devices()), ("all",))
+        self._sharding = NamedSharding(mesh, PartitionSpec("all"))
+        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def stop(self, wanted: bool) -> bool:
+        """Gives this process's vote of this step and returns what all of them do now."""
+        if jax.process_count() == 1:
+            return wanted
+        votes = np.full((jax.local_device_count(),), wanted)
+        votes = jax.make_array_from_process_local_data(self._sharding, votes)
+        self._answers.append(self._any(votes))
+        return len(self._answers) > self.LAG and bool(self._answers.popleft())

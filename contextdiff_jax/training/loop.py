@@ -12,9 +12,10 @@ from clu import parameter_overview
 from etils import epath
 from jax.sharding import Mesh
 
+from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.audit import audit
-from contextdiff_jax.parallel.mesh import BATCH_AXES
-from contextdiff_jax.parallel.sharding import batch_sharding, replicated
+from contextdiff_jax.parallel.mesh import BATCH_AXES, on_mesh
+from contextdiff_jax.parallel.sharding import batch_sharding, replicated, shardings_of
 from contextdiff_jax.pictures import side_by_side
 from contextdiff_jax.training import failure, interruption
 from contextdiff_jax.training.checkpoints import Checkpoints
@@ -26,8 +27,14 @@ from contextdiff_jax.training.optimizer import (
 )
 from contextdiff_jax.training.progress import Progress, duration
 from contextdiff_jax.training.random import stream_key
-from contextdiff_jax.training.state import TrainState, abstract_state, new_state, sharded_abstract
-from contextdiff_jax.training.step import make_train_step
+from contextdiff_jax.training.state import (
+    TrainState,
+    abstract_state,
+    by_group,
+    new_state,
+    sharded_abstract,
+)
+from contextdiff_jax.training.step import jit_train_step, make_train_step
 from contextdiff_jax.training.task import Task
 
 _AHEAD = 2  # batches on the device before the step that reads them
@@ -74,21 +81,20 @@ class Trainer:
         self.checkpoints = Checkpoints(self.directory / "checkpoints", settings.keep)
         self._init_key = stream_key(settings.seed, "init")
         self._shapes, self._shardings = abstract_state(task, self.optimizer, self._init_key, mesh)
-        self._frozen = jax.device_put(task.frozen, replicated(mesh))
-        self._step = jax.jit(
-            make_train_step(
-                task,
-                self.optimizer,
-                seed=settings.seed,
-                ema_decay=settings.optimizer.ema_decay,
-                accumulation=settings.optimizer.accumulation,
-            ),
-            donate_argnums=0,
-            in_shardings=(self._shardings, replicated(mesh), batch_sharding(mesh)),
-            out_shardings=(self._shardings, replicated(mesh)),
+        self._frozen_shardings = shardings_of(task.boxed_frozen(), mesh)
+        self._frozen = distributed.place(task.frozen, self._frozen_shardings)
+        step = make_train_step(
+            task,
+            self.optimizer,
+            seed=settings.seed,
+            ema_decay=settings.optimizer.ema_decay,
+            accumulation=settings.optimizer.accumulation,
         )
-        self._diagnose = jax.jit(task.diagnose)
-        self._preview = jax.jit(task.preview, static_argnums=2)
+        self._step = jit_train_step(step, self._shardings, self._frozen_shardings, mesh)
+        # Whole on every device, so that process 0 can read them.
+        whole = replicated(mesh)
+        self._diagnose = jax.jit(on_mesh(task.diagnose, mesh), out_shardings=whole)
+        self._preview = jax.jit(on_mesh(task.preview, mesh), static_argnums=2, out_shardings=whole)
 
     def start(self) -> tuple[TrainState, int]:
         """Returns the newest checkpoint's state and data position, or a fresh state and 0."""
@@ -97,20 +103,19 @@ class Trainer:
             logging.info("resumed at step %d", int(restored.state.step))
             return restored.state, restored.position
         init = jax.jit(
-            lambda key: new_state(self.task, self.optimizer, key), out_shardings=self._shardings
+            on_mesh(lambda key: new_state(self.task, self.optimizer, key), self.mesh),
+            out_shardings=self._shardings,
         )
         return init(self._init_key), 0
 
     def describe(self, state: TrainState) -> None:
         """Writes the parameter table and the bytes per device to the log and overview.txt."""
         table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-        lines = audit(
-            {
-                group: (getattr(self._shapes, group), getattr(self._shardings, group))
-                for group in ("params", "ema", "optimizer")
-            }
-        )
+        groups = by_group(self._shapes, self._shardings)
+        lines = audit(groups | {"frozen": (self._frozen, self._frozen_shardings)})
         text = "\n".join([table, *lines])
+        if not distributed.is_main():
+            return
         logging.info("parameters and memory:\n%s", text)
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "overview.txt").write_text(text + "\n")
@@ -131,9 +136,10 @@ class Trainer:
             return state
         self.describe(state)
         batches = open_batches(position)
-        log = MetricLog(self.directory, first) if jax.process_index() == 0 else None
+        log = MetricLog(self.directory, first) if distributed.is_main() else None
         progress = Progress(first * settings.batch_size, settings.steps * settings.batch_size)
         window: list[dict[str, jax.Array]] = []
+        vote = interruption.Vote()
         try:
             with interruption.Watch() as watch:
                 for step, batch in enumerate(self._on_device(batches), first + 1):
@@ -146,14 +152,15 @@ class Trainer:
                         self._report(step, state, batch, window, progress, log)
                         window = []
                     self._extras(step, state, batch, log, progress)
-                    last = step == settings.steps or watch.triggered
+                    stop = vote.stop(watch.triggered)
+                    last = step == settings.steps or stop
                     if last or step % settings.save_every == 0:
                         self._save(state)
                         progress.skip()
                     if last:
                         break
                 self.checkpoints.wait()
-                if watch.triggered and step < settings.steps:
+                if stop and step < settings.steps:
                     raise interruption.Interrupted(step)
         finally:
             batches.close()
@@ -166,12 +173,14 @@ class Trainer:
 
         "index", the samples' places in their source, stays behind: no step reads it.
         """
-        sharding = batch_sharding(self.mesh)
+        sharding, size = batch_sharding(self.mesh), self.settings.batch_size
         waiting: collections.deque = collections.deque()
         for batch in batches:
             waiting.append(
                 {
-                    name: jax.make_array_from_process_local_data(sharding, value)
+                    name: jax.make_array_from_process_local_data(
+                        sharding, value, (size, *value.shape[1:])
+                    )
                     for name, value in batch.items()
                     if name != "index"
                 }

@@ -65,3 +65,9 @@ def sharded_abstract(shapes: Any, shardings: Any) -> Any:
         shapes,
         shardings,
     )
+
+
+def by_group(shapes: TrainState, shardings: TrainState) -> dict[str, tuple[Any, Any]]:
+    """Returns {group: (shapes, shardings)} of what takes memory in a state, for the audit."""
+    groups = ("params", "ema", "optimizer")
+    return {group: (getattr(shapes, group), getattr(shardings, group)) for group in groups}

@@ -6,7 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from contextdiff_jax.parallel.mesh import on_mesh
+from contextdiff_jax.parallel.sharding import batch_sharding, replicated
 from contextdiff_jax.training.random import stream_key
 from contextdiff_jax.training.state import TrainState
 from contextdiff_jax.training.task import Batch, Metrics, Task
@@ -49,6 +52,18 @@ def make_train_step(
         return new_state, metrics | {"failed_at": first_failure}
 
     return step
+
+
+def jit_train_step(
+    step: Callable, state_shardings: Any, frozen_shardings: Any, mesh: Mesh
+) -> jax.stages.Wrapped:
+    """Returns the step compiled for a mesh: the state donated, the batch over (data, fsdp)."""
+    return jax.jit(
+        on_mesh(step, mesh),
+        donate_argnums=0,
+        in_shardings=(state_shardings, frozen_shardings, batch_sharding(mesh)),
+        out_shardings=(state_shardings, replicated(mesh)),
+    )
 
 
 def _gradients(

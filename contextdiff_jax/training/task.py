@@ -19,6 +19,9 @@ class Task(Protocol):
 
     frozen: Any
 
+    def boxed_frozen(self) -> Any:
+        """Returns the shapes of `frozen`, boxed with logical axis names."""
+
     def init(self, key: jax.Array) -> Params:
         """Returns fresh parameters, boxed with logical axis names (nn.LogicallyPartitioned)."""
 

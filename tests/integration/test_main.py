@@ -20,6 +20,7 @@ QUICK = "--config=configs/quickstart.py:test"
             "batch_size = 9: must be divisible by 2 devices",
         ),
         ([QUICK, "--run=bsae"], "--run=bsae: must be one of clip, base, sr"),
+        ([QUICK, "--workdir=/dev/null/runs"], "--workdir=/dev/null/runs: cannot be written to"),
         ([QUICK, "--config.encoders.clip.path=nowhere"], "no folder there"),
         (["--config=configs/emoji.py:cpu", "--config.data_path=nowhere"], "nowhere"),
         (["--config=configs/emoji.py:cpu"], "data.path is empty"),

@@ -16,6 +16,9 @@ class LeastSquares:
 
     frozen = {"target": np.arange(1.0, 9.0, dtype=np.float32).reshape(8, 1)}
 
+    def boxed_frozen(self):
+        return {"target": nn.LogicallyPartitioned(self.frozen["target"], ("embed", "norm"))}
+
     def init(self, key):
         w = 0.1 * jax.random.normal(key, (8, 16))
         return {

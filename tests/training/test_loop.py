@@ -142,3 +142,97 @@ def test_checkpoints_move_between_meshes(make_trainer, stream, tmp_path):
     make_trainer(6, directory=directory, mesh=four).train(stream)
     last = make_trainer(8, directory=directory).train(stream)
     np.testing.assert_allclose(last.params["w"], one.params["w"], rtol=1e-4, atol=1e-6)
+
+
+class Watched:
+    """Stands for an array on the device; notes every fetch of its value and every wait for it."""
+
+    def __init__(self, array, note):
+        self.array, self._note = array, note
+
+    def _fetch(self):
+        self._note()
+        return np.asarray(self.array)
+
+    def __array__(self, *args, **kwargs):
+        return self._fetch()
+
+    def __float__(self):
+        return float(self._fetch())
+
+    def __int__(self):
+        return int(self._fetch())
+
+    def __bool__(self):
+        return bool(self._fetch())
+
+    def block_until_ready(self):
+        self._note()
+        return self
+
+
+@pytest.fixture
+def watched_run(make_trainer, stream, monkeypatch):
+    """Trains 12 steps, a report every 4; returns what is fetched, and pulled, at which step.
+
+    The results of every step are handed to the loop as Watched, so that a fetch shows on CPU too,
+    where transfer guards see none (arrays lie in the host's memory). They do see transfers to the
+    device, which outside start and reports are forbidden.
+    """
+
+    def run(**changes):
+        settings = {"log_every": 4, "save_every": 100} | changes
+        trainer = make_trainer(12, **settings)
+        fetched, pulled, done = set(), [], [0]
+        computed, reported = trainer._step, trainer._report
+        state, position = trainer.start()
+
+        def watch(tree):
+            return jax.tree.map(lambda x: Watched(x, lambda: fetched.add(done[0])), tree)
+
+        def step(state, frozen, batch):
+            unwatched = jax.tree.map(
+                lambda x: x.array, state, is_leaf=lambda x: isinstance(x, Watched)
+            )
+            done[0] += 1
+            pulled.append(len(batches))
+            return watch(computed(unwatched, frozen, batch))
+
+        batches = []
+
+        class Counted(stream):
+            def __iter__(self):
+                for batch in super().__iter__():
+                    batches.append(batch)
+                    yield batch
+
+        def report(*args):
+            with jax.transfer_guard("allow"):
+                reported(*args)
+
+        monkeypatch.setattr(trainer, "_step", step)
+        monkeypatch.setattr(trainer, "_report", report)
+        monkeypatch.setattr(trainer, "start", lambda: (watch(state), position))
+        monkeypatch.setattr(trainer, "describe", lambda state: None)
+        monkeypatch.setattr(trainer.checkpoints, "save", lambda *args: None)
+        with jax.transfer_guard("disallow"):
+            trainer.train(Counted)
+        return fetched, pulled
+
+    return run
+
+
+def test_the_host_waits_only_for_reports(watched_run):
+    # Before the first step for its number; after it for the clock; then for reports.
+    assert watched_run()[0] == {0, 1, 4, 8, 12}
+
+
+def test_batches_are_on_the_device_before_their_step(watched_run):
+    assert watched_run()[1] == [3 + step for step in range(12)]
+
+
+def test_a_transfer_to_the_device_in_a_step_is_noticed(watched_run, monkeypatch):
+    place = lambda sharding, value, *shape: value  # noqa: E731
+    monkeypatch.setattr(jax, "make_array_from_process_local_data", place)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        watched_run()

@@ -1,0 +1,100 @@
+"""Why JAX ended this process, in one sentence after its own words.
+
+When a process does not join or is lost, JAX's coordination service aborts the others from a
+thread of its own, past any handler of Python's. So a child copies this process's standard error
+through, and adds the sentence at the end. Only the standard library: the child starts in
+milliseconds.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+
+_KEPT = 1 << 16  # of the end of the output
+_AGAIN = "give every process the same command again, training goes on from the newest checkpoint"
+
+
+def attach(join_timeout_s: int) -> Callable[[], None]:
+    """Starts the child between this process's standard error and what that was until now.
+
+    Returns the function that undoes it.
+    """
+    sys.stderr.flush()
+    stderr = sys.__stderr__.fileno()
+    before = os.dup(stderr)
+    # -I: no packages of the user's, no environment. A session of its own: a Ctrl-C is not for it.
+    child = subprocess.Popen(
+        [sys.executable, "-I", __file__, str(join_timeout_s)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    os.dup2(child.stdin.fileno(), stderr)
+    child.stdin.close()
+
+    def detach() -> None:
+        sys.stderr.flush()
+        os.dup2(before, stderr)  # the last writer is gone: the child sees the end
+        child.wait()
+
+    return detach
+
+
+def follow(join_timeout_s: int, source: int = 0, target: int = 2) -> None:
+    """Copies one file descriptor to another until its end; then says what JAX's last words mean."""
+    end = b""
+    while block := os.read(source, _KEPT):
+        end = (end + block)[-_KEPT:]
+        _write(target, block)
+    sentence = explain(end.decode(errors="replace"), join_timeout_s)
+    if sentence:
+        _write(target, f"contextdiff_jax: {sentence}\n".encode())
+
+
+def _write(target: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(target, data) :]
+
+
+def explain(output: str, join_timeout_s: int) -> str | None:
+    """Returns one sentence for the end of an output, or None where JAX did not abort."""
+    _, aborted, status = output.rpartition("JAX distributed service detected fatal errors")
+    if not aborted:
+        return None
+    status = status.partition("*** Check failure")[0].partition("absl::Status:")[2]
+    late = _ids(r"timed out task names:([^\[]*)", status)
+    if "Wait_for_all_tasks_to_register" in status:
+        return (
+            f"process {late} did not join within {join_timeout_s} s: check that it was started, "
+            "with the same --coordinator and --num_processes, and that it reaches process 0"
+        )
+    if "RegisterTask" in status:
+        return (
+            f"could not join through process 0 within {join_timeout_s} s: check that it was "
+            "started and that --coordinator reaches it; where it was, its log names who is missing"
+        )
+    unhealthy = _ids(r"stopped sending heartbeats\):([^\[]*)", status)
+    if unhealthy:
+        return f"process {unhealthy} was lost (its own log says why): {_AGAIN}"
+    if "Failed to send RPC to coordination service" in status:
+        return f"process 0 was lost (its own log says why): {_AGAIN}"
+    if "Shutdown barrier" in status:
+        first = _ids(r"first task at the barrier:(.*?)\. Some", status)
+        return (
+            f"process {first} ended (its own log says why), process {late} was still at work or "
+            f"lost: {_AGAIN}"
+        )
+    return f"another process failed ({' '.join(status.split())}): {_AGAIN}"
+
+
+def _ids(pattern: str, status: str) -> str:
+    """Returns the process ids in a group of `pattern`: JAX writes 1, or ".../task:1"."""
+    found = re.search(pattern, status, re.DOTALL)
+    numbers = re.findall(r"(?:^|[\s,:])(\d+)(?=[\s,.]|$)", found[1]) if found else []
+    return ", ".join(sorted(set(numbers), key=int))
+
+
+if __name__ == "__main__":
+    follow(int(sys.argv[1]))

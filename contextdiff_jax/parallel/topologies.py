@@ -1,0 +1,88 @@
+"""Chips and slices that are not there: devices to compile for, and what a chip can do.
+
+TPU devices come from libtpu's compiler (`pip install libtpu`), which needs no TPU. `cpu:8` is this
+machine's CPU as eight devices.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import re
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published peak figures of one chip (Google Cloud TPU documentation, per generation).
+
+    flops: bfloat16 operations per second. hbm: bytes. hbm_bandwidth: bytes per second.
+    ici_bandwidth: bytes per second that one chip sends to its neighbours, all links together (half
+    of the bidirectional figure). axes: numbers of dimensions of its slices.
+    """
+
+    flops: float
+    hbm: float
+    hbm_bandwidth: float
+    ici_bandwidth: float
+    axes: int
+
+
+GIB = 2**30
+CHIPS = {
+    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 3),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 2),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 3),
+    "v6e": Chip(918e12, 32 * GIB, 1640e9, 400e9, 2),
+}
+EXAMPLES = ("v5e:16x16", "v5p:2x4x4", "v6e:8x8", "v4:4x4x4", "cpu:8")
+
+
+def chip(topology: str) -> Chip | None:
+    """Returns the figures of a topology's chip, or None for the CPU.
+
+    Raises ValueError for a topology that is not of the form FAMILY:AxB.
+    """
+    family, _, shape = topology.partition(":")
+    axes = CHIPS[family].axes if family in CHIPS else 1
+    form = "x".join(["[1-9][0-9]*"] * axes)
+    if family not in (*CHIPS, "cpu") or not re.fullmatch(form, shape):
+        raise ValueError(
+            f"topology {topology!r}: must be one of {', '.join(CHIPS)} with the shape of a slice, "
+            f"or cpu with a number, e.g. {', '.join(EXAMPLES)}"
+        )
+    return CHIPS.get(family)
+
+
+def devices(topology: str, slices: int = 1) -> list[jax.Device]:
+    """Returns the devices of `slices` slices of this topology; nothing can run on them.
+
+    Call it before anything else uses JAX's devices.
+
+    Raises ValueError for a topology that libtpu does not know, or without libtpu.
+    """
+    known = chip(topology)
+    if known is None:
+        count = int(topology.partition(":")[2]) * slices
+        jax.config.update("jax_num_cpu_devices", count)
+        return jax.devices("cpu")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(f"topology {topology!r} needs the TPU's compiler: pip install libtpu")
+    # Without these libtpu looks for the machine it would be on, and complains.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nobody uses a chip here
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, num_slices=slices
+        )
+    except RuntimeError as error:
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
+        raise ValueError(
+            f"topology {topology!r} is not known to libtpu, e.g. {', '.join(EXAMPLES)} are: {error}"
+        ) from error
+    return list(found.devices)

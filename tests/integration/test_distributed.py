@@ -1,0 +1,212 @@
+"""Several processes: the same training as one, ended together, resumed on any number of devices."""
+
+import csv
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
+from contextdiff_jax.training.checkpoints import load_tree, newest_metadata
+from tests.conftest import ROOT
+from tests.integration.train_squares import BATCH, train
+
+STEPS = 12
+HEARTBEAT_S = 5
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def slurm_environment(number, count, port):
+    """What srun sets for one task, as far as JAX reads it."""
+    return {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number),
+        "JAX_COORDINATOR_PORT": str(port),
+    }
+
+
+class Job:
+    """Processes of one training that run side by side, four virtual devices each."""
+
+    def __init__(self, workdir, *arguments, count=2, started=(0, 1), slurm=False):
+        self.workdir = workdir
+        workdir.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "tests.integration.train_squares", f"--workdir={workdir}"]
+        command += [f"--heartbeat_timeout_s={HEARTBEAT_S}", *map(str, arguments)]
+        port = free_port()
+        self.processes = {}
+        for number in started:
+            if slurm:
+                place, environment = [], slurm_environment(number, count, port)
+            else:
+                environment = {}
+                place = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
+                place += [f"--process_id={number}"]
+            with (workdir / f"log.{number}").open("w") as log:
+                self.processes[number] = subprocess.Popen(
+                    command + place,
+                    cwd=ROOT,
+                    env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"} | environment,
+                    stderr=log,
+                )
+
+    def log(self, number):
+        return (self.workdir / f"log.{number}").read_text()
+
+    def wait_for(self, text, number=0, seconds=90):
+        limit = time.monotonic() + seconds
+        while text not in self.log(number):
+            assert time.monotonic() < limit and self.processes[number].poll() is None, self.log(
+                number
+            )
+            time.sleep(0.05)
+
+    def end(self, seconds=90):
+        """Returns the exit codes; kills what has not ended by then."""
+        try:
+            return {n: process.wait(seconds) for n, process in self.processes.items()}
+        finally:
+            for process in self.processes.values():
+                process.kill()
+
+    def last_line(self, number, seconds=5):
+        """The last line of a log; the child that writes it ends just after its process."""
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit and "contextdiff_jax: " not in self.log(number):
+            time.sleep(0.05)
+        return self.log(number).splitlines()[-1]
+
+
+def final(workdir):
+    assert newest_metadata(workdir / "checkpoints")["step"] == STEPS
+    return load_tree(workdir / "checkpoints" / str(STEPS) / "state")
+
+
+def losses(workdir):
+    rows = csv.DictReader((workdir / "metrics.csv").open())
+    return {int(row["step"]): float(row["value"]) for row in rows if row["name"] == "loss"}
+
+
+def lines(path):
+    return [line.split() for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The workdir of the same training by one process with eight devices."""
+    workdir = tmp_path_factory.mktemp("one")
+    train(workdir, make_mesh(MeshConfig(2, 2, 2)), STEPS)
+    return workdir
+
+
+@pytest.fixture(scope="module", autouse=True)
+def incomplete(tmp_path_factory):
+    """Jobs that wait, beside the other tests, for their third and their first process."""
+    folder = tmp_path_factory.mktemp("incomplete")
+    return (
+        Job(folder / "third", "--join_timeout_s=2", count=3),
+        Job(folder / "first", "--join_timeout_s=2", started=(1,)),
+    )
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A training by two processes after a SIGTERM to the second: its workdir and exit codes."""
+    job = Job(tmp_path_factory.mktemp("two") / "w", "--pause=0.15", f"--steps={STEPS}")
+    job.wait_for("step 2:")
+    job.processes[1].send_signal(signal.SIGTERM)
+    return job, job.end()
+
+
+def copy(workdir, folder):
+    """A copy of a training to go on with, without its record of what was read."""
+    target = folder / "copy"
+    shutil.copytree(workdir, target, ignore=shutil.ignore_patterns("read.*", "log.*"))
+    return target
+
+
+def assert_as_one(workdir, one):
+    for ours, theirs in zip(
+        jax.tree.leaves(final(workdir)), jax.tree.leaves(final(one)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    expected = losses(one)
+    assert losses(workdir) == pytest.approx(expected, rel=1e-5) and len(expected) == STEPS
+
+
+def test_sigterm_to_one_process_ends_all_at_the_same_saved_step(stopped):
+    job, codes = stopped
+    assert codes == {0: 75, 1: 75}, job.log(0) + job.log(1)
+    step = newest_metadata(job.workdir / "checkpoints")["step"]
+    assert 2 <= step < STEPS
+    for number in (0, 1):
+        assert f"stopped on request at step {step}, saved" in job.last_line(number)
+
+
+def test_two_processes_train_as_one(stopped, one, tmp_path):
+    """Losses, parameters and examples, across the stop."""
+    before, _ = stopped
+    step = newest_metadata(before.workdir / "checkpoints")["step"]
+    job = Job(copy(before.workdir, tmp_path), f"--steps={STEPS}")
+    assert job.end() == {0: 0, 1: 0}, job.log(0) + job.log(1)
+    assert f"resumed at step {step}" in job.log(0)
+    assert_as_one(job.workdir, one)
+    read = [
+        lines(before.workdir / f"read.{n}.txt")[:step] + lines(job.workdir / f"read.{n}.txt")
+        for n in (0, 1)
+    ]
+    whole = lines(one / "read.0.txt")[:STEPS]
+    assert [a + b for a, b in zip(*read, strict=True)][:STEPS] == whole
+    assert len(whole[0]) == BATCH == 2 * len(read[0][0])
+    assert "step 12:" in job.log(0) and "step 12:" not in job.log(1)  # process 0 speaks for all
+    assert (job.workdir / "preview/00000012.png").exists()
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 2), (1, 1, 1)])
+def test_a_checkpoint_of_two_processes_moves_to_one(shape, stopped, one, tmp_path):
+    before, _ = stopped
+    step = newest_metadata(before.workdir / "checkpoints")["step"]
+    workdir = copy(before.workdir, tmp_path)
+    devices = jax.devices()[: int(np.prod(shape))]
+    train(workdir, make_mesh(MeshConfig(*shape), devices), STEPS)
+    assert_as_one(workdir, one)
+    assert lines(workdir / "read.0.txt")[: STEPS - step] == lines(one / "read.0.txt")[step:STEPS]
+
+
+def test_a_killed_process_ends_the_others_and_is_named(one, tmp_path):
+    """Then the job goes on, as SLURM would start it, with `tensor` across the processes."""
+    job = Job(tmp_path / "w", "--pause=0.15", f"--steps={STEPS}")
+    job.wait_for("step 6:")
+    job.processes[1].kill()
+    started = time.monotonic()
+    assert job.end() == {0: -signal.SIGABRT, 1: -signal.SIGKILL}, job.log(0)
+    assert time.monotonic() - started < HEARTBEAT_S + 10
+    assert "process 1 was lost (its own log says why)" in job.last_line(0)
+    again = Job(job.workdir, "--mesh=1,1,8", f"--steps={STEPS}", slurm=True)
+    assert again.end() == {0: 0, 1: 0}, again.log(0) + again.log(1)
+    assert "resumed at step 4" in again.log(0)
+    assert_as_one(job.workdir, one)
+
+
+def test_a_process_that_never_joins_is_named(incomplete):
+    third, first = incomplete
+    assert third.end() == {0: -signal.SIGABRT, 1: -signal.SIGABRT}, third.log(0)
+    for number in (0, 1):
+        assert "process 2 did not join within 2 s: check that it" in third.last_line(number)
+    assert first.end() == {1: -signal.SIGABRT}
+    assert "could not join through process 0 within 2 s" in first.last_line(1)

@@ -1,0 +1,123 @@
+"""Flags that go together, what JAX's last words mean, arrays and parts of batches on meshes."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from contextdiff_jax.parallel import distributed, last_words
+from contextdiff_jax.parallel.distributed import Processes
+from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
+from contextdiff_jax.parallel.sharding import batch_sharding
+
+ADDRESS = "10.0.0.1:1234"
+
+
+@pytest.mark.parametrize(
+    ("processes", "sentence"),
+    [
+        (Processes("none", ADDRESS), "--distributed=none runs one process: --coordinator has no"),
+        (Processes("auto", ADDRESS, 2), "--process_id is missing: .* given together"),
+        (Processes("auto", None, None, 0), "--coordinator is missing"),
+        (Processes("explicit"), "--coordinator is missing"),
+        (Processes("auto", "10.0.0.1", 2, 0), "--coordinator=10.0.0.1: must be HOST:PORT"),
+        (Processes("auto", ADDRESS, 2, 2), "--process_id=2: must be in 0..1"),
+        (Processes("auto", ADDRESS, 0, 0), "--num_processes=0: must be at least 1"),
+        (Processes(join_timeout_s=0), "--join_timeout_s=0: must be at least 1"),
+        (Processes(heartbeat_timeout_s=0), "--heartbeat_timeout_s=0: must be at least 1"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(processes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        distributed.start(processes)
+
+
+@pytest.mark.parametrize("processes", [Processes("none"), Processes("auto", "[::1]:1234", 1, 0)])
+def test_one_process_joins_nobody(processes):
+    distributed.start(processes)
+    assert jax.process_count() == 1
+
+
+def aborted(status):
+    return (
+        "step 4: loss 1\nF1122 client.h:80] Terminating process because the JAX distributed "
+        f"service detected fatal errors. absl::Status: {status}\n*** Check failure stack trace: @ 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        (  # as jaxlib 0.10.2 writes them; before that, ids were ".../task:1"
+            "DEADLINE_EXCEEDED: Barrier timed out. Id: [Init]Wait_for_all_tasks_to_register::0.\n"
+            "# of tasks that reached the barrier: 2/4.\nThe first task at the barrier: 0. "
+            "Some timed out task names:\n2\n11\n\n\nRPC: /xla.RegisterTask [type.x/y='\\n$[Init]']",
+            "process 2, 11 did not join within 7 s",
+        ),
+        (
+            "DEADLINE_EXCEEDED: Barrier timed out. Id: [Init]Wait_for_all_tasks_to_register::0. "
+            "Some timed out task names:\n/job:jax_worker/replica:0/task:1\n",
+            "process 1 did not join within 7 s",
+        ),
+        (
+            "DEADLINE_EXCEEDED: Deadline Exceeded\n\nRPC: /xla.CoordinationService/RegisterTask",
+            "could not join through process 0 within 7 s",
+        ),
+        (
+            "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n1\n"
+            "The tasks have crashed. Check the task logs",
+            "process 1 was lost",
+        ),
+        (
+            "UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task was "
+            "preempted",
+            "process 0 was lost",
+        ),
+        (
+            "INTERNAL: Shutdown barrier has failed.\nBarrier result: 'DEADLINE_EXCEEDED: Barrier "
+            "timed out. Id: Shutdown::87259421237152339::0.\n# of tasks that reached the barrier: "
+            "1/2.\nThe first task at the barrier: 1. Some timed out task names:\n0\n [type.x]",
+            "process 1 ended .*, process 0 was still at work",
+        ),
+        ("INTERNAL: something\nnew", r"another process failed \(INTERNAL: something new\)"),
+    ],
+)
+def test_the_last_words_are_explained(status, sentence):
+    assert re.match(sentence, last_words.explain(aborted(status), 7))
+
+
+def test_other_ends_need_no_explanation():
+    assert last_words.explain("contextdiff_jax: stopped on request at step 2, saved", 7) is None
+
+
+def test_arrays_go_to_a_mesh_and_back():
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    tree = {"a": np.arange(8.0), "b": np.arange(16).reshape(8, 2)}
+    placed = distributed.place(tree, batch_sharding(mesh))
+    assert placed["b"].addressable_shards[0].data.shape == (2, 2)
+    for name, array in tree.items():
+        np.testing.assert_array_equal(distributed.to_host(placed[name]), array)
+
+
+@pytest.mark.parametrize(
+    ("shape", "process", "part"),
+    [
+        ((8, 1, 1), 1, (1, 2)),
+        ((2, 2, 2), 0, (0, 2)),
+        ((1, 1, 8), 1, (0, 1)),  # all devices hold the whole batch: both read all of it
+    ],
+)
+def test_a_process_reads_what_its_devices_hold(shape, process, part):
+    processes = np.repeat([0, 1], 4).reshape(shape[0] * shape[1], shape[2])
+    assert distributed.part_of(processes, process) == part
+
+
+def test_one_process_reads_it_all():
+    assert distributed.batch_part(make_mesh(MeshConfig(2, 2, 2))) == (0, 1)
+
+
+def test_parts_that_overlap_are_refused():
+    processes = np.repeat([0, 1, 2], 2).reshape(2, 3)  # 0 holds half, 1 holds all
+    with pytest.raises(ValueError, match=r"hold overlapping parts of a batch"):
+        distributed.part_of(processes, 0)
