@@ -69,6 +69,8 @@ class DataConfig:
         profits from several, scenes do not: drawing holds Python's lock.
     cache_dir: where the index of tar shards is kept; empty: beside the shards, if writable.
     tfds_dir: folder of the prepared TFDS data sets; empty: TFDS's own default.
+    embeddings: folder of text tokens that contextdiff_jax.prepare made of this very data, with the
+        config's text encoders; empty: captions are encoded in the training loop.
     """
 
     source: Literal["scenes", "folder", "shards", "tfds"] = "scenes"
@@ -86,6 +88,7 @@ class DataConfig:
     threads: int = 8
     cache_dir: str = ""
     tfds_dir: str = ""
+    embeddings: str = ""
     scenes: ScenesConfig = ScenesConfig()
 
     def validate(self, where: str) -> None:

@@ -8,6 +8,7 @@ the same for every number of processes and threads, and the position is all ther
 
 import collections
 import dataclasses
+import itertools
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +18,14 @@ import grain
 import numpy as np
 
 from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.data.embeddings import Embeddings
 from contextdiff_jax.data.example import DamagedSample, DataError, Example, SkipReport, Source
 
 Tokenize = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 
 _GIVE_UP_AFTER = 10_000  # damaged samples in a row
 _READY_BATCHES = 2
+_PIECE = 8  # examples that a reading thread hands over together
 _MOST_SAMPLES = 2**32  # of grain's index shuffle
 
 
@@ -49,11 +52,15 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """What stands at one position: image uint8 (R, R, 3), the caption drawn for it, its record."""
+    """What stands at one position: image uint8 (R, R, 3), the caption drawn for it, its record.
+
+    tokens: the caption's, by encoder, where they are read instead of computed.
+    """
 
     image: np.ndarray
     caption: str
     record: Record
+    tokens: Mapping[str, np.ndarray] | None = None
 
 
 class Stream:
@@ -110,7 +117,8 @@ class Batches:
     """Iterator of this process's part of the global batches.
 
     Batches are dicts: image uint8 (b, R, R, 3), index int64 (b,) the samples' indices in their
-    source, what `tokenize` returns for the b captions, and "captions" (b,) object if with_text.
+    source, what `tokenize` returns for the b captions or `embeddings` hold of them, and "captions"
+    (b,) object if with_text.
     """
 
     def __init__(self, batches: Any, report: SkipReport, start: int, batch_size: int):
@@ -152,6 +160,7 @@ def make_batches(
     *,
     seed: int,
     tokenize: Tokenize | None = None,
+    embeddings: Embeddings | None = None,
     start_position: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -161,7 +170,8 @@ def make_batches(
     """Returns the endless batches from global position `start_position` on.
 
     batch_size is global; process h of P gets places [h b, (h + 1) b), b = batch_size / P, of every
-    batch. `report` counts the samples passed over. Raises ValueError for numbers that do not fit;
+    batch. `tokenize` or `embeddings` give the arrays of the captions. `report` counts the samples
+    passed over. Raises ValueError for numbers that do not fit;
     iteration raises what reading raises, DataError when no usable sample is left.
     """
     if batch_size < 1 or batch_size % process_count:
@@ -179,24 +189,17 @@ def make_batches(
         start_position + process_index * part,
         part,
         batch_size,
+        embeddings,
     )
 
-    def collate(examples: Sequence[Loaded]) -> tuple[dict[str, np.ndarray], list[Record]]:
-        captions = [loaded.caption for loaded in examples]
-        records = [loaded.record for loaded in examples]
-        batch = {
-            "image": np.stack([loaded.image for loaded in examples]),
-            "index": np.array([record.index for record in records], np.int64),
-            **({} if tokenize is None else tokenize(captions)),
-        }
-        if with_text:
-            batch["captions"] = np.array(captions, object)
-        return batch, records
+    def collate(pieces: Sequence[list[Loaded]]) -> tuple[dict[str, np.ndarray], list[Record]]:
+        examples = list(itertools.chain.from_iterable(pieces))
+        return _collated(examples, tokenize, embeddings, with_text)
 
-    ahead = max(part, 4 * config.threads)
+    ahead = max(places.pieces, 2 * config.threads)
     read = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=ahead)
-    examples = grain.MapDataset.source(places).to_iter_dataset(read)
-    batches = examples.batch(part, drop_remainder=True, batch_fn=collate)
+    pieces = grain.MapDataset.source(places).to_iter_dataset(read)
+    batches = pieces.batch(places.pieces, drop_remainder=True, batch_fn=collate)
     if config.threads:
         batches = grain.experimental.ThreadPrefetchIterDataset(
             batches, prefetch_buffer_size=_READY_BATCHES
@@ -206,21 +209,62 @@ def make_batches(
     )
 
 
-class _Places:
-    """This process's positions, in order, as grain's random access source."""
+def _collated(
+    examples: Sequence[Loaded],
+    tokenize: Tokenize | None,
+    embeddings: Embeddings | None,
+    with_text: bool,
+) -> tuple[dict[str, np.ndarray], list[Record]]:
+    captions = [loaded.caption for loaded in examples]
+    records = [loaded.record for loaded in examples]
+    batch = {
+        "image": np.stack([loaded.image for loaded in examples]),
+        "index": np.array([record.index for record in records], np.int64),
+        **({} if tokenize is None else tokenize(captions)),
+        **({} if embeddings is None else embeddings.collate([e.tokens for e in examples])),
+    }
+    if with_text:
+        batch["captions"] = np.array(captions, object)
+    return batch, records
 
-    def __init__(self, stream: Stream, first: int, part: int, batch_size: int):
+
+class _Places:
+    """This process's positions, in order, as grain's random access source.
+
+    An element is a piece of a batch, a few examples: handing each over by itself would cost as
+    much as decoding a small picture. pieces: how many make a batch.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        first: int,
+        part: int,
+        batch_size: int,
+        embeddings: Embeddings | None,
+    ):
         self._stream = stream
         self._first = first
         self._part = part
         self._batch_size = batch_size
+        self._embeddings = embeddings
+        self.pieces = -(-part // _PIECE)
 
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, number: int) -> Loaded:
-        batch, place = divmod(number, self._part)
-        return self._stream[self._first + batch * self._batch_size + place]
+    def __getitem__(self, number: int) -> list[Loaded]:
+        batch, piece = divmod(number, self.pieces)
+        first = self._first + batch * self._batch_size
+        places = range(self._part)[piece * _PIECE : (piece + 1) * _PIECE]
+        return [self._load(first + place) for place in places]
+
+    def _load(self, position: int) -> Loaded:
+        loaded = self._stream[position]
+        if self._embeddings is None:
+            return loaded
+        tokens = self._embeddings.read(loaded.record.index, loaded.caption)
+        return dataclasses.replace(loaded, tokens=tokens)
 
 
 def probe(source: Source, count: int = 4, report: SkipReport | None = None) -> None:

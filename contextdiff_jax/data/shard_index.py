@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import uuid
 import zipfile
 from collections.abc import Sequence
 
@@ -20,6 +19,7 @@ from absl import logging
 from etils import epath
 
 from contextdiff_jax.data import decode, tar_index
+from contextdiff_jax.data.atomic_write import written_whole
 from contextdiff_jax.data.example import SkipReport
 from contextdiff_jax.data.tar_index import BLOCK, Member, Window
 
@@ -179,9 +179,8 @@ def _save(index: ShardIndex, path: epath.Path) -> None:
     report = np.frombuffer(json.dumps(index.report.to_json()).encode(), np.uint8)
     buffer = io.BytesIO()
     np.savez(buffer, report=report, **{name: getattr(index, name) for name in _ARRAYS})
-    unfinished = path.parent / f"{path.name}.{uuid.uuid4().hex}.tmp"
-    unfinished.write_bytes(buffer.getvalue())
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        unfinished.write_bytes(buffer.getvalue())
 
 
 def _load(path: epath.Path) -> ShardIndex | None:

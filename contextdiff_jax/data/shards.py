@@ -55,6 +55,8 @@ class ShardSource:
         if not len(self):
             raise DataError(f"no usable sample in {self.name}: {'; '.join(report.summary())}")
         self._files = _OpenFiles()
+        # Made once: from path objects they would cost as much as the read itself.
+        self._files_and_stems = [(os.fspath(path), path.stem) for path in self._paths]
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -103,9 +105,10 @@ class ShardSource:
         text_end = text_at + int(shard.text_size[row])
         start = min(image_at - BLOCK, text_at)  # the header before the image has the key
         end = max(image_at + image_size, text_end)
-        data = self._files.read(self._paths[number], start, end - start)
+        file, stem = self._files_and_stems[number]
+        data = self._files.read(file, start, end - start)
         header = data[image_at - BLOCK - start : image_at - start]
-        key = f"{self._paths[number].stem}/{split_name(member_name(header))[0]}"
+        key = f"{stem}/{split_name(member_name(header))[0]}"
         image = data[image_at - start : image_at - start + image_size]
         return key, image, data[text_at - start : text_end - start]
 
@@ -182,7 +185,7 @@ def _cache(config: DataConfig, folder: epath.Path) -> epath.Path | None:
     return cache
 
 
-def _remote(path: epath.Path) -> bool:
+def _remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
@@ -190,12 +193,12 @@ class _OpenFiles:
     """Reads ranges of files. Local ones stay open, the least recently used are dropped first."""
 
     def __init__(self) -> None:
-        self._files: collections.OrderedDict[epath.Path, _Descriptor] = collections.OrderedDict()
+        self._files: collections.OrderedDict[str, _Descriptor] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, path: epath.Path, offset: int, size: int) -> bytes:
+    def read(self, path: str, offset: int, size: int) -> bytes:
         if _remote(path):
-            with path.open("rb") as file:
+            with epath.Path(path).open("rb") as file:
                 file.seek(offset)
                 data = file.read(size)
         else:
@@ -206,7 +209,7 @@ class _OpenFiles:
             raise DataError(f"{path} is shorter than its index says: it changed while in use")
         return data
 
-    def _open(self, path: epath.Path) -> "_Descriptor":
+    def _open(self, path: str) -> "_Descriptor":
         with self._lock:
             file = self._files.pop(path, None) or _Descriptor(path)
             self._files[path] = file
@@ -218,7 +221,7 @@ class _OpenFiles:
 class _Descriptor:
     """An open file that closes when its last user drops it, so never under a reader."""
 
-    def __init__(self, path: epath.Path):
+    def __init__(self, path: str):
         self.number = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from contextdiff_jax.encoders.attention import SelfAttention
 from contextdiff_jax.encoders.config import CLIPConfig, CLIPTextConfig, StackConfig
 from contextdiff_jax.networks import axes
+from contextdiff_jax.networks.activation_sharding import gathered
 from contextdiff_jax.networks.layers import Conv, Dense, LayerNorm, named
 
 # The temperature is learned as its logarithm and kept from passing 100 (Radford et al., 2.5).
@@ -144,6 +145,7 @@ class TextTower(nn.Module):
             (config.max_length, config.width),
         )
         # An id outside the table becomes NaN (jnp.take's rule) instead of a wrong row.
+        tokens = gathered(tokens, (axes.VOCAB, axes.EMBED))
         x = jnp.take(tokens, input_ids, axis=0).astype(jnp.float32) + positions[:length]
         x, hidden = _apply_blocks(config.stack, x, keep_hidden, self.dtype)
         x = LayerNorm(epsilon=config.norm_eps, name="final_layer_norm")(x)

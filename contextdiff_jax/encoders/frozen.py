@@ -55,6 +55,12 @@ class TextEncoder:
         """Number of tokens per text, padding included."""
         return self.tokenizer.max_length
 
+    def boxed(self) -> Any:
+        """Returns the shapes of the parameters, boxed with their logical axis names."""
+        ids = jnp.zeros((1, self.max_length), jnp.int32)
+        inputs = (ids, ids > 0) if isinstance(self.module, T5Encoder) else (ids,)
+        return jax.eval_shape(self.module.init, jax.random.key(0), *inputs)["params"]
+
     def encode(
         self, params: Any, input_ids: jax.Array, mask: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
@@ -91,15 +97,33 @@ def load_text_encoder(
       FileNotFoundError, ValueError: as load_clip, load_t5 and load_tokenizer do, or tokenizer and
         weights do not belong together.
     """
-    folder = pathlib.Path(folder)
     loaders = {"clip": (load_clip_text, TextTower), "t5": (load_t5, T5Encoder)}
     if kind not in loaders:
         raise ValueError(f"kind = {kind!r}: must be one of {', '.join(loaders)}")
     load, tower = loaders[kind]
     config, params = load(folder, param_dtype)
-    inner = folder / "tokenizer"
-    tokenizer = load_tokenizer(inner if inner.is_dir() else folder, max_length)
+    tokenizer = _folder_tokenizer(folder, max_length)
     return text_encoder(tower(config, dtype), params, tokenizer, folder_identity(folder))
+
+
+def text_encoder_identity(
+    folder: str | pathlib.Path, max_length: int | None = None
+) -> tuple[str, int]:
+    """Returns identity and max_length of the text encoder in a folder, without loading it.
+
+    The weights are read once, tensor by tensor. Raises as load_text_encoder does.
+    """
+    tokenizer = _folder_tokenizer(folder, max_length)
+    return _identity(folder_identity(folder), tokenizer), tokenizer.max_length
+
+
+def _folder_tokenizer(folder: str | pathlib.Path, max_length: int | None) -> Tokenizer:
+    inner = pathlib.Path(folder) / "tokenizer"
+    return load_tokenizer(inner if inner.is_dir() else folder, max_length)
+
+
+def _identity(weights_identity: str, tokenizer: Tokenizer) -> str:
+    return f"{weights_identity}/{tokenizer.identity}"
 
 
 def text_encoder(
@@ -127,5 +151,5 @@ def text_encoder(
             raise ValueError(
                 f"tokenizer ends texts by token {tokenizer.eot_token_id}, the text encoder by {eot}"
             )
-    identity = f"{weights_identity}/{tokenizer.identity}"
+    identity = _identity(weights_identity, tokenizer)
     return TextEncoder(module, params, config, tokenizer, identity)

@@ -14,6 +14,7 @@ import numpy as np
 from contextdiff_jax.encoders.attention import SelfAttention
 from contextdiff_jax.encoders.config import T5Config
 from contextdiff_jax.networks import axes
+from contextdiff_jax.networks.activation_sharding import gathered
 from contextdiff_jax.networks.layers import Dense, named, ones
 
 _normal = nn.initializers.normal
@@ -108,6 +109,7 @@ class T5Encoder(nn.Module):
             (config.vocab_size, config.width),
         )
         # An id outside the table becomes NaN (jnp.take's rule) instead of a wrong row.
+        table = gathered(table, (axes.VOCAB, axes.EMBED))
         x = jnp.take(table, input_ids, axis=0).astype(jnp.float32)
         distances = self.param(
             "relative_attention_bias",

@@ -1,6 +1,7 @@
 """From captions and images to what the denoiser and the adapter attend to, by frozen encoders."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,23 +45,48 @@ class ImageEncoder:
         """Width of the image tokens."""
         return self.module.config.vision_width
 
+    def boxed(self) -> Any:
+        """Returns the shapes of the parameters, boxed with their logical axis names."""
+        side = self.module.config.image_size
+        init = functools.partial(self.module.init, method=CLIP.encode_image)
+        return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Precomputed:
+    """Stands for a text encoder that is not loaded: its tokens come with the batch.
+
+    identity, width, max_length: as the TextEncoder's.
+    """
+
+    identity: str
+    width: int
+    max_length: int
+
 
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
     """The frozen encoders of one diffusion run.
 
     text: the denoiser's text encoder. clip_text, clip_image: the adapter's; None without one.
-    The parameters are passed in (`frozen`), under the names of these fields.
+    The parameters are passed in (`frozen`), under the encoders' identities.
     """
 
-    text: TextEncoder
-    clip_text: TextEncoder | None = None
+    text: TextEncoder | Precomputed
+    clip_text: TextEncoder | Precomputed | None = None
     clip_image: ImageEncoder | None = None
 
     def parameters(self) -> dict[str, Any]:
-        """Returns the encoders' parameters, each set once, keyed by the weights' identity."""
-        encoders = [e for e in (self.text, self.clip_text, self.clip_image) if e is not None]
-        return {encoder.identity: encoder.params for encoder in encoders}
+        """Returns the loaded encoders' parameters, each set once, keyed by their identity."""
+        return {encoder.identity: encoder.params for encoder in self._loaded()}
+
+    def boxed_parameters(self) -> dict[str, Any]:
+        """Returns the shapes of `parameters()`, boxed with their logical axis names."""
+        return {encoder.identity: encoder.boxed() for encoder in self._loaded()}
+
+    def _loaded(self) -> list[TextEncoder | ImageEncoder]:
+        encoders = (self.text, self.clip_text, self.clip_image)
+        return [e for e in encoders if isinstance(e, (TextEncoder, ImageEncoder))]
 
     def identities(self) -> dict[str, str]:
         """Returns which weights and vocabularies serve, for checkpoints to record."""
@@ -70,7 +96,10 @@ class Conditioning:
         return found
 
     def tokenize(self, prompts: Sequence[str], warn: bool = False) -> dict[str, np.ndarray]:
-        """Returns the arrays `encode` reads, for prompts (of any number; "" is no condition)."""
+        """Returns the arrays `encode` reads, for prompts (of any number; "" is no condition).
+
+        The encoders must be loaded: precomputed tokens come from where they are stored.
+        """
         ids, mask = self.text.tokenizer(prompts, warn=warn)
         arrays = {"text_ids": ids, "text_mask": mask}
         if self.clip_text is not None:
@@ -80,20 +109,57 @@ class Conditioning:
         arrays["present"] = np.array([bool(prompt.strip()) for prompt in prompts])
         return arrays
 
+    def token_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of what `encode` reads of a batch, as prepared for training."""
+        shapes = {"present": jax.ShapeDtypeStruct((batch_size,), jnp.bool_)}
+        encoders = {"text": self.text}
+        if self.clip_text is not None and self.clip_text is not self.text:
+            encoders["clip"] = self.clip_text
+        for prefix, encoder in encoders.items():
+            rows = (batch_size, encoder.max_length)
+            shapes[f"{prefix}_mask"] = jax.ShapeDtypeStruct(rows, jnp.bool_)
+            if isinstance(encoder, Precomputed):
+                tokens = jax.ShapeDtypeStruct((*rows, encoder.width), jnp.bfloat16)
+                shapes[f"{prefix}_tokens"] = tokens
+            else:
+                shapes[f"{prefix}_ids"] = jax.ShapeDtypeStruct(rows, jnp.int32)
+        return shapes
+
+    def example(self) -> Condition:
+        """Returns a condition of one row of zeros: the shapes and dtypes `encode` returns."""
+
+        def tokens(encoder: TextEncoder | Precomputed) -> tuple[jax.Array, jax.Array]:
+            length = encoder.max_length
+            return jnp.zeros((1, length, encoder.width)), jnp.zeros((1, length), bool)
+
+        clip = (None, None) if self.clip_text is None else tokens(self.clip_text)
+        text, mask = tokens(self.text)
+        return Condition(text, mask, jnp.zeros((1,), bool), *clip)
+
     def encode(self, frozen: Any, batch: Mapping[str, jax.Array]) -> Condition:
-        """Encodes the arrays of `tokenize`. Pure; no gradient reaches the encoders."""
-        text, mask = self._encode(self.text, frozen, batch["text_ids"], batch["text_mask"])
+        """Encodes the arrays of `tokenize`, or takes precomputed tokens as they are.
+
+        Those are NAME_tokens (B, L, D), zero where NAME_mask (B, L) is False, of any float dtype;
+        NAME is "text" and, where the adapter's encoder is another one, "clip".
+        Pure; no gradient reaches the encoders.
+        """
+        text, mask = self._encode(self.text, frozen, batch, "text")
         present = batch["present"]
         if self.clip_text is None:
             return Condition(text, mask, present)
         if self.clip_text is self.text:
             return Condition(text, mask, present, text, mask)
-        clip = self._encode(self.clip_text, frozen, batch["clip_ids"], batch["clip_mask"])
+        clip = self._encode(self.clip_text, frozen, batch, "clip")
         return Condition(text, mask, present, *clip)
 
     @staticmethod
-    def _encode(encoder: TextEncoder, frozen: Any, ids: jax.Array, mask: jax.Array) -> Any:
-        return encoder.encode(frozen[encoder.identity], ids, mask)
+    def _encode(
+        encoder: TextEncoder | Precomputed, frozen: Any, batch: Mapping[str, jax.Array], name: str
+    ) -> tuple[jax.Array, jax.Array]:
+        mask = batch[f"{name}_mask"]
+        if isinstance(encoder, Precomputed):
+            return batch[f"{name}_tokens"].astype(jnp.float32), mask
+        return encoder.encode(frozen[encoder.identity], batch[f"{name}_ids"], mask)
 
     def image_tokens(self, frozen: Any, images: jax.Array) -> jax.Array:
         """Returns CLIP's tokens (B, 1 + g*g, D) of images in [-1, 1], differentiable in them."""

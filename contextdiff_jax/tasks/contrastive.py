@@ -29,6 +29,15 @@ class ContrastiveTask:
         ids, _ = self.tokenizer(captions)
         return {"text_ids": ids}
 
+    def token_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of the arrays of `tokenize`."""
+        shape = (batch_size, self.tokenizer.max_length)
+        return {"text_ids": jax.ShapeDtypeStruct(shape, jnp.int32)}
+
+    def boxed_frozen(self) -> Any:
+        """Nothing is frozen."""
+        return {}
+
     def init(self, key: jax.Array) -> Params:
         """Returns {"clip": ...}, boxed with logical axis names."""
         side = self.clip.config.image_size

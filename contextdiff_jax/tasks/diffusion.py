@@ -33,7 +33,7 @@ class DiffusionTask:
     """One stage of a cascade: a denoiser, perhaps an adapter, frozen encoders.
 
     resolution: side of the images in pixels; images are (B, resolution, resolution, 3).
-    preview_batch: arrays of `Conditioning.tokenize` for the preview's prompts, or None.
+    preview_batch: the arrays `Conditioning.encode` reads, for the preview's prompts, or None.
     """
 
     config: DiffusionConfig
@@ -51,6 +51,14 @@ class DiffusionTask:
         """The frozen encoders' parameters."""
         return self.conditioning.parameters()
 
+    def boxed_frozen(self) -> Any:
+        """Returns the shapes of `frozen`, boxed with logical axis names."""
+        return self.conditioning.boxed_parameters()
+
+    def token_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of the arrays that `loss` reads of captions."""
+        return self.conditioning.token_shapes(batch_size)
+
     # -- parameters ---------------------------------------------------------------------------
 
     def init(self, key: jax.Array) -> Params:
@@ -58,7 +66,7 @@ class DiffusionTask:
         denoiser_key, adapter_key = jax.random.split(key)
         images = jnp.zeros((1, self.resolution, self.resolution, 3))
         times = jnp.ones((1,))
-        condition = self._example_condition()
+        condition = self.conditioning.example()
         params = {
             "denoiser": self.denoiser.init(
                 denoiser_key,
@@ -70,9 +78,7 @@ class DiffusionTask:
             )["params"]
         }
         if self.adapter is not None:
-            tokens = jax.eval_shape(
-                lambda x: self.conditioning.image_tokens(self.frozen, x), images
-            )
+            tokens = jax.eval_shape(self.conditioning.image_tokens, self.frozen, images)
             params["adapter"] = self.adapter.init(
                 adapter_key,
                 images,
@@ -82,13 +88,6 @@ class DiffusionTask:
                 condition.clip_mask,
             )["params"]
         return params
-
-    def _example_condition(self) -> Condition:
-        shapes = jax.eval_shape(
-            lambda batch: self.conditioning.encode(self.frozen, batch),
-            jax.tree.map(jnp.asarray, self.conditioning.tokenize([""])),
-        )
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def _example_extras(self) -> dict[str, jax.Array]:
         return {}

@@ -87,6 +87,25 @@ def test_position_counts_what_was_handed_out(list_source):
     batches.close()
 
 
+@pytest.mark.parametrize(("batch_size", "processes"), [(7, 1), (8, 1), (19, 1), (38, 2)])
+def test_reading_in_pieces_does_not_show(list_source, batch_size, processes):
+    config = dataclasses.replace(CONFIG, shuffle=False)
+    parts = [
+        take(
+            list_source(101),
+            3,
+            batch_size,
+            config,
+            start_position=5,
+            process_index=h,
+            process_count=processes,
+        )
+        for h in range(processes)
+    ]
+    seen = [i for batches in zip(*parts, strict=True) for b in batches for i in b["index"]]
+    assert seen == [(5 + i) % 101 for i in range(3 * batch_size)]
+
+
 @pytest.mark.parametrize("processes", [2, 3, 6])
 def test_the_global_batch_is_the_same_for_any_number_of_processes(list_source, processes):
     source = list_source(20, damaged={2: "a", 3: "a"}, captions=2)

@@ -1,0 +1,71 @@
+"""Encodes every caption of a run's data once, so that training never loads its text encoder.
+
+  python -m contextdiff_jax.prepare --config=configs/laion.py --run=base --output=embeddings \
+      --config.data_path='laion400m/{00000..41454}.tar'
+
+Then train with --config.runs.base.data.embeddings=embeddings. The same command resumes, and adds
+preview prompts that are new. On a cluster, by Apache Beam; its options follow a lone --:
+
+  python -m contextdiff_jax.prepare ... --runner=DataflowRunner -- --project=P --region=R
+
+Exit codes: see contextdiff_jax/entry.py.
+"""
+
+import functools
+from collections.abc import Sequence
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from contextdiff_jax import entry
+from contextdiff_jax.config import from_config_dict
+from contextdiff_jax.pipeline.prepare import Job, Worker, prepare
+from contextdiff_jax.pipeline.validation import check_text_run, validate
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, with a preset after a colon: configs/laion.py:tiny."
+)
+_RUN = flags.DEFINE_string("run", None, "The run whose data and preview prompts are encoded.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the embeddings.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, for encoders trained in it.")
+_BATCH = flags.DEFINE_integer("batch_size", 256, "Texts encoded at a time.", lower_bound=1)
+_SHARD = flags.DEFINE_integer("shard_size", 10_000, "Samples per file.", lower_bound=1)
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Type of stored tokens.")
+_RUNNER = flags.DEFINE_string("runner", None, "Beam runner, e.g. DirectRunner; none: no Beam.")
+flags.mark_flags_as_required(["config", "run", "output"])
+
+
+def main(options: Sequence[str]) -> None:
+    if options and _RUNNER.value is None:
+        raise ValueError(f"{options[0]!r}: only a --runner takes options of its own")
+    config = from_config_dict(_CONFIG.value)
+    validate(config)
+    check_text_run(config, _RUN.value, _WORKDIR.value)
+    if _WORKDIR.value is not None:
+        entry.keep_compiled_programs(epath.Path(_WORKDIR.value) / "compiled")
+    job = Job(
+        config=config,
+        run=_RUN.value,
+        workdir=_WORKDIR.value or "",
+        output=_OUTPUT.value,
+        batch_size=_BATCH.value,
+        shard_size=_SHARD.value,
+        dtype=_DTYPE.value,
+    )
+    prepare(job, functools.partial(_encode_with_beam, options) if _RUNNER.value else None)
+
+
+def _encode_with_beam(options: Sequence[str], job: Job, worker: Worker, missing: list[int]) -> None:
+    del worker  # Beam's workers load their own
+    try:
+        from contextdiff_jax.pipeline.prepare_beam import encode_with_beam
+    except ImportError as error:
+        raise ValueError(
+            f"--runner={_RUNNER.value} needs the package apache-beam: {error}"
+        ) from error
+    encode_with_beam(job, missing, _RUNNER.value, options)
+
+
+if __name__ == "__main__":
+    entry.run(main, takes_rest=True)
