@@ -51,6 +51,16 @@ def test_an_unknown_preset_lists_the_known(name):
         ("runs.base.data.resolution", 17, r"runs.base.data.resolution.*= 17 .*multiple of 2"),
         ("runs.base.unet.multipliers", 2, r"unet.multipliers = 2: must be a tuple"),
         ("runs.base.unet.groups", 5, r"unet.groups = 5 is not allowed"),
+        (
+            "runs.base.unet.attention_implementation",
+            "flash",
+            r"config.runs.base.unet.attention_implementation = 'flash' is not allowed on cpu",
+        ),
+        (
+            "runs.sr.adapter.attention_implementation",
+            "fused",
+            r"adapter.attention_implementation = 'fused': must be one of auto, xla, cudnn, flash",
+        ),
         ("runs.base.adapter.bound", -1.0, r"adapter.bound = -1.0 is not allowed"),
         ("runs.base.adapter", None, r"config.runs.base.adapter is missing; task 'text_to_image'"),
         ("runs.sr.low_resolution", 24, r"low_resolution = 24: must divide .*resolution = 64"),
@@ -104,6 +114,8 @@ def test_resuming_with_another_config_names_the_keys():
     same = {"config": load("quickstart").to_dict(), "encoders": {"text": "sha256:1"}} | data
     same["config"]["runs"]["base"]["steps"] = 9
     same["config"]["runs"]["base"]["log_every"] = 9
+    same["config"]["runs"]["base"]["unet"]["attention_implementation"] = "xla"
+    same["config"]["runs"]["base"]["adapter"]["attention_implementation"] = "xla"
     check_same_run(saved, same, "base")
     same["config"]["runs"]["base"]["optimizer"]["learning_rate"] = 0.5
     same["data"] = {"samples": 6}

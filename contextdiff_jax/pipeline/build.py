@@ -14,6 +14,7 @@ from etils import epath
 
 import contextdiff_jax
 from contextdiff_jax.config import Config, EncoderRef, RunConfig
+from contextdiff_jax.data.embeddings import Embeddings
 from contextdiff_jax.data.example import Source
 from contextdiff_jax.data.pipeline import make_batches
 from contextdiff_jax.data.sources import sample_captions
@@ -25,13 +26,15 @@ from contextdiff_jax.encoders.weights import folder_identity, load_clip
 from contextdiff_jax.networks.adapter import Adapter
 from contextdiff_jax.networks.efficient_unet import EfficientUNet
 from contextdiff_jax.networks.unet import UNet
-from contextdiff_jax.tasks.conditioning import Conditioning, ImageEncoder
+from contextdiff_jax.parallel import distributed
+from contextdiff_jax.tasks.conditioning import Conditioning, ImageEncoder, Precomputed
 from contextdiff_jax.tasks.contrastive import ContrastiveTask
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.tasks.super_resolution import SuperResolutionTask
 from contextdiff_jax.training.loop import LoopSettings
 from contextdiff_jax.training.task import Task
 
+NETWORKS = ("unet", "efficient_unet", "adapter")  # sections of a run
 RUN_PREFIX = "run:"
 ENCODER_FOLDER = "encoder"  # inside a finished contrastive run
 TOKENIZER_FILES = (
@@ -41,6 +44,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "spiece.model",
 )
+
+_PREVIEWED = 16  # pictures, where the first data is shown
 
 Locate = Callable[[EncoderRef], epath.Path]
 
@@ -68,31 +73,60 @@ def locate_in(workdir: epath.PathLike) -> Locate:
     return locate
 
 
-def build_conditioning(config: Config, locate: Locate) -> Conditioning:
-    """Loads the frozen encoders that a diffusion run reads; shares what is the same."""
-    text = _text_encoder(config.encoders.text, config, locate)
+def text_references(config: Config) -> dict[str, EncoderRef]:
+    """Returns the text encoders a diffusion run reads: "text", and "clip" if it is another one."""
+    references = {"text": config.encoders.text}
+    if config.use_adapter and config.encoders.clip != config.encoders.text:
+        references["clip"] = config.encoders.clip
+    return references
+
+
+def load_text_encoders(config: Config, locate: Locate) -> dict[str, TextEncoder]:
+    """Loads the encoders of `text_references`."""
+    dtype = compute_dtype(config)
+    return {
+        name: load_text_encoder(
+            ref.kind, locate(ref), dtype, param_dtype=dtype, max_length=ref.max_length
+        )
+        for name, ref in text_references(config).items()
+    }
+
+
+def build_conditioning(
+    config: Config, locate: Locate, embeddings: Embeddings | None = None
+) -> Conditioning:
+    """Loads the frozen encoders that a diffusion run reads; shares what is the same.
+
+    With embeddings no text encoder is loaded: their tokens come with the batches.
+    """
+    if embeddings is None:
+        texts = load_text_encoders(config, locate)
+    else:
+        stored = embeddings.metadata.encoders
+        texts = {
+            name: Precomputed(stored[name].identity, stored[name].width, stored[name].max_length)
+            for name in embeddings.names
+        }
     if not config.use_adapter:
-        return Conditioning(text)
-    ref = config.encoders.clip
-    clip_text = text if ref == config.encoders.text else _text_encoder(ref, config, locate)
-    folder = locate(ref)
+        return Conditioning(texts["text"])
+    folder = locate(config.encoders.clip)
     clip_config, params = load_clip(folder)
     vision = {key: params[key] for key in ("vision_model", "visual_projection", "logit_scale")}
     module = CLIP(clip_config, dtype=compute_dtype(config))
-    return Conditioning(text, clip_text, ImageEncoder(module, vision, folder_identity(folder)))
+    image = ImageEncoder(module, vision, folder_identity(folder))
+    return Conditioning(texts["text"], texts.get("clip", texts["text"]), image)
 
 
-def _text_encoder(ref: EncoderRef, config: Config, locate: Locate) -> TextEncoder:
+def build_diffusion_task(
+    config: Config, run: RunConfig, locate: Locate, embeddings: Embeddings | None = None
+) -> DiffusionTask:
+    """Returns the task of a text_to_image or super_resolution run, its encoders loaded."""
+    return diffusion_task(config, run, build_conditioning(config, locate, embeddings))
+
+
+def diffusion_task(config: Config, run: RunConfig, conditioning: Conditioning) -> DiffusionTask:
+    """Returns the task of a text_to_image or super_resolution run with these encoders."""
     dtype = compute_dtype(config)
-    return load_text_encoder(
-        ref.kind, locate(ref), dtype, param_dtype=dtype, max_length=ref.max_length
-    )
-
-
-def build_diffusion_task(config: Config, run: RunConfig, locate: Locate) -> DiffusionTask:
-    """Returns the task of a text_to_image or super_resolution run."""
-    dtype = compute_dtype(config)
-    conditioning = build_conditioning(config, locate)
     _check_widths(run, conditioning)
     shared = {
         "config": run.diffusion,
@@ -143,9 +177,10 @@ def _tokenizer(run: RunConfig, source: Source, folder: epath.Path, seed: int) ->
     settings, length = run.tokenizer, run.clip.max_length
     if settings.path:
         return load_tokenizer(settings.path, length)
-    if not (folder / "tokenizer.json").exists():
+    if distributed.is_main() and not (folder / "tokenizer.json").exists():
         captions = sample_captions(source, settings.sample, seed)
         train_tokenizer(captions, settings.vocab_size, length, folder)
+    distributed.wait_for_all("tokenizer")
     return load_tokenizer(folder, length)
 
 
@@ -159,20 +194,26 @@ def copy_tokenizer(run: RunConfig, directory: epath.Path) -> None:
             (source / name).copy(target / name, overwrite=True)
 
 
-def with_preview(task: Task, run: RunConfig, source: Source, seed: int) -> Task:
+def with_preview(
+    task: Task, run: RunConfig, source: Source, seed: int, embeddings: Embeddings | None = None
+) -> Task:
     """Returns the task with what its sample grids show: the preview prompts, or the first data.
 
     Super-resolution needs pictures to start from, so it always shows the first data.
     """
     if not run.preview.every or not isinstance(task, DiffusionTask):
         return task
+    tokenize = task.conditioning.tokenize
     if run.preview.prompts and not isinstance(task, SuperResolutionTask):
-        return dataclasses.replace(
-            task, preview_batch=task.conditioning.tokenize(run.preview.prompts)
-        )
-    count = 16
+        arrays = tokenize if embeddings is None else embeddings.prompts
+        return dataclasses.replace(task, preview_batch=arrays(run.preview.prompts))
     batches = make_batches(
-        source, run.data, count, seed=seed, tokenize=task.conditioning.tokenize, start_position=0
+        source,
+        run.data,
+        _PREVIEWED,
+        seed=seed,
+        tokenize=tokenize if embeddings is None else None,
+        embeddings=embeddings,
     )
     batch = next(iter(batches))
     batches.close()
@@ -194,13 +235,17 @@ def loop_settings(config: Config, run: RunConfig) -> LoopSettings:
     )
 
 
-def checkpoint_metadata(config: Config, name: str, task: Task, source: Source) -> dict[str, Any]:
+def checkpoint_metadata(
+    config: Config, name: str, task: Task, source: Source, embeddings: Embeddings | None = None
+) -> dict[str, Any]:
     """Returns what a checkpoint records beside the state: config, data, encoders, versions."""
+    # Rounded tokens train to other bits: the dtype decides, where they lie does not.
+    stored = {} if embeddings is None else {"embeddings": embeddings.metadata.dtype}
     encoders = task.conditioning.identities() if isinstance(task, DiffusionTask) else {}
     return {
         "run": name,
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
         "encoders": encoders,
-        "data": {"samples": len(source)},
+        "data": {"samples": len(source), **stored},
         "versions": {"contextdiff_jax": contextdiff_jax.__version__, "jax": jax.__version__},
     }

@@ -12,11 +12,12 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from contextdiff_jax.config import Config, SamplesConfig, from_config_dict
-from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
+from contextdiff_jax.config import Config, RunConfig, SamplesConfig, from_config_dict
+from contextdiff_jax.parallel import distributed
+from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated
 from contextdiff_jax.pictures import grid, to_uint8
-from contextdiff_jax.pipeline.build import build_diffusion_task
+from contextdiff_jax.pipeline.build import NETWORKS, build_diffusion_task
 from contextdiff_jax.pipeline.export import load_stage, read_export
 from contextdiff_jax.pipeline.sampler_flags import overridden, parse_overrides
 from contextdiff_jax.sampling.config import SamplerConfig
@@ -35,15 +36,16 @@ class Stage:
     params: Any
     frozen: Any
     sampler: SamplerConfig
+    mesh: jax.sharding.Mesh
 
     @functools.cached_property
     def program(self) -> Any:
         """The compiled sampling run: (params, frozen, batch, keys, extras) -> images."""
-        return jax.jit(
-            lambda params, frozen, batch, keys, extras: self.task.sample(
-                params, frozen, batch, keys, self.sampler, extras
-            )
-        )
+
+        def draw(params, frozen, batch, keys, extras):
+            return self.task.sample(params, frozen, batch, keys, self.sampler, extras)
+
+        return jax.jit(on_mesh(draw, self.mesh))
 
 
 class Cascade:
@@ -107,7 +109,7 @@ class Cascade:
             images = None
             for number, stage in enumerate(self.stages):
                 images = self._run(stage, number, padded, indices, seed, images, augmentation)
-                drawn[stage.name].append(np.asarray(images)[: len(part)])
+                drawn[stage.name].append(distributed.to_host(images)[: len(part)])
         return {name: np.concatenate(parts) for name, parts in drawn.items()}
 
     def _run(
@@ -122,7 +124,7 @@ class Cascade:
     ) -> jax.Array:
         """One stage on one batch; its noise is its own, by stage number."""
         sharding = batch_sharding(self._mesh)
-        batch = jax.device_put(stage.task.conditioning.tokenize(prompts), sharding)
+        batch = distributed.place(stage.task.conditioning.tokenize(prompts), sharding)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(sample_keys(seed, indices))
         extras = {}
         if isinstance(stage.task, SuperResolutionTask):
@@ -131,7 +133,7 @@ class Cascade:
                     f"stage {stage.name!r} needs the images of a stage before it, it is the first"
                 )
             extras = stage.task.condition_on(before, augmentation, keys)
-        keys, extras = jax.device_put((keys, extras), sharding)
+        keys, extras = distributed.place((keys, extras), sharding)
         return stage.program(stage.params, stage.frozen, batch, keys, extras)
 
 
@@ -144,7 +146,7 @@ def _load_stage(
     mesh: jax.sharding.Mesh,
     override: Mapping[str, Any],
 ) -> Stage:
-    run = config.runs[name]
+    run = _for_this_machine(config.runs[name])
     task = build_diffusion_task(config, run, locate)
     found = task.conditioning.identities()
     for key, identity in recorded["encoders"].items():
@@ -154,8 +156,22 @@ def _load_stage(
                 "give the folder of the same weights"
             )
     sampler = overridden(run.sampler, override, f"sampler of {name}")
-    params = jax.device_put(load_stage(folder, name), replicated(mesh))
-    return Stage(name, task, params, jax.device_put(task.frozen, replicated(mesh)), sampler)
+    params = distributed.place(load_stage(folder, name), replicated(mesh))
+    return Stage(
+        name, task, params, distributed.place(task.frozen, replicated(mesh)), sampler, mesh
+    )
+
+
+def _for_this_machine(run: RunConfig) -> RunConfig:
+    """Returns the run without the attention kernels chosen for the machine that trained it."""
+    sections = {key: getattr(run, key) for key in NETWORKS if getattr(run, key) is not None}
+    return dataclasses.replace(
+        run,
+        **{
+            key: dataclasses.replace(network, attention_implementation="auto")
+            for key, network in sections.items()
+        },
+    )
 
 
 def write_pictures(
@@ -184,6 +200,6 @@ def draw_samples(export: epath.PathLike, samples: SamplesConfig, output: epath.P
         batch_size=samples.batch_size,
         augmentation=samples.augmentation,
     )
-    for name, images in drawn.items():
+    for name, images in drawn.items() if distributed.is_main() else ():
         write_pictures(epath.Path(output) / name, images, samples.prompts)
     logging.info("samples are in %s", output)

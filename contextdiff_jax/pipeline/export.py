@@ -18,6 +18,7 @@ from absl import logging
 from etils import epath
 
 from contextdiff_jax.config import Config, EncoderRef, from_config_dict
+from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pipeline.build import RUN_PREFIX, Locate, diffusion_runs, locate_in
 from contextdiff_jax.training.checkpoints import (
     CheckpointError,
@@ -51,7 +52,16 @@ def export_pipeline(
         weights, metadata = newest_ema(workdir / name / "checkpoints")
         save_tree(output / name, jax.tree.map(lambda w: np.asarray(w, jnp.dtype(dtype)), weights))
         stages[name] = {"step": metadata["step"], "encoders": metadata["encoders"]}
-    _copy_encoders(config, workdir, output, copy_encoders)
+    if distributed.is_main():
+        _copy_encoders(config, workdir, output, copy_encoders)
+        _describe(output, dtype, stages, metadata)
+    distributed.wait_for_all("export")
+    logging.info("exported %s to %s", ", ".join(stages), output)
+
+
+def _describe(
+    output: epath.Path, dtype: str, stages: dict[str, Any], metadata: dict[str, Any]
+) -> None:
     content = {
         "format": _FORMAT,
         "dtype": dtype,
@@ -60,7 +70,6 @@ def export_pipeline(
         "versions": metadata["versions"],
     }
     (output / "export.json").write_text(json.dumps(content, indent=2))
-    logging.info("exported %s to %s", ", ".join(stages), output)
 
 
 def trained_config(workdir: epath.PathLike) -> Config:

@@ -8,25 +8,31 @@ from absl import logging
 from etils import epath
 
 from contextdiff_jax.config import Config, RunConfig
-from contextdiff_jax.data.example import SkipReport
+from contextdiff_jax.data.example import SkipReport, Source
 from contextdiff_jax.data.pipeline import probe
 from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.encoders.weights import save_clip_folder
+from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.pipeline import build, validation
 from contextdiff_jax.pipeline.cascade import draw_samples
+from contextdiff_jax.pipeline.embeddings import open_embeddings
 from contextdiff_jax.pipeline.export import export_pipeline
-from contextdiff_jax.training.checkpoints import newest_metadata
+from contextdiff_jax.training.checkpoints import newest_ema, newest_metadata
 from contextdiff_jax.training.loop import Trainer, check_batch_size
+from contextdiff_jax.training.task import Task
 
 
 def train_pipeline(config: Config, workdir: epath.Path, only: str | None = None) -> None:
     """Trains the pipeline's runs in order, skipping finished ones, then exports and samples."""
     if only is not None and only not in config.pipeline:
         raise ValueError(f"--run={only}: must be one of {', '.join(config.pipeline)}")
+    draws = only is None and build.diffusion_runs(config) and config.samples.prompts
+    if draws:
+        validation.check_encoders(config)  # drawing encodes its prompts, whatever training read
     for name in [only] if only else config.pipeline:
         train_run(config, name, workdir)
-    if only is None and build.diffusion_runs(config) and config.samples.prompts:
+    if draws:
         export_pipeline(config, workdir, workdir / "export")
         draw_samples(workdir / "export", config.samples, workdir / "samples")
 
@@ -35,7 +41,7 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
     """Trains one run to its last step in workdir/name, from its newest checkpoint if it has one."""
     run, directory = config.runs[name], workdir / name
     saved = newest_metadata(directory / "checkpoints")
-    if _is_finished(run, saved, directory):
+    if distributed.from_main(_is_finished(run, saved, directory)):
         logging.info("run %s is finished already, at step %d", name, run.steps)
         return
     mesh = make_mesh(config.mesh)
@@ -44,18 +50,13 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
     report = SkipReport()
     source = open_source(run.data, report)
     probe(source, report=report)
-    contrastive = run.task == "contrastive"
-    if contrastive:
-        task = build.build_contrastive_task(config, run, source, directory)
-        tokenize = task.tokenize
-    else:
-        task = build.build_diffusion_task(config, run, build.locate_in(workdir))
-        task = build.with_preview(task, run, source, config.seed)
-        tokenize = task.conditioning.tokenize
-    metadata = build.checkpoint_metadata(config, name, task, source)
+    task, texts = _build_task(config, run, source, workdir, directory)
+    metadata = build.checkpoint_metadata(config, name, task, source, texts.get("embeddings"))
     if saved is not None:
         validation.check_same_run(saved, metadata, name)
     trainer = Trainer(task, build.loop_settings(config, run), directory, mesh, metadata)
+
+    index, count = distributed.batch_part(mesh)
 
     def open_batches(position: int):
         return build.make_batches(
@@ -63,21 +64,47 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
             run.data,
             run.batch_size,
             seed=config.seed,
-            tokenize=tokenize,
             start_position=position,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
             report=report,
+            **texts,
         )
 
     try:
-        state = trainer.train(open_batches)
+        trainer.train(open_batches)
     finally:
-        _write_report(report, directory / "data_report.json")
+        _write_report(report, directory / _report_name())
         trainer.checkpoints.close()
-    if contrastive:
-        save_clip_folder(directory / build.ENCODER_FOLDER, task.clip.config, state.ema["clip"])
-        build.copy_tokenizer(run, directory)
+    if run.task == "contrastive":
+        # From the checkpoint: the state itself may lie on devices of other processes.
+        weights, _ = newest_ema(directory / "checkpoints")
+        if distributed.is_main():
+            save_clip_folder(directory / build.ENCODER_FOLDER, task.clip.config, weights["clip"])
+            build.copy_tokenizer(run, directory)
+    distributed.wait_for_all(f"end of run {name}")
+
+
+def _build_task(
+    config: Config, run: RunConfig, source: Source, workdir: epath.Path, directory: epath.Path
+) -> tuple[Task, dict[str, Any]]:
+    """Returns the task, and by which argument make_batches gives it its captions."""
+    if run.task == "contrastive":
+        task = build.build_contrastive_task(config, run, source, directory)
+        return task, {"tokenize": task.tokenize}
+    locate = build.locate_in(workdir)
+    embeddings = open_embeddings(config, run, source, locate)
+    task = build.build_diffusion_task(config, run, locate, embeddings)
+    task = build.with_preview(task, run, source, config.seed, embeddings)
+    if embeddings is not None:
+        return task, {"embeddings": embeddings}
+    return task, {"tokenize": task.conditioning.tokenize}
+
+
+def _report_name() -> str:
+    """Each process reports what it read itself; process 0 under the plain name."""
+    index = jax.process_index()
+    return f"data_report.{index}.json" if index else "data_report.json"
 
 
 def _write_report(report: SkipReport, path: epath.Path) -> None:

@@ -1,9 +1,17 @@
 """Checks of a config that depend on several keys, before anything long starts."""
 
+import jax
 from etils import epath
 
 from contextdiff_jax.config import Config, ConfigError, RunConfig, differences
-from contextdiff_jax.pipeline.build import RUN_PREFIX
+from contextdiff_jax.networks.dot_product_attention import check_implementation
+from contextdiff_jax.pipeline.build import (
+    NETWORKS,
+    RUN_PREFIX,
+    compute_dtype,
+    diffusion_runs,
+    text_references,
+)
 
 _SECTIONS = {
     "contrastive": ("clip", "tokenizer"),
@@ -14,11 +22,16 @@ _SECTIONS = {
 # Keys of a run that may change between a checkpoint and its resumption: they change what is
 # written and how fast, or how long the run goes on, not what the next step computes.
 _FREE = {"steps", "log_every", "save_every", "keep", "preview", "diagnose_every", "sampler"}
-_FREE_DATA = {"threads", "cache_dir"}
+# Of embeddings, what they hold is compared, by their metadata, not where they lie.
+_FREE_DATA = {"threads", "cache_dir", "embeddings"}
+_FREE_NETWORK = {"attention_implementation"}
 
 
-def validate(config: Config) -> None:
-    """Raises ConfigError with one sentence for the first thing that cannot work."""
+def validate(config: Config, files: bool = True) -> None:
+    """Raises ConfigError with one sentence for the first thing that cannot work.
+
+    files: whether the encoders' folders must be there; compiling reads none.
+    """
     for name in config.pipeline:
         if name not in config.runs:
             raise ConfigError(
@@ -26,6 +39,8 @@ def validate(config: Config) -> None:
             )
     for name in config.pipeline:
         _validate_run(config, config.runs[name], f"config.runs.{name}")
+        if files and config.runs[name].task != "contrastive":
+            check_encoders(config, text_precomputed=bool(config.runs[name].data.embeddings))
 
 
 def _validate_run(config: Config, run: RunConfig, where: str) -> None:
@@ -42,6 +57,11 @@ def _validate_run(config: Config, run: RunConfig, where: str) -> None:
     run.data.validate(f"{where}.data")
     if run.task == "contrastive":
         run.clip.validate(f"{where}.clip")
+        if run.data.embeddings:
+            raise ConfigError(
+                f"{where}.data.embeddings = {run.data.embeddings!r}: must be empty, a contrastive "
+                "run trains its text encoder"
+            )
         return
     run.sampler.validate(f"{where}.sampler")
     key = "unet" if run.task == "text_to_image" else "efficient_unet"
@@ -50,6 +70,12 @@ def _validate_run(config: Config, run: RunConfig, where: str) -> None:
         getattr(run, section).validate(f"{where}.{section}")
         resolution = f"{where}.data.resolution (for {section})"
         getattr(run, section).check_resolution(run.data.resolution, resolution)
+        check_implementation(
+            getattr(run, section).attention_implementation,
+            jax.default_backend(),
+            compute_dtype(config),
+            f"{where}.{section}.attention_implementation",
+        )
     if key == "efficient_unet" and network.residual and run.diffusion.prediction != "x0":
         raise ConfigError(
             f"{where}.diffusion.prediction = {run.diffusion.prediction!r}: must be 'x0' where "
@@ -60,10 +86,26 @@ def _validate_run(config: Config, run: RunConfig, where: str) -> None:
             f"{where}.low_resolution = {run.low_resolution}: must divide "
             f"{where}.data.resolution = {run.data.resolution}"
         )
-    _check_encoders(config)
 
 
-def _check_encoders(config: Config) -> None:
+def check_text_run(config: Config, name: str, workdir: str | None) -> None:
+    """Raises ConfigError unless the text encoders of run `name` can be found in `workdir`."""
+    runs = diffusion_runs(config)
+    if name not in runs:
+        raise ConfigError(
+            f"--run={name}: must be one of {', '.join(runs) or '(none)'}, the runs that read text "
+            "encoders"
+        )
+    own = [r.path for r in text_references(config).values() if r.path.startswith(RUN_PREFIX)]
+    if own and not workdir:
+        raise ConfigError(f"encoder {own[0]!r} is trained by the pipeline: give its --workdir")
+
+
+def check_encoders(config: Config, text_precomputed: bool = False) -> None:
+    """Raises ConfigError where an encoder is neither a folder nor a run of the pipeline.
+
+    text_precomputed: the text encoder's folder may be missing, its tokens are stored.
+    """
     refs = {"text": config.encoders.text}
     if config.use_adapter:
         refs["clip"] = config.encoders.clip
@@ -76,7 +118,7 @@ def _check_encoders(config: Config) -> None:
                     f"{where}: no such contrastive run; must be a folder or one of "
                     f"{', '.join(known) or '(none)'}"
                 )
-        elif not epath.Path(ref.path).is_dir():
+        elif not epath.Path(ref.path).is_dir() and (key == "clip" or not text_precomputed):
             raise ConfigError(
                 f"{where}: no folder there; must be a Hugging Face folder of {ref.kind} weights "
                 f"or one of {', '.join(known) or '(none)'}"
@@ -102,6 +144,10 @@ def _decisive(metadata: dict, name: str) -> dict:
     config = metadata["config"]
     run = {key: value for key, value in config["runs"][name].items() if key not in _FREE}
     run["data"] = {key: value for key, value in run["data"].items() if key not in _FREE_DATA}
+    for section in NETWORKS:
+        if run[section] is not None:
+            network = run[section].items()
+            run[section] = {key: value for key, value in network if key not in _FREE_NETWORK}
     kept = {key: config[key] for key in ("seed", "dtype", "use_adapter")}
     recorded = {key: metadata[key] for key in ("encoders", "data")}
     return kept | recorded | {"runs": {name: run}}

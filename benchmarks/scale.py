@@ -1,0 +1,153 @@
+"""What the TPU compiler says of the paper's two stages on several slices; writes docs/scale.md.
+
+  pip install libtpu
+  python -m benchmarks.scale                       # compiles what docs/scale/*.json lacks
+  python -m benchmarks.scale --redo --only=base-v5e-256
+
+Needs libtpu, no TPU; minutes a case on two cores. Each case is one
+`python -m contextdiff_jax.compile`, its figures docs/scale/NAME.json.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIG = "--config=configs/laion.py"
+TEMPLATE = ROOT / "docs" / "scale" / "template.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One compilation: flags of contextdiff_jax.compile beside the config."""
+
+    name: str
+    flags: tuple[str, ...]
+
+    def command(self, output: str) -> list[str]:
+        """Returns the arguments after `python`."""
+        return ["-m", "contextdiff_jax.compile", CONFIG, *self.flags, f"--output={output}"]
+
+
+def _training(run: str, topology: str, chips: int, batch_size: int) -> Case:
+    family = topology.partition(":")[0]
+    flags = (
+        f"--run={run}",
+        f"--topology={topology}",
+        f"--batch_size={batch_size}",
+        # Tokens come with the batch: nothing is read here.
+        f"--config.runs.{run}.data.embeddings=embeddings",
+    )
+    return Case(f"{run}-{family}-{chips}", flags)
+
+
+CASES = (
+    _training("base", "v5e:16x16", 256, 2048),
+    _training("sr", "v5e:16x16", 256, 1024),
+    _training("base", "v5p:2x4x4", 32, 2048),
+    _training("sr", "v5p:2x4x4", 32, 1024),
+    _training("base", "v6e:8x8", 64, 2048),
+    _training("sr", "v6e:8x8", 64, 1024),
+)
+
+COLUMNS = {
+    "case": lambda r: f"{r['run']}, {r['topology']}",
+    "chips": lambda r: str(r["chips"]),
+    "mesh": lambda r: " x ".join(str(size) for size in r["mesh"].values()),
+    "batch": lambda r: f"{r['batch_size']:,}",
+    "GiB per chip (of HBM)": lambda r: (
+        f"{r['peak_bytes'] / 2**30:.2f} ({r['hbm_bytes'] / 2**30:.0f})"
+        + ("" if r["fits"] else ", does not fit")
+    ),
+    "compiled / model FLOPs": lambda r: f"{r['flops_ratio']:.2f}",
+    "compute s": lambda r: f"{r['compute_s']:.3f}",
+    "memory s": lambda r: f"{r['memory_s']:.3f}",
+    "network s": lambda r: f"{r['network_s']:.3f}",
+    "MFU at most": lambda r: f"{r['mfu_bound']:.0%}",
+    "compile s": lambda r: f"{r['compile_s']:.0f}",
+}
+
+
+def table(reports: Sequence[dict[str, Any]]) -> str:
+    """Returns the Markdown table of the figures."""
+    if not reports:
+        return "No case is compiled yet: the command below does it."
+    rows = [list(COLUMNS), ["---"] * len(COLUMNS)]
+    rows += [[show(report) for show in COLUMNS.values()] for report in reports]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def collectives(reports: Sequence[dict[str, Any]]) -> str:
+    """Returns the Markdown table of what is sent, by kind."""
+    if not reports:
+        return ""
+    kinds = sorted({kind for report in reports for kind in report["collectives"]})
+    rows = [["case", *kinds], ["---"] * (len(kinds) + 1)]
+    for report in reports:
+        cells = (report["collectives"].get(kind) for kind in kinds)
+        shown = [f"{c[0]:,}, {c[1] / 1e9:.2f} GB" if c else "none" for c in cells]
+        rows.append([f"{report['run']}, {report['topology']}", *shown])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def commands() -> str:
+    """Returns the compile commands, one a line, as a user would type them."""
+    return "\n".join(shlex.join(["python", *case.command(f"{case.name}.json")]) for case in CASES)
+
+
+def compile_case(case: Case, folder: pathlib.Path) -> None:
+    """Compiles one case into folder/NAME.json; raises RuntimeError when that fails."""
+    path = folder / f"{case.name}.json"
+    print(f"{case.name}: compiling", flush=True)
+    done = subprocess.run([sys.executable, *case.command(str(path))], cwd=ROOT)
+    if done.returncode not in (0, 1):  # 1: it does not fit, which is a result
+        raise RuntimeError(f"{case.name}: compile ended with exit code {done.returncode}")
+
+
+def write(folder: pathlib.Path, template: pathlib.Path, output: pathlib.Path) -> None:
+    """Fills the template with the tables of what is there."""
+    found = [folder / f"{case.name}.json" for case in CASES]
+    reports = [json.loads(path.read_text()) for path in found if path.exists()]
+    missing = [path.stem for path in found if not path.exists()]
+    versions = sorted({f"{k} {v}" for report in reports for k, v in report["versions"].items()})
+    text = template.read_text()
+    for mark, value in {
+        "{table}": table(reports) + (f"\n\nMissing: {', '.join(missing)}." if missing else ""),
+        "{collectives}": collectives(reports),
+        "{versions}": ", ".join(versions) or "jax and libtpu as named in the figures",
+        "{commands}": commands(),
+    }.items():
+        text = text.replace(mark, value)
+    output.write_text(text)
+    print(f"{output}: {len(reports)} of {len(CASES)} cases")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compiles what is missing and writes the document."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scale",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    names = [case.name for case in CASES]
+    add("--only", choices=names, help="compile this case alone")
+    add("--redo", action="store_true", help="compile again what has its figures")
+    add("--table", action="store_true", help="compile nothing, write the document")
+    args = parser.parse_args(argv)
+    folder = ROOT / "docs" / "scale"
+    for case in CASES:
+        wanted = not args.table and args.only in (None, case.name)
+        if wanted and (args.redo or not (folder / f"{case.name}.json").exists()):
+            compile_case(case, folder)
+    write(folder, TEMPLATE, ROOT / "docs" / "scale.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a compiled program will need of a chip: operations, bytes, memory, collectives."""

@@ -1,0 +1,211 @@
+"""Operations, memory traffic and collectives of a compiled program, per chip."""
+
+import collections
+import dataclasses
+import math
+import re
+
+from contextdiff_jax.compilation.hlo import Array, Computation, Instruction, Module
+from contextdiff_jax.compilation.model_flops import valid_taps
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+    "ragged-all-to-all",
+)
+# Names for memory, not traffic; loops and calls are counted by what they hold.
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+    "call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "domain",
+}  # fmt: skip
+_WINDOW = re.compile(r"\bwindow=\{([^}]*)\}")
+_LABELS = re.compile(r"\bdim_labels=(\S+?)_(\S+?)->([^\s,]+)")
+_BATCH_GROUPS = re.compile(r"\bbatch_group_count=(\d+)")
+_CONTRACTING = re.compile(r"\blhs_contracting_dims=\{([\d,]*)\}")
+_GROUPS = re.compile(r"\breplica_groups=\[(\d+),(\d+)\]")
+_GROUP_LIST = re.compile(r"\breplica_groups=\{\{([\d,]*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind.
+
+    count: how often one starts. bytes: what one chip sends over the links in all, by the usual
+    ring algorithms (all-reduce counts twice).
+    """
+
+    count: int
+    bytes: float
+
+
+def flops(module: Module) -> float:
+    """Returns multiplications and additions of matrix products and convolutions, per chip.
+
+    Elementwise work is not counted, nor are products inside custom calls (see `custom_calls`).
+    """
+    total = 0.0
+    for computation, instruction, times in module.each():
+        if instruction.opcode == "dot":
+            total += times * _dot(computation, instruction)
+        elif instruction.opcode == "convolution":
+            total += times * _convolution(computation, instruction)
+    return total
+
+
+def custom_calls(module: Module) -> dict[str, int]:
+    """Returns how often each custom call that may compute runs, e.g. Pallas kernels, by target."""
+    found: collections.Counter = collections.Counter()
+    for _, instruction, times in module.each():
+        if instruction.opcode == "custom-call":
+            target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+            found[target.group(1) if target else instruction.name] += times
+    return dict(found)
+
+
+def hbm_bytes(module: Module) -> float:
+    """Returns the bytes read from and written to HBM, per chip, as if nothing stayed on chip.
+
+    Each instruction outside a fusion reads its operands and writes its result once. A slice of a
+    larger array counts as the slice, an update in place as the update.
+    """
+    total = 0.0
+    for computation, instruction, times in module.each():
+        if computation.name in module.fused or instruction.opcode in _FREE:
+            continue
+        if instruction.opcode.endswith(("-done", "-update")):
+            continue
+        total += times * _traffic(module, computation, instruction)
+    return total
+
+
+def collectives(module: Module) -> dict[str, Collective]:
+    """Returns the collectives by kind."""
+    counts: collections.Counter = collections.Counter()
+    moved: collections.Counter = collections.Counter()
+    for computation, instruction, times in module.each():
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in COLLECTIVES:
+            continue
+        counts[kind] += times
+        moved[kind] += times * _moved(kind, computation, instruction)
+    return {kind: Collective(counts[kind], moved[kind]) for kind in counts}
+
+
+def _dot(computation: Computation, instruction: Instruction) -> float:
+    lhs = computation.arrays(instruction)[0][0]
+    found = _CONTRACTING.search(instruction.attributes)
+    axes = [int(axis) for axis in found.group(1).split(",") if axis] if found else []
+    return 2.0 * instruction.shape[0].size * math.prod(lhs.dims[axis] for axis in axes)
+
+
+def _convolution(computation: Computation, instruction: Instruction) -> float:
+    """2 x products of real input and kernel values: padding and dilation holes are no work."""
+    (lhs,), (rhs,) = computation.arrays(instruction)[:2]
+    out = instruction.shape[0]
+    labels = _LABELS.search(instruction.attributes)
+    if labels is None:
+        raise ValueError(f"convolution {instruction.name} has no dim_labels")
+    lhs_labels, rhs_labels, out_labels = labels.groups()
+    window = _window(instruction.attributes)
+    spatial = sorted(label for label in rhs_labels if label.isdigit())
+    taps = 1.0
+    for number, label in enumerate(spatial):
+        taps *= valid_taps(
+            lhs.dims[lhs_labels.index(label)],
+            rhs.dims[rhs_labels.index(label)],
+            out.dims[out_labels.index(label)],
+            *(window[key][number] if key in window else default for key, default in _DEFAULTS),
+        )
+    # The kernel's input features are those of one group already; the batch is divided here.
+    batch_groups = _BATCH_GROUPS.search(instruction.attributes)
+    batch = lhs.dims[lhs_labels.index("b")] // int(batch_groups.group(1) if batch_groups else 1)
+    features = rhs.dims[rhs_labels.index("i")] * rhs.dims[rhs_labels.index("o")]
+    return 2.0 * batch * features * taps
+
+
+_DEFAULTS = (("stride", 1), ("pad", 0), ("lhs_dilate", 1), ("rhs_dilate", 1))
+
+
+def _window(attributes: str) -> dict[str, list]:
+    found = _WINDOW.search(attributes)
+    fields = dict(item.split("=") for item in found.group(1).split()) if found else {}
+    parsed: dict[str, list] = {}
+    for key, value in fields.items():
+        if key == "pad":
+            parsed[key] = [int(pair.split("_")[0]) for pair in value.split("x")]
+        else:
+            parsed[key] = [int(part) for part in value.split("x")]
+    return parsed
+
+
+def _traffic(module: Module, computation: Computation, instruction: Instruction) -> float:
+    kind, operands = instruction.opcode, computation.arrays(instruction)
+    result = _hbm(instruction.shape)
+    if kind in ("dynamic-slice", "slice", "gather"):
+        return 2 * result
+    if kind in ("dynamic-update-slice", "scatter"):
+        return 2 * _hbm(operands[1] if kind == "dynamic-update-slice" else operands[-1])
+    if kind.removesuffix("-start") in COLLECTIVES or kind in ("copy-start", "async-start"):
+        # The shape of an asynchronous start names the operands again.
+        return sum(map(_hbm, operands)) + max(result - sum(map(_hbm, operands)), 0)
+    if kind == "fusion" and (inner := instruction.called.get("calls")):
+        return _fusion_traffic(module.computations[inner[0]], operands, instruction)
+    return result + sum(map(_hbm, operands))
+
+
+def _fusion_traffic(
+    inner: Computation, operands: list[tuple[Array, ...]], instruction: Instruction
+) -> float:
+    """Reads what the fused computation looks at of each operand; writes what it changes."""
+    parameters = [i for i in inner.instructions.values() if i.opcode == "parameter"]
+    root = next(i for i in inner.instructions.values() if i.root)
+    updated = [r for r in _roots(inner, root) if r.opcode == "dynamic-update-slice"]
+    in_place = {r.operands[0] for r in updated}
+    total = _hbm(instruction.shape)
+    for update in updated:
+        total -= _hbm(update.shape)
+        total += _hbm(inner.instructions[update.operands[1]].shape)
+    for parameter, shape in zip(parameters, operands, strict=False):
+        users = inner.users.get(parameter.name, [])
+        if parameter.name in in_place and len(users) == 1:
+            continue
+        if users and all(user.opcode in ("dynamic-slice", "slice", "gather") for user in users):
+            total += min(_hbm(shape), sum(_hbm(user.shape) for user in users))
+        else:
+            total += _hbm(shape)
+    return max(total, 0.0)
+
+
+def _roots(inner: Computation, root: Instruction) -> list[Instruction]:
+    if root.opcode == "tuple":
+        return [inner.instructions[name] for name in root.operands]
+    return [root]
+
+
+def _hbm(shape: tuple[Array, ...]) -> float:
+    return sum(array.bytes for array in shape if not array.fast)
+
+
+def _moved(kind: str, computation: Computation, instruction: Instruction) -> float:
+    operands = sum(a.bytes for shape in computation.arrays(instruction) for a in shape)
+    group = _group_size(instruction.attributes)
+    share = (group - 1) / group if group else 1.0
+    if kind == "all-gather":
+        return operands * (group - 1 if group else 1)
+    if kind == "all-reduce":
+        return 2 * operands * share
+    if kind in ("reduce-scatter", "all-to-all", "ragged-all-to-all"):
+        return operands * share
+    return operands
+
+
+def _group_size(attributes: str) -> int | None:
+    if found := _GROUPS.search(attributes):
+        return int(found.group(2))
+    if found := _GROUP_LIST.search(attributes):
+        return len(found.group(1).split(","))
+    return None

@@ -1,0 +1,113 @@
+"""Lowers what really runs, the training step or the sampling run, for a mesh, from shapes alone."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from contextdiff_jax.compilation.model_flops import model_flops
+from contextdiff_jax.config import Config
+from contextdiff_jax.parallel.audit import audit
+from contextdiff_jax.parallel.mesh import on_mesh
+from contextdiff_jax.parallel.sharding import batch_sharding, shardings_of
+from contextdiff_jax.pipeline.abstract import abstract_batch, abstract_task
+from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.training.loop import check_batch_size
+from contextdiff_jax.training.optimizer import make_optimizer
+from contextdiff_jax.training.random import stream_key
+from contextdiff_jax.training.state import abstract_state, by_group, sharded_abstract
+from contextdiff_jax.training.step import jit_train_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A lowered program and what is known before compiling it.
+
+    parameters: trained ones. model_flops: of one run over the global batch. memory: the audit's
+    lines, bytes per device by group.
+    """
+
+    lowered: jax.stages.Lowered
+    parameters: int
+    model_flops: float
+    memory: list[str]
+
+
+def lower_training(config: Config, name: str, mesh: Mesh) -> Program:
+    """Lowers one training step of run `name` at its global batch size.
+
+    Raises ValueError for a batch that does not divide, or large parameters left whole.
+    """
+    run = config.runs[name]
+    check_batch_size(run.batch_size, run.optimizer.accumulation, mesh)
+    task = abstract_task(config, name)
+    optimizer = make_optimizer(run.optimizer, run.steps)
+    key = stream_key(config.seed, "init")
+    shapes, shardings = abstract_state(task, optimizer, key, mesh)
+    frozen_shardings = shardings_of(task.boxed_frozen(), mesh)
+    batch = _over_batch(abstract_batch(task, run.batch_size), mesh)
+    memory = audit(by_group(shapes, shardings) | {"frozen": (task.frozen, frozen_shardings)})
+    step = make_train_step(
+        task,
+        optimizer,
+        seed=config.seed,
+        ema_decay=run.optimizer.ema_decay,
+        accumulation=run.optimizer.accumulation,
+    )
+    state = sharded_abstract(shapes, shardings)
+    frozen = sharded_abstract(task.frozen, frozen_shardings)
+    lowered = jit_train_step(step, shardings, frozen_shardings, mesh).lower(state, frozen, batch)
+    plain = abstract_task(without_remat(config), name)
+    gradient = jax.grad(plain.loss, has_aux=True)
+    flops = model_flops(gradient, shapes.params, plain.frozen, batch, key)
+    return Program(lowered, _count(shapes.params), flops, memory)
+
+
+def lower_sampling(config: Config, name: str, mesh: Mesh, batch_size: int) -> Program:
+    """Lowers the whole sampling run of stage `name` for batch_size pictures."""
+    task = abstract_task(config, name)
+    boxed = jax.eval_shape(task.init, jax.random.key(0))
+    shardings, params = shardings_of(boxed, mesh), nn.unbox(boxed)
+    frozen_shardings = shardings_of(task.boxed_frozen(), mesh)
+    frozen = sharded_abstract(task.frozen, frozen_shardings)
+    inputs = {k: v for k, v in abstract_batch(task, batch_size).items() if k != "image"}
+    keys = jax.eval_shape(lambda: sample_keys(0, jnp.arange(batch_size)))
+    image = jax.ShapeDtypeStruct((batch_size, task.resolution, task.resolution, 3), jnp.float32)
+    extras = jax.eval_shape(task.extras, image, jax.random.key(0))
+    batch, keys, extras = (_over_batch(tree, mesh) for tree in (inputs, keys, extras))
+    memory = audit({"params": (params, shardings), "frozen": (task.frozen, frozen_shardings)})
+
+    def draw(params, frozen, batch, keys, extras):
+        return task.sample(params, frozen, batch, keys, task.sampler, extras)
+
+    args = (sharded_abstract(params, shardings), frozen, batch, keys, extras)
+    flops = model_flops(draw, *args)
+    return Program(jax.jit(on_mesh(draw, mesh)).lower(*args), _count(params), flops, memory)
+
+
+def without_remat(config: Config) -> Config:
+    """Returns the config with every activation kept: what the model itself computes."""
+    runs = {}
+    for name, run in config.runs.items():
+        networks = {"unet": run.unet, "efficient_unet": run.efficient_unet}
+        changed = {
+            section: dataclasses.replace(network, remat="none")
+            for section, network in networks.items()
+            if network is not None
+        }
+        runs[name] = dataclasses.replace(run, **changed)
+    return dataclasses.replace(config, runs=runs)
+
+
+def _over_batch(tree: Any, mesh: Mesh) -> Any:
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,159 @@
+"""The compiler's figures for one program on one kind of slice, as a text and as JSON."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from contextdiff_jax.compilation import cost, hlo
+from contextdiff_jax.parallel.topologies import GIB, Chip
+
+USABLE = 0.875  # of HBM: the rest is the runtime's, and room for fragments
+
+KNOBS = (
+    "A larger mesh.fsdp splits parameters, moments and EMA (arguments) further; a smaller "
+    "batch_size, a larger optimizer.accumulation, or remat = 'blocks' of the network keep fewer "
+    "activations (temporaries)."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Figures per chip unless said otherwise; bytes, operations, seconds.
+
+    parameters, model_flops: of the whole program, all chips together. peak_bytes: arguments,
+    results that are no donated arguments, temporaries and code. collectives: {kind: (count,
+    bytes sent)}. compute_s, memory_s, network_s: the roofline's three times at published peaks;
+    the step takes at least the largest (traffic counts as if no value stayed on chip, so memory_s
+    is an upper estimate). mfu_bound: model operations over what the chips could do in that time.
+    fits: whether peak_bytes is within USABLE of HBM. None where the chip's figures are unknown.
+    """
+
+    config: str
+    run: str
+    what: str
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    batch_size: int
+    parameters: int
+    model_flops: float
+    argument_bytes: int
+    temporary_bytes: int
+    code_bytes: int
+    peak_bytes: int
+    hbm_bytes: float | None
+    fits: bool | None
+    compiled_flops: float
+    flops_ratio: float
+    traffic_bytes: float
+    collectives: dict[str, tuple[int, float]]
+    custom_calls: dict[str, int]
+    uncounted_loops: int
+    compute_s: float | None
+    memory_s: float | None
+    network_s: float | None
+    step_s: float | None
+    mfu_bound: float | None
+    lower_s: float
+    compile_s: float
+    versions: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON-able dict."""
+        return dataclasses.asdict(self)
+
+
+def measure(
+    compiled: jax.stages.Compiled, chip: Chip | None, chips: int, model_flops: float
+) -> dict[str, Any]:
+    """Returns the fields of Report that follow from the compiled program."""
+    module = hlo.parse(compiled.as_text())
+    memory = compiled.memory_analysis()
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    flops, traffic = cost.flops(module), cost.hbm_bytes(module)
+    moved = cost.collectives(module)
+    found: dict[str, Any] = {
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes,
+        "peak_bytes": peak,
+        "compiled_flops": flops,
+        "flops_ratio": flops * chips / model_flops,
+        "traffic_bytes": traffic,
+        "collectives": {kind: (item.count, item.bytes) for kind, item in sorted(moved.items())},
+        "custom_calls": cost.custom_calls(module),
+        "uncounted_loops": len(module.unknown_loops()),
+    }
+    times = dict.fromkeys(("compute_s", "memory_s", "network_s", "step_s", "mfu_bound"))
+    found |= {"hbm_bytes": None, "fits": None} | times
+    if chip is not None:
+        sent = sum(item.bytes for item in moved.values())
+        times = {
+            "compute_s": flops / chip.flops,
+            "memory_s": traffic / chip.hbm_bandwidth,
+            "network_s": sent / chip.ici_bandwidth,
+        }
+        step = max(times.values())
+        found |= times | {
+            "step_s": step,
+            "mfu_bound": model_flops / (step * chip.flops * chips),
+            "hbm_bytes": chip.hbm,
+            "fits": peak <= USABLE * chip.hbm,
+        }
+    return found
+
+
+def describe(report: Report) -> str:
+    """Returns the report for people."""
+    lines = [
+        f"{report.config} {report.run}, {report.what}, {report.topology}: {report.chips} chips, "
+        f"mesh {' x '.join(f'{k} {v}' for k, v in report.mesh.items())}, "
+        f"batch {report.batch_size}",
+        f"parameters       {report.parameters:,}",
+        f"memory per chip  {_gib(report.peak_bytes)}: arguments {_gib(report.argument_bytes)}, "
+        f"temporaries {_gib(report.temporary_bytes)}, code {_gib(report.code_bytes)}",
+    ]
+    if report.fits is not None:
+        verdict = "fits" if report.fits else "DOES NOT FIT"
+        usable = _gib(USABLE * report.hbm_bytes)
+        lines.append(f"                 {verdict}: {usable} usable of {_gib(report.hbm_bytes)} HBM")
+    lines += [
+        f"operations       model {report.model_flops / report.chips / 1e12:.3f} TFLOP per chip, "
+        f"compiled {report.compiled_flops / 1e12:.3f} ({report.flops_ratio:.2f} x)",
+        f"HBM traffic      {report.traffic_bytes / 1e9:.1f} GB per chip (upper estimate)",
+    ]
+    for kind, (count, sent) in report.collectives.items():
+        lines.append(f"{kind:<17}{count:,} times, {sent / 1e9:.2f} GB sent per chip")
+    if report.step_s is not None:
+        lines.append(
+            f"roofline         {report.step_s:.3f} s: compute {report.compute_s:.3f}, "
+            f"memory {report.memory_s:.3f}, network {report.network_s:.3f}; "
+            f"MFU at most {report.mfu_bound:.0%}"
+        )
+    for name, count in report.custom_calls.items():
+        lines.append(f"not counted      custom call {name}, {count:,} times")
+    if report.uncounted_loops:
+        lines.append(f"counted once     {report.uncounted_loops} loops of unknown length")
+    lines.append(f"lowered in {report.lower_s:.0f} s, compiled in {report.compile_s:.0f} s")
+    return "\n".join(lines)
+
+
+def advice(report: Report) -> str:
+    """Returns what takes the memory of a program that does not fit, and which knobs lower it."""
+    largest = max(
+        ("arguments", report.argument_bytes),
+        ("temporaries", report.temporary_bytes),
+        key=lambda item: item[1],
+    )
+    return f"{largest[0]} take {_gib(largest[1])} of {_gib(report.peak_bytes)} per chip. {KNOBS}"
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:.2f} GiB"

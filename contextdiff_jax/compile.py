@@ -1,0 +1,128 @@
+"""Compiles a training step or a sampling run for hardware that is not there, and what it needs.
+
+  python -m contextdiff_jax.compile --config=configs/laion.py --run=base --topology=v5e:16x16 \
+      --config.mesh.fsdp=16 --config.runs.base.batch_size=2048
+
+A TPU topology needs libtpu (pip install libtpu), not a TPU; --topology=cpu:8 takes seconds. Prints
+memory per chip, operations, the roofline's step time, collectives; --output writes them as JSON.
+Exit codes: 1 it does not fit; 2 refused; 0 otherwise.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from importlib import metadata
+from typing import NoReturn
+
+import jax
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from contextdiff_jax import entry
+from contextdiff_jax.compilation import lower, report
+from contextdiff_jax.config import Config, from_config_dict
+from contextdiff_jax.parallel import topologies
+from contextdiff_jax.parallel.mesh import make_mesh
+from contextdiff_jax.pipeline.validation import validate
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as main's.")
+_RUN = flags.DEFINE_string("run", None, "Run of the pipeline; by default its only or first one.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, f"Kind of chip and shape of a slice: {', '.join(topologies.EXAMPLES)}."
+)
+_SLICES = flags.DEFINE_integer("slices", 1, "Number of such slices, joined by the data axis.")
+_WHAT = flags.DEFINE_enum("what", "train", ["train", "sample"], "Training step or sampling run.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 0, "Global batch; 0: the run's in training, 8 pictures a chip in sampling."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
+flags.mark_flags_as_required(["config", "topology"])
+
+EXIT_DOES_NOT_FIT = 1
+
+
+def main() -> None:
+    values = _CONFIG.value
+    values.data_path = values.data_path or "no data is read"
+    config = from_config_dict(values)
+    name = _RUN.value or config.pipeline[0]
+    if name not in config.pipeline:
+        raise ValueError(f"--run={name}: must be one of {', '.join(config.pipeline)}")
+    devices = topologies.devices(_TOPOLOGY.value, _SLICES.value)
+    validate(config, files=False)
+    try:
+        found = compile_report(config, name, _TOPOLOGY.value, devices)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _end_without_fit(f"{str(error).splitlines()[0]} {report.KNOBS}")
+    print(report.describe(found))
+    if _OUTPUT.value:
+        epath.Path(_OUTPUT.value).write_text(json.dumps(found.to_json(), indent=1) + "\n")
+    if found.fits is False:
+        _end_without_fit(report.advice(found))
+
+
+def _end_without_fit(why: str) -> NoReturn:
+    print(f"contextdiff_jax: does not fit: {why}", file=sys.stderr)
+    sys.exit(EXIT_DOES_NOT_FIT)
+
+
+def compile_report(
+    config: Config, name: str, topology: str, devices: list[jax.Device]
+) -> report.Report:
+    """Lowers and compiles; returns the figures."""
+    chip = topologies.chip(topology)
+    if chip is not None and config.dtype == "auto":
+        config = dataclasses.replace(config, dtype="bfloat16")  # as "auto" is on the chip itself
+    mesh = make_mesh(config.mesh, devices)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        started = time.monotonic()
+        program, batch_size = _lower(config, name, mesh)
+        lowered = time.monotonic()
+        print("\n".join(program.memory), flush=True)
+        compiled = program.lowered.compile()
+        done = time.monotonic()
+    return report.Report(
+        config=config.name,
+        run=name,
+        what=_WHAT.value,
+        topology=topology if _SLICES.value == 1 else f"{_SLICES.value} x {topology}",
+        chips=len(devices),
+        mesh=dict(mesh.shape),
+        batch_size=batch_size,
+        parameters=program.parameters,
+        model_flops=program.model_flops,
+        lower_s=lowered - started,
+        compile_s=done - lowered,
+        versions=_versions(),
+        **report.measure(compiled, chip, len(devices), program.model_flops),
+    )
+
+
+def _lower(config: Config, name: str, mesh: jax.sharding.Mesh) -> tuple[lower.Program, int]:
+    if _WHAT.value == "train":
+        batch_size = _BATCH_SIZE.value or config.runs[name].batch_size
+        config = _with_batch_size(config, name, batch_size)
+        return lower.lower_training(config, name, mesh), batch_size
+    batch_size = _BATCH_SIZE.value or 8 * mesh.devices.size
+    return lower.lower_sampling(config, name, mesh, batch_size), batch_size
+
+
+def _with_batch_size(config: Config, name: str, batch_size: int) -> Config:
+    run = dataclasses.replace(config.runs[name], batch_size=batch_size)
+    return dataclasses.replace(config, runs=dict(config.runs) | {name: run})
+
+
+def _versions() -> dict[str, str]:
+    found = {"jax": jax.__version__}
+    try:
+        return found | {"libtpu": metadata.version("libtpu")}
+    except metadata.PackageNotFoundError:
+        return found
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,57 @@
+"""The document of compiler figures, from reports as compile.py writes them."""
+
+import json
+
+from benchmarks import scale
+from contextdiff_jax.compilation.report import Report
+from contextdiff_jax.parallel.topologies import CHIPS
+
+REPORT = Report(
+    config="laion",
+    run="base",
+    what="train",
+    topology="v5e:16x16",
+    chips=256,
+    mesh={"data": 32, "fsdp": 8, "tensor": 1},
+    batch_size=2048,
+    parameters=2_000_000_000,
+    model_flops=8e15,
+    argument_bytes=2**32,
+    temporary_bytes=2**31,
+    code_bytes=0,
+    peak_bytes=3 * 2**31,
+    hbm_bytes=CHIPS["v5e"].hbm,
+    fits=True,
+    compiled_flops=4e13,
+    flops_ratio=1.28,
+    traffic_bytes=1e11,
+    collectives={"all-gather": (300, 2.5e9)},
+    custom_calls={},
+    uncounted_loops=0,
+    compute_s=0.203,
+    memory_s=0.122,
+    network_s=0.0125,
+    step_s=0.203,
+    mfu_bound=0.781,
+    lower_s=5.0,
+    compile_s=400.0,
+    versions={"jax": "0.10.2"},
+)
+
+
+def test_what_is_there_is_shown_and_what_lacks_is_said(tmp_path):
+    output = tmp_path / "scale.md"
+    scale.write(tmp_path, scale.TEMPLATE, output)
+    assert "No case is compiled yet" in output.read_text()
+    (tmp_path / "base-v5e-256.json").write_text(json.dumps(REPORT.to_json()))
+    scale.write(tmp_path, scale.TEMPLATE, output)
+    text = output.read_text()
+    assert "| base, v5e:16x16 | 256 | 32 x 8 x 1 | 2,048 | 6.00 (16) | 1.28 | 0.203 |" in text
+    assert "| base, v5e:16x16 | 300, 2.50 GB |" in text
+    assert "Missing: sr-v5e-256" in text
+    assert "{" not in text
+
+
+def test_every_case_is_a_command_that_compile_knows():
+    assert len({case.name for case in scale.CASES}) == len(scale.CASES)
+    assert "--run=sr --topology=v6e:8x8 --batch_size=1024" in scale.commands()

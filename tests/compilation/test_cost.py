@@ -1,0 +1,162 @@
+"""Counts from HLO text and from jaxprs against XLA's own analysis and closed forms."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+from jax.sharding import Mesh, PartitionSpec
+
+from contextdiff_jax.compilation import cost, hlo
+from contextdiff_jax.compilation.model_flops import model_flops
+from contextdiff_jax.networks.config import UNetConfig
+from contextdiff_jax.networks.unet import UNet
+
+F32 = jnp.float32
+
+
+def shape(*dims, dtype=F32):
+    return jax.ShapeDtypeStruct(dims, dtype)
+
+
+def module_of(f, *args):
+    compiled = jax.jit(f).lower(*args).compile()
+    return hlo.parse(compiled.as_text()), compiled
+
+
+def convolution(x, w, **kwargs):
+    settings = {"window_strides": (1, 1), "padding": "SAME"} | kwargs
+    return jax.lax.conv_general_dilated(
+        x, w, dimension_numbers=("NHWC", "HWIO", "NHWC"), **settings
+    )
+
+
+CONVOLUTIONS = {
+    "same": ({}, (2, 9, 9, 4), (3, 3, 4, 6)),
+    "strided": ({"window_strides": (2, 2)}, (2, 9, 9, 4), (3, 3, 4, 6)),
+    "one by one": ({}, (2, 5, 7, 4), (1, 1, 4, 6)),
+    "grouped": ({"feature_group_count": 2}, (2, 6, 6, 4), (3, 3, 2, 6)),
+    "dilated kernel": ({"rhs_dilation": (2, 2)}, (2, 9, 9, 4), (3, 3, 4, 6)),
+    "dilated input": (
+        {"lhs_dilation": (2, 2), "padding": ((1, 2), (1, 2))},
+        (2, 5, 5, 4),
+        (3, 3, 4, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_convolutions_count_like_xla(case):
+    kwargs, x, w = CONVOLUTIONS[case]
+    f = functools.partial(convolution, **kwargs)
+    args = shape(*x), shape(*w)
+    expected = jax.jit(f).lower(*args).cost_analysis()["flops"]  # before any rewriting
+    assert model_flops(f, *args) == expected
+    assert cost.flops(module_of(f, *args)[0]) == expected
+
+
+def test_gradients_of_convolutions_count_like_xla():
+    def loss(x, w):
+        return convolution(x, w, window_strides=(2, 2))
+
+    def gradients(x, w, cotangent):
+        value, pull_back = jax.vjp(loss, x, w)
+        return value, pull_back(cotangent)
+
+    args = shape(2, 8, 8, 4), shape(3, 3, 4, 6), shape(2, 4, 4, 6)
+    expected = jax.jit(gradients).lower(*args).cost_analysis()["flops"]
+    assert model_flops(gradients, *args) == pytest.approx(expected, rel=1e-6)
+    assert cost.flops(module_of(gradients, *args)[0]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_products_in_nested_loops_count_as_often_as_they_run():
+    def chain(weights, x):
+        def outer(carry, w):
+            return jax.lax.fori_loop(0, 3, lambda _, c: jnp.tanh(c @ w), carry), None
+
+        return jax.lax.scan(outer, x, weights)[0]
+
+    args = shape(7, 16, 16), shape(5, 16)
+    expected = 7 * 3 * 2 * 5 * 16 * 16
+    module, _ = module_of(chain, *args)
+    assert not module.unknown_loops()
+    assert cost.flops(module) == model_flops(chain, *args) == expected
+
+
+def test_scanned_and_rematerialized_networks_count_as_plain_ones():
+    def count(**changes):
+        config = UNetConfig(
+            width=16,
+            multipliers=(1, 1),
+            num_blocks=3,
+            attention_levels=(1,),
+            head_dim=8,
+            groups=4,
+            text_dim=16,
+            text_width=None,
+            **changes,
+        )
+        module = UNet(config)
+        inputs = jnp.zeros((1, 8, 8, 3)), jnp.ones(1), jnp.zeros((1, 3, 16))
+        params = jax.eval_shape(lambda: nn.unbox(module.init(jax.random.key(0), *inputs)))
+        return model_flops(module.apply, params, *inputs)
+
+    plain = count(scan_blocks=False)
+    assert plain > 0
+    assert count(scan_blocks=True, remat="blocks") == plain
+
+
+def test_recomputation_is_in_the_compiled_count_only():
+    def loss(checkpointed, weights, x):
+        def block(x, w):
+            return jnp.tanh(x @ w), None
+
+        return jnp.sum(
+            jax.lax.scan(jax.checkpoint(block) if checkpointed else block, x, weights)[0]
+        )
+
+    length, args = 6, (shape(6, 16, 16), shape(64, 16))
+    one = 2 * 64 * 16 * 16
+    assert model_flops(jax.grad(functools.partial(loss, False)), *args) == length * 3 * one
+    module, _ = module_of(jax.grad(functools.partial(loss, True)), *args)
+    assert cost.flops(module) == length * 4 * one
+
+
+def test_collectives_count_what_is_sent():
+    mesh = Mesh(jax.devices()[:8], ("x",))
+    split, whole = PartitionSpec("x"), PartitionSpec()
+
+    @jax.shard_map(mesh=mesh, in_specs=(split,) * 3, out_specs=whole, check_vma=False)
+    def mixed(a, b, c):
+        gathered = jax.lax.all_gather(a, "x", tiled=True)
+        summed = jax.lax.psum(b, "x")
+        part = jax.lax.psum_scatter(jnp.tile(c, (8, 1)), "x", tiled=True)
+        return jnp.sum(gathered) + jnp.sum(summed * summed) + jnp.sum(part * part)
+
+    args = shape(64, 128), shape(64, 32), shape(64, 16)  # a device holds an eighth
+    found = cost.collectives(module_of(mixed, *args)[0])
+    assert found["all-gather"].bytes == 8 * 128 * 4 * 7
+    assert found["all-reduce"].bytes == pytest.approx(2 * 8 * 32 * 4 * 7 / 8)
+    assert found["reduce-scatter"].bytes == pytest.approx(64 * 16 * 4 * 7 / 8)
+
+
+def test_traffic_is_what_is_read_and_written():
+    x = shape(256, 256)
+    module, _ = module_of(lambda x: jnp.tanh(x) * 2 + 1, x)
+    assert cost.hbm_bytes(module) == 2 * 256 * 256 * 4
+
+
+def test_a_loop_over_slices_reads_each_once():
+    def chain(weights, x):
+        return jax.lax.scan(lambda c, w: (c @ w, None), x, weights)[0]
+
+    weights, x = shape(32, 64, 64), shape(8, 64)
+    module, _ = module_of(chain, weights, x)
+    whole = 32 * 64 * 64 * 4
+    assert whole <= cost.hbm_bytes(module) < 4 * whole  # not 32 times
+
+
+def test_a_text_without_entry_is_refused():
+    with pytest.raises(ValueError, match="no ENTRY"):
+        hlo.parse("HloModule nothing")
