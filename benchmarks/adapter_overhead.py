@@ -18,7 +18,6 @@ adapter, in turns, random weights. At such toy sizes the adapter weighs far more
 
 import argparse
 import dataclasses
-import importlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -27,10 +26,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.parameters import random_arrays
-from benchmarks.stages import Stage, build_stage, shapes
+from benchmarks.configuration import load_config
+from benchmarks.stages import Stage, abstract_stage, random_stage
 from benchmarks.turns import Side, compare, load, take_turns
-from contextdiff_jax.config import Config, from_config_dict
+from contextdiff_jax.config import Config
 from contextdiff_jax.pipeline.build import diffusion_runs
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.training.optimizer import make_optimizer
@@ -46,12 +45,6 @@ def flops(f: Callable, *args: Any) -> float:
     with jax.disable_jit():
         lowered = jax.jit(f).lower(*args)
     return lowered.cost_analysis()["flops"]
-
-
-def load_config(name: str) -> Config:
-    """Returns configs/NAME.py of "NAME" or "NAME:PRESET"."""
-    name, _, preset = name.partition(":")
-    return from_config_dict(importlib.import_module(f"configs.{name}").get_config(preset))
 
 
 def unrolled(config: Config) -> Config:
@@ -109,9 +102,7 @@ def encoder_flops(stage: Stage) -> dict[str, float]:
 
 def count_stage(config: Config, name: str) -> dict[str, Any]:
     """Prints and returns parameters, operations and the adapter's share of one stage."""
-    plain, full = (
-        build_stage(config, name, 1, shapes, adapter=adapter) for adapter in (False, True)
-    )
+    plain, full = (abstract_stage(config, name, 1, adapter=adapter) for adapter in (False, True))
     conditioning = full.task.conditioning
     parameters = {
         "denoiser": count(full.params["denoiser"]),
@@ -145,7 +136,7 @@ def measure_stage(config: Config, name: str, args: argparse.Namespace) -> dict[s
     run = config.runs[name]
     batch_size = args.batch_size or run.batch_size
     stages = {
-        label: build_stage(config, name, batch_size, random_arrays, adapter=adapter)
+        label: random_stage(config, name, batch_size, adapter=adapter)
         for label, adapter in (("with", True), ("without", False))
     }
     result = {}

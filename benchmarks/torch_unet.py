@@ -11,8 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.turns import seconds_of
 from benchmarks.workload import Workload
+from contextdiff_jax.compilation.model_flops import valid_taps
 
 KINDS = ("deepfloyd_if", "stable_diffusion")
+DEVICES = {"cpu": "cpu", "gpu": "cuda"}  # jax's name -> torch's
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -90,10 +92,21 @@ class TorchUNet:
     width: int
     backend: str | None = None
 
+    @property
+    def device(self) -> str:
+        """torch's name of the device."""
+        return DEVICES[self.work.device]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype."""
+        return getattr(torch, self.work.dtype)
+
     def forward_flops(self) -> float:
         """Returns torch's count for one image and one call; multiply-adds of padding excluded."""
         unet = build(self.work, self.kind, self.width)
-        images, text = self._inputs(1, "contiguous")
+        images, text = self.work.arrays(1)
+        images, text = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(text)
         aten = torch.ops.aten
         custom = {
             aten.convolution: _convolution_flops,
@@ -104,18 +117,22 @@ class TorchUNet:
         return counter.get_total_flops()
 
     def _inputs(self, batch: int, layout: str) -> tuple[torch.Tensor, torch.Tensor]:
-        images, text = self.work.arrays(batch)
-        images = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return images.contiguous(memory_format=LAYOUTS[layout]), torch.from_numpy(text)
+        images, text = (torch.from_numpy(a).to(self.device) for a in self.work.arrays(batch))
+        images = images.permute(0, 3, 1, 2)
+        return images.contiguous(memory_format=LAYOUTS[layout]), text
 
     def _network(self, layout: str) -> tuple[UNet2DConditionModel, Callable]:
         torch.manual_seed(self.work.seed)
-        unet = build(self.work, self.kind, self.width).to(memory_format=LAYOUTS[layout])
+        unet = build(self.work, self.kind, self.width).to(self.device)
+        unet = unet.to(memory_format=LAYOUTS[layout])
         call = unet if self.backend is None else torch.compile(unet, backend=self.backend)
         return unet, call
 
     def training(self, layout: str) -> Callable[[], float]:
-        """Returns a function that does one training step and returns its loss."""
+        """Returns a function that does one training step and returns its loss.
+
+        Parameters and optimizer are float32; a 16-bit dtype is used through autocast.
+        """
         work = self.work
         unet, call = self._network(layout)
         unet.train()
@@ -127,12 +144,15 @@ class TorchUNet:
         null = torch.zeros_like(text)
 
         def run() -> float:
-            t = torch.randint(0, work.train_times, x0.shape[:1])
+            t = torch.randint(0, work.train_times, x0.shape[:1], device=self.device)
             noise = torch.randn_like(x0)
             x_t = scheduler.add_noise(x0, noise, t)
-            drop = torch.rand(x0.shape[0]) < work.drop
-            predicted = call(x_t, t, torch.where(drop[:, None, None], null, text)).sample
-            loss = F.mse_loss(predicted, noise)
+            drop = torch.rand(x0.shape[0], device=self.device) < work.drop
+            shown = torch.where(drop[:, None, None], null, text)
+            mixed = self.dtype != torch.float32
+            with torch.autocast(self.device, torch.bfloat16, enabled=mixed):
+                predicted = call(x_t, t, shown).sample
+            loss = F.mse_loss(predicted.float(), noise)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -141,23 +161,26 @@ class TorchUNet:
         return run
 
     def sampling(self, layout: str, num_steps: int) -> Callable[[], torch.Tensor]:
-        """Returns a function that draws guided samples with DDIM, one doubled batch per step."""
-        work = self.work
+        """Returns a function that draws guided samples with DDIM, one doubled batch per step.
+
+        The parameters are cast to the dtype once; the sampler's arithmetic is float32.
+        """
+        work, dtype = self.work, self.dtype
         unet, call = self._network(layout)
-        unet.eval()
+        torch.nn.Module.to(unet, dtype).eval()  # diffusers' own `to` warns of nothing
         scheduler = self._scheduler()
         images, text = self._inputs(work.sample_batch_size, layout)
-        doubled_text = torch.cat([torch.zeros_like(text), text])
+        doubled_text = torch.cat([torch.zeros_like(text), text]).to(dtype)
 
         @torch.inference_mode()
         def run() -> torch.Tensor:
-            scheduler.set_timesteps(num_steps)
+            scheduler.set_timesteps(num_steps, device=self.device)
             x = torch.randn_like(images)
             for t in scheduler.timesteps:
-                both = torch.cat([x, x])
-                null, kept = call(both, t, doubled_text).sample.chunk(2)
+                both = torch.cat([x, x]).to(dtype)
+                null, kept = call(both, t, doubled_text).sample.float().chunk(2)
                 x = scheduler.step(null + work.guidance_scale * (kept - null), t, x).prev_sample
-            return x
+            return x.cpu()  # which waits for the device
 
         return run
 
@@ -181,15 +204,13 @@ def faster_layout(make: Callable[[str], Callable[[], object]]) -> str:
 def _convolution_flops(
     x, weight, bias, stride, padding, dilation, transposed, output_padding, groups, *, out_shape
 ) -> int:
-    """One multiply-add (2) for every kernel position that lies in the image, as XLA counts them."""
-    valid = 1
-    for axis in range(len(weight) - 2):
-        valid *= sum(
-            0 <= place * stride[axis] - padding[axis] + tap * dilation[axis] < x[axis + 2]
-            for place in range(out_shape[axis + 2])
-            for tap in range(weight[axis + 2])
-        )
-    return 2 * x[0] * weight[0] * weight[1] * valid
+    """One multiply-add (2) for every kernel position that lies in the image, as on our side."""
+    axes = zip(x[2:], weight[2:], out_shape[2:], stride, padding, dilation, strict=True)
+    taps = math.prod(
+        valid_taps(size, kernel, out, step, pad, 1, spread)
+        for size, kernel, out, step, pad, spread in axes
+    )
+    return 2 * x[0] * weight[0] * weight[1] * taps
 
 
 def _attention_flops(query, key, value, *args, out_shape=None, **kwargs) -> int:

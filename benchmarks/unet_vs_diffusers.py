@@ -1,16 +1,19 @@
-"""CPU throughput of our base U-Net against diffusers' UNet2DConditionModel in torch.
+"""Throughput of our base U-Net against diffusers' UNet2DConditionModel in torch.
 
   python -m benchmarks.unet_vs_diffusers                      # about 5 minutes on 2 cores
   python -m benchmarks.unet_vs_diffusers --what=sampling --resolution=64 --turns=3 --json=r.json
+  python -m benchmarks.gpu_unet                               # the same on a GPU, at its size
 
 Measured, in turns (ours, theirs, ours, theirs, ...) in one process after a warm-up:
   training: one step of forward, backward and AdamW; loss on eps, 10 % of prompts dropped. No
     gradient clipping, no moving average, on either side.
   sampling: guided DDIM, two estimates per step in one doubled batch. Ours is one jitted program
     (contextdiff_jax.sampling.loop); theirs a DDIMScheduler loop under torch.inference_mode.
-Equal: resolution, batch size, text tokens and their width, float32, cores, number of parameters
-(within 5 %; checked). torch runs in the memory layout that a trial finds faster, with the fused
-AdamW and scaled_dot_product_attention; --torch_compile=inductor also compiles its network.
+Equal: resolution, batch size, text tokens and their width, dtype, cores, number of parameters
+(within 5 %; checked). torch runs in the memory layout that a trial (not compiled) finds faster,
+with the fused AdamW and scaled_dot_product_attention; --torch_compile=inductor also compiles it.
+With --dtype=bfloat16 both train with float32 parameters and optimizer; in sampling torch's
+parameters are cast to bfloat16 once, ours stay float32 and are cast by the compiled program.
 
 Peers:
   deepfloyd_if (default): the blocks of DeepFloyd's IF, diffusers' implementation of Imagen: the
@@ -21,13 +24,17 @@ Peers:
     a transformer block (self-attention, cross-attention, gated MLP), resampling is a plain
     convolution, and the width is adjusted so that the number of parameters matches, which it
     does with --attention_levels=1,2, the default of diffusers (none at the lowest resolution).
-FLOPs: a multiply-add is two, padding not counted, on both sides; XLA's count of ours includes
-elementwise operations, torch's only matrix products, convolutions and attention.
+FLOPs, on both sides: matrix products, convolutions and attention; a multiply-add is two, padding is
+not counted. MFU (model FLOPs utilization, Chowdhery et al. 2022) is their rate as a share of the
+device's peak (benchmarks/devices.py, or --peak_tflops); a training step counts as three calls.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
+import statistics
+import typing
 from collections.abc import Sequence
 
 import diffusers
@@ -35,10 +42,13 @@ import jax
 import torch
 
 from benchmarks import torch_unet
+from benchmarks.devices import peak_flops
 from benchmarks.jax_unet import JaxUNet
 from benchmarks.turns import Side, compare, cores, load, take_turns, use_cores
 from benchmarks.workload import Workload
+from contextdiff_jax.host_memory import keep_freed_memory
 from contextdiff_jax.networks.config import UNetConfig
+from contextdiff_jax.networks.dot_product_attention import Implementation, check_implementation
 
 TOLERANCE = 0.05  # of the number of parameters
 AIMS = {"training": 1.2, "sampling": 1.5}
@@ -56,6 +66,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+    add("--device", choices=tuple(torch_unet.DEVICES), default="cpu")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--attention", choices=typing.get_args(Implementation), default="auto", help="ours")
+    add("--peak_tflops", type=float, help="of the device, for MFU; by default from a table")
     add("--what", choices=("training", "sampling", "both"), default="both")
     add("--peer", choices=torch_unet.KINDS, default=torch_unet.KINDS[0])
     add("--resolution", type=int, default=32)
@@ -91,23 +105,42 @@ def workload(args: argparse.Namespace) -> Workload:
         text_width=args.text_dim,
         # Blocks of this size compile quickly, and a CPU runs scanned convolutions slowly.
         scan_blocks=False,
+        attention_implementation=args.attention,
     )
     work = Workload(
-        unet, args.resolution, args.batch_size, args.sample_batch_size, args.text_tokens
+        unet,
+        args.resolution,
+        args.batch_size,
+        args.sample_batch_size,
+        args.text_tokens,
+        args.device,
+        args.dtype,
     )
     work.validate()
     return work
+
+
+def check_device(args: argparse.Namespace) -> None:
+    """Raises ValueError where a framework does not have the device, or ours not the attention."""
+    if jax.default_backend() != args.device:
+        raise ValueError(
+            f"jax runs on {jax.default_backend()}, --device={args.device}: set "
+            f"JAX_PLATFORMS={torch_unet.DEVICES[args.device]}"
+        )
+    if args.device == "gpu" and not torch.cuda.is_available():
+        raise ValueError("--device=gpu: this torch has no CUDA device")
+    check_implementation(args.attention, args.device, args.dtype, "--attention")
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
     """Runs the comparison; returns what --json writes."""
     args = parse(argv)
     work = workload(args)
+    keep_freed_memory()  # for both sides: they share the process
     if args.threads is not None:
         use_cores(args.threads)
     torch.set_num_threads(cores())
-    if jax.default_backend() != "cpu":
-        raise ValueError(f"jax runs on {jax.default_backend()}: set JAX_PLATFORMS=cpu")
+    check_device(args)
     ours = JaxUNet(work)
     parameters = ours.parameter_count()
     width = torch_unet.matching_width(work, args.peer, parameters)
@@ -120,6 +153,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         rates = take_turns(sides, args.turns, args.seconds)
         results[what] = {"rates": rates, "layout": layout, "aim": AIMS[what]}
         results[what] |= compare(rates, "ours", "diffusers")
+        calls = 3 if what == "training" else 2 * args.num_steps
+        results[what]["mfu"] = utilization(rates, results["forward_flops"], calls, peak(args))
     results["load_after"] = load()
     print(f"before: {results['load_before']}; after: {results['load_after']}")
     if args.json:
@@ -134,8 +169,9 @@ def describe(ours: JaxUNet, theirs: torch_unet.TorchUNet, parameters: int) -> di
     flops, peers_flops = ours.forward_flops(), theirs.forward_flops()
     print(
         f"{work.resolution}x{work.resolution}, batch {work.batch_size} (sampling "
-        f"{work.sample_batch_size}), {work.text_tokens} text tokens, float32, {cores()} cores, "
-        f"jax {jax.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}\n"
+        f"{work.sample_batch_size}), {work.text_tokens} text tokens, {work.dtype}, "
+        f"{jax.devices()[0].device_kind}, {cores()} cores, jax {jax.__version__}, "
+        f"torch {torch.__version__}, diffusers {diffusers.__version__}\n"
         f"ours: width {work.unet.width}, {parameters:,} parameters, "
         f"{flops / 1e9:.3f} GFLOP per image and call\n"
         f"diffusers, {theirs.kind}: width {theirs.width}, {peers:,} parameters "
@@ -151,6 +187,7 @@ def describe(ours: JaxUNet, theirs: torch_unet.TorchUNet, parameters: int) -> di
     return {
         "parameters": {"ours": parameters, "diffusers": peers},
         "forward_flops": {"ours": flops, "diffusers": peers_flops},
+        "device": jax.devices()[0].device_kind,
         "widths": {"ours": work.unet.width, "diffusers": theirs.width},
         "versions": {
             "jax": jax.__version__,
@@ -160,16 +197,40 @@ def describe(ours: JaxUNet, theirs: torch_unet.TorchUNet, parameters: int) -> di
     }
 
 
+def peak(args: argparse.Namespace) -> float | None:
+    """Returns the device's peak operations per second: the flag's, the table's or unknown."""
+    if args.peak_tflops is not None:
+        return 1e12 * args.peak_tflops
+    return peak_flops(jax.devices()[0].device_kind) if args.dtype == "bfloat16" else None
+
+
+def utilization(
+    rates: dict[str, list[float]], forward_flops: dict[str, float], calls: int, peak: float | None
+) -> dict[str, float] | None:
+    """Prints and returns the MFU of each side's median rate; None where the peak is unknown.
+
+    calls: of the network, per image.
+    """
+    if peak is None:
+        return None
+    found = {
+        side: statistics.median(rates[side]) * calls * forward_flops[side] / peak for side in rates
+    }
+    shown = ", ".join(f"{side} {share:.1%}" for side, share in found.items())
+    print(f"  MFU of {peak / 1e12:,.4g} TFLOP/s: {shown}")
+    return found
+
+
 def competitors(
     what: str, ours: JaxUNet, theirs: torch_unet.TorchUNet, num_steps: int
 ) -> tuple[list[Side], str]:
     """Returns both sides of one comparison, and the layout that torch runs in."""
-    work = ours.work
+    work, eager = ours.work, dataclasses.replace(theirs, backend=None)
     if what == "training":
-        layout = torch_unet.faster_layout(theirs.training)
+        layout = torch_unet.faster_layout(eager.training)
         runs, images = (ours.training(), theirs.training(layout)), work.batch_size
     else:
-        layout = torch_unet.faster_layout(lambda layout: theirs.sampling(layout, 3))
+        layout = torch_unet.faster_layout(lambda layout: eager.sampling(layout, 3))
         runs = (ours.sampling(num_steps), theirs.sampling(layout, num_steps))
         images = work.sample_batch_size
     return [Side("ours", runs[0], images), Side("diffusers", runs[1], images)], layout

@@ -13,7 +13,8 @@ class Workload:
 
     unet: our network; the peer's is derived from it. resolution: side of the images.
     batch_size: images of a training step. sample_batch_size: images drawn together; the network
-    sees twice as many under guidance. text_tokens: tokens per prompt, all real.
+    sees twice as many under guidance. text_tokens: tokens per prompt, all real. device: "cpu" or
+    "gpu". dtype: what products compute in; parameters and optimizer are float32.
     """
 
     unet: UNetConfig
@@ -21,6 +22,8 @@ class Workload:
     batch_size: int
     sample_batch_size: int
     text_tokens: int = 77
+    device: str = "cpu"
+    dtype: str = "float32"
     train_times: int = 1000
     learning_rate: float = 1e-4
     drop: float = 0.1

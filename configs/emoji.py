@@ -147,6 +147,10 @@ def _super_resolution(width: int) -> cfg.RunConfig:
     )
 
 
+# A small network learns to return the picture itself soonest.
+_SMALL = cfg.DiffusionConfig(prediction="x0", loss_weight="min_snr_5")
+
+
 def _base_cpu(width: int) -> cfg.RunConfig:
     return dataclasses.replace(
         _base(width),
@@ -170,6 +174,7 @@ def _base_cpu(width: int) -> cfg.RunConfig:
             scan_blocks=False,
         ),
         adapter=_adapter(width, 4, 64, 2),
+        diffusion=_SMALL,
         sampler=SamplerConfig(
             name="dpm_solver++", num_steps=20, guidance_scale=2.5, threshold="dynamic"
         ),
@@ -198,7 +203,9 @@ def _super_resolution_cpu(width: int) -> cfg.RunConfig:
             groups=8,
             text_dim=width,
             scan_blocks=False,
+            residual=True,
         ),
         adapter=_adapter(width, 16, 64, 2),
+        diffusion=_SMALL,
         sampler=SamplerConfig(name="ddim", num_steps=10, threshold="static"),
     )

@@ -44,6 +44,8 @@ def get_config(preset: str = ""):
         name="laion",
         pipeline=("base", "sr"),
         runs={"base": _base(), "sr": _super_resolution()},
+        # Parameters, moments and EMA of the base model are 36 GB: an eighth of it fits everywhere.
+        mesh=cfg.MeshConfig(data=-1, fsdp=8),
         encoders=cfg.EncodersConfig(
             text=cfg.EncoderRef(kind="t5", path="weights/t5-v1_1-xxl", max_length=128),
             clip=cfg.EncoderRef(kind="clip", path="weights/clip-vit-base-patch32"),
@@ -191,4 +193,5 @@ def _tiny(config: cfg.Config) -> cfg.Config:
         pipeline=("clip", "base", "sr"),
         runs={"clip": _tiny_clip(), "base": base, "sr": sr},
         encoders=cfg.EncodersConfig(),
+        mesh=cfg.MeshConfig(),
     )

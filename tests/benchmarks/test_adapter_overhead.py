@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import adapter_overhead, stages
-from contextdiff_jax.config import EncoderRef
+from benchmarks.configuration import load_config
 
 
 def test_scans_are_counted_as_often_as_they_run():
@@ -24,8 +24,8 @@ def test_scans_are_counted_as_often_as_they_run():
 
 
 def test_paper_encoders_have_their_published_sizes():
-    config = adapter_overhead.load_config("laion")
-    full = stages.build_stage(config, "sr", 1, stages.shapes, adapter=True)
+    config = load_config("laion")
+    full = stages.abstract_stage(config, "sr", 1, adapter=True)
     clip = full.task.conditioning
     image, text = (adapter_overhead.count(e.params) for e in (clip.clip_image, clip.clip_text))
     assert image + text + 512 * 512 == 151_277_313  # the text projection serves nobody here
@@ -56,12 +56,6 @@ def test_measuring_command(tmp_path):
     assert "sr" not in result
     for what in ("training", "sampling"):
         assert result["base"][what]["ratio_of_medians"] > 0
-
-
-def test_unknown_encoder_is_named():
-    config = adapter_overhead.load_config("laion")
-    with pytest.raises(ValueError, match="'weights/other': sizes are known of t5-v1_1-xxl"):
-        stages.encoder_sizes(config, EncoderRef(path="weights/other"))
 
 
 def test_unknown_stage_is_named():

@@ -42,14 +42,19 @@ def same_threads_afterwards():
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no core affinity here")
 def test_command(tmp_path, capsys, same_threads_afterwards):
     path = tmp_path / "result.json"
-    unet_vs_diffusers.main([*TINY, "--what=both", "--threads=1", f"--json={path}"])
-    result = json.loads(path.read_text())
-    ours, theirs = (result["parameters"][side] for side in ("ours", "diffusers"))
-    assert abs(theirs / ours - 1) < 0.001
-    for what in ("training", "sampling"):
+    for what, dtype in (("training", "float32"), ("sampling", "bfloat16")):
+        flags = [f"--what={what}", f"--dtype={dtype}", "--threads=1", f"--json={path}"]
+        unet_vs_diffusers.main([*TINY, *flags])
+        result = json.loads(path.read_text())
         assert all(rate > 0 for side in result[what]["rates"].values() for rate in side)
         assert result[what]["ratio_of_medians"] > 0
-    assert result["threads"] == 1
+        assert result[what]["mfu"] is None
+        assert result["threads"] == 1
+    ours, theirs = (result["parameters"][side] for side in ("ours", "diffusers"))
+    assert abs(theirs / ours - 1) < 0.001
+    # The same network: the same operations, but for the text's path.
+    ours_flops, their_flops = (result["forward_flops"][side] for side in ("ours", "diffusers"))
+    assert abs(their_flops / ours_flops - 1) < 0.02
     printed = capsys.readouterr().out
     assert f"{ours:,} parameters" in printed
     assert "images/s" in printed and "GFLOP" in printed

@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Everything that is measured on one NVIDIA GPU, in one command, from the root of a clone:
+#
+#   DATA=PATH/TO/emoji_shards OUT=runs/gpu bash benchmarks/gpu.sh
+#
+# or in parts, each meant to take less than ten minutes:
+#
+#   bash benchmarks/gpu.sh install      a virtual environment with what the machine's Python lacks
+#   bash benchmarks/gpu.sh training     our base U-Net against diffusers', training (gpu_unet.py)
+#   bash benchmarks/gpu.sh sampling     the same, guided sampling in 50 steps
+#   bash benchmarks/gpu.sh emoji        configs/emoji.py with and without adapter (needs DATA)
+#
+# OUT gets PART.log, PART.json, and emoji.tar.gz with pictures and metrics. By environment:
+#   VENV=.venv-gpu     the virtual environment; it sees the packages of PYTHON (default python3)
+#   WHEELS=FOLDER      install from the wheels in there, without a network
+#   MINUTES=2          of emoji's training with the adapter; CLIP_STEPS=600 before that
+#   UNET_FLAGS, EMOJI_FLAGS   further flags of the parts' commands
+#   LIMIT=570          seconds after which a part is stopped
+#
+# No GPU was at hand when this was written: the parts are tested at toy size on CPU.
+set -euo pipefail
+
+OUT=${OUT:-runs/gpu}
+VENV=${VENV:-.venv-gpu}
+if [ ! -f benchmarks/gpu.sh ]; then
+    echo "gpu.sh: $PWD is not the root of a clone: start it from there" >&2
+    exit 2
+fi
+mkdir -p "$OUT"
+case $VENV in /*) ;; *) VENV=$PWD/$VENV ;; esac
+# Two frameworks share the device; compiled programs outlive a part.
+export XLA_PYTHON_CLIENT_PREALLOCATE=false PYTHONUNBUFFERED=1
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$VENV/compiled}
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$VENV/inductor}
+
+install() {
+    if [ ! -x "$VENV/bin/python" ]; then
+        "${PYTHON:-python3}" -m venv --system-site-packages "$VENV"
+    fi
+    local source=()
+    if [ -n "${WHEELS:-}" ]; then source=(--no-index --find-links "$WHEELS"); fi
+    # pip leaves alone what is there in a fitting version.
+    "$VENV/bin/python" -m pip install -q "${source[@]}" -r requirements.txt 'jax[cuda13]' torch \
+        'diffusers>=0.35,<1'
+    "$VENV/bin/python" -c 'import jax, torch, diffusers
+print("jax", jax.__version__, jax.devices(), "torch", torch.__version__,
+      "CUDA" if torch.cuda.is_available() else "without CUDA", "diffusers", diffusers.__version__)'
+}
+
+unet() {
+    # shellcheck disable=SC2086  # flags are words
+    timeout "${LIMIT:-570}" "$VENV/bin/python" -m benchmarks.gpu_unet --what="$1" \
+        --json="$OUT/$1.json" ${UNET_FLAGS:-}
+}
+
+emoji() {
+    local status=0
+    # shellcheck disable=SC2086
+    timeout "${LIMIT:-570}" "$VENV/bin/python" -m benchmarks.adapter_vs_plain \
+        --data_path="${DATA:?DATA is not set: the folder of the emoji shards}" \
+        --output="$OUT/emoji" --minutes="${MINUTES:-2}" --clip_steps="${CLIP_STEPS:-600}" \
+        ${EMOJI_FLAGS:-} || status=$?
+    # What there is, also when time ran out.
+    if [ -f "$OUT/emoji/summary.json" ]; then cp "$OUT/emoji/summary.json" "$OUT/emoji.json"; fi
+    tar -C "$OUT" --exclude=emoji/work -czf "$OUT/emoji.tar.gz" emoji
+    return $status
+}
+
+part() {
+    case $1 in
+        install) install ;;
+        training | sampling) unet "$1" ;;
+        emoji) emoji ;;
+    esac
+}
+
+if [ $# -eq 0 ]; then set -- install training sampling emoji; fi
+for name in "$@"; do
+    case $name in
+        install | training | sampling | emoji) ;;
+        *)
+            echo "gpu.sh: unknown part '$name': must be install, training, sampling or emoji" >&2
+            exit 2
+            ;;
+    esac
+done
+if [ $# -eq 1 ]; then
+    part "$1" 2>&1 | tee "$OUT/$1.log"
+    exit
+fi
+failed=()
+for name in "$@"; do
+    echo "== $name"
+    bash benchmarks/gpu.sh "$name" || failed+=("$name")
+done
+if [ ${#failed[@]} -gt 0 ]; then
+    echo "gpu.sh: failed: ${failed[*]}; their logs are in $OUT" >&2
+    exit 1
+fi
