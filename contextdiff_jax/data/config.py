@@ -60,7 +60,10 @@ class DataConfig:
         original_height below it are skipped, and counted; 0 does not read the json.
     caption_fields: columns (folder), json keys (shards) or features (tfds, "captions/text" for
         nested ones) that hold captions, a string or a list. Empty: the .txt member of shards,
-        else the first of captions, caption, text that is there.
+        else the first of captions, caption, text that is there. A TFDS class label gives the
+        name of its class.
+    caption_template: what is made of every caption, which takes the place of "{}" in it
+        ("a photo of a {}" for class names); empty leaves captions as they are.
     image_field: the image feature of a TFDS data set.
     shuffle: a new order every epoch; False keeps the source's order.
     flip: mirror every second picture at random. Not for captions with left and right in them.
@@ -81,6 +84,7 @@ class DataConfig:
     min_side: int = 1
     min_original_side: int = 0
     caption_fields: tuple[str, ...] = ()
+    caption_template: str = ""
     image_field: str = "image"
     shuffle: bool = True
     flip: bool = False
@@ -107,6 +111,11 @@ class DataConfig:
             if self.flip:
                 raise ValueError(f"{where}.flip = True: the captions of scenes say left and right")
             self.scenes.validate(f"{where}.scenes")
+        if self.caption_template and self.caption_template.count("{}") != 1:
+            raise ValueError(
+                f"{where}.caption_template = {self.caption_template!r}: must hold {{}} once, where "
+                "the caption goes"
+            )
         if self.min_original_side and self.source != "shards":
             raise ValueError(
                 f"{where}.min_original_side = {self.min_original_side}: "

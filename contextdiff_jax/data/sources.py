@@ -1,5 +1,7 @@
 """Opening the data source that a configuration names."""
 
+import dataclasses
+
 import numpy as np
 
 from contextdiff_jax.data.config import DataConfig
@@ -13,6 +15,8 @@ def open_source(config: DataConfig, report: SkipReport | None = None) -> Source:
     """
     config.validate("data")
     source = _open(config, SkipReport() if report is None else report)
+    if config.caption_template:
+        source = TemplatedCaptions(source, config.caption_template)
     if config.limit and config.limit < len(source):
         return FirstSamples(source, config.limit)
     return source
@@ -59,6 +63,30 @@ class FirstSamples:
         if not 0 <= index < self._count:
             raise IndexError(f"sample {index} of {self._count}")
         return index
+
+
+class TemplatedCaptions:
+    """A source whose captions stand in a template, in the place of "{}"."""
+
+    def __init__(self, source: Source, template: str):
+        self.name = source.name
+        self._source = source
+        self._template = template
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        return dataclasses.replace(example, captions=self._within(example.captions))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Returns the captions alone, or raises DamagedSample."""
+        return self._within(self._source.captions(index))
+
+    def _within(self, captions: tuple[str, ...]) -> tuple[str, ...]:
+        # Not str.format: a caption may hold braces itself.
+        return tuple(self._template.replace("{}", caption) for caption in captions)
 
 
 def sample_captions(source: Source, count: int, seed: int) -> list[str]:

@@ -26,6 +26,8 @@ def test_defaults_are_valid():
             {"source": "folder", "path": "x", "min_original_side": 5},
             r"data.min_original_side = 5: only shards",
         ),
+        ({"caption_template": "a photo"}, r"data.caption_template = 'a photo': must hold {} once"),
+        ({"caption_template": "{} {}"}, r"data.caption_template = '{} {}': must hold {} once"),
         ({"scenes": ScenesConfig(pairs=1.5)}, r"data.scenes.pairs = 1.5: must be in \[0, 1\]"),
         (
             {"scenes": ScenesConfig(shapes=("circle", "heart"))},

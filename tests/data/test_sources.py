@@ -33,6 +33,23 @@ def test_limit(tiny_shards, tmp_path):
     assert len(open_source(DataConfig(limit=5))) == 5
 
 
+def test_caption_template(tmp_path, picture_bytes):
+    (tmp_path / "0.png").write_bytes(picture_bytes(10))
+    row = '{"file_name": "0.png", "label": ["cat", "{}"], "text": "unread"}'
+    (tmp_path / "metadata.jsonl").write_text(row)
+    config = DataConfig(
+        source="folder",
+        path=str(tmp_path),
+        caption_fields=("label",),
+        caption_template="a photo of a {}, small",
+        limit=1,
+    )
+    source = open_source(config)
+    assert source[0].captions == ("a photo of a cat, small", "a photo of a {}, small")
+    assert source.captions(0) == source[0].captions and len(source) == 1
+    assert (source[0].image == 10).all()
+
+
 def test_sample_captions(list_source):
     source = list_source(10, captions=2)
     captions = sample_captions(source, 100, seed=0)

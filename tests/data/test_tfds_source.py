@@ -11,6 +11,7 @@ import pytest
 from contextdiff_jax.data import decode
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, DataError
+from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.data.tfds_source import TfdsSource, open_tfds
 
 PREPARE = """
@@ -101,6 +102,15 @@ def test_caption_fields(prepared):
         assert labels.captions(i) == (("cat", "dog")[number % 2],)
         assert titles.captions(i) == (f"title {number}",)
         assert nested.captions(i) == (f"one {number}", f"two {number}", ("cat", "dog")[number % 2])
+
+
+def test_class_names_in_a_template(prepared):
+    options = {"caption_fields": ("label",), "caption_template": "a photo of a {}"}
+    source = open_source(config_for(prepared, **options))
+    for i in range(6):
+        example = source[i]
+        name = ("cat", "dog")[example.image[0, 0, 0] // 40 % 2]
+        assert example.captions == source.captions(i) == (f"a photo of a {name}",)
 
 
 @pytest.mark.parametrize(
