@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,6 +48,14 @@ class Stage:
 
         return jax.jit(on_mesh(draw, self.mesh))
 
+    def identity(self) -> dict[str, str]:
+        """Returns digests of the weights (all are read) and the identities of the encoders."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree.leaves_with_path(self.params):
+            digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}\n".encode())
+            digest.update(np.ascontiguousarray(leaf.addressable_data(0)))
+        return {"weights": digest.hexdigest()[:16], **self.task.conditioning.identities()}
+
 
 class Cascade:
     """The stages of an export, from the prompt to the largest picture."""
@@ -80,6 +89,23 @@ class Cascade:
         ]
         return cls(stages, mesh)
 
+    def until(self, stage: str) -> "Cascade":
+        """Returns the cascade without the stages after `stage`. Raises ValueError naming them."""
+        names = [each.name for each in self.stages]
+        if stage not in names:
+            raise ValueError(f"stage {stage!r}: must be one of {', '.join(names)}")
+        return Cascade(self.stages[: names.index(stage) + 1], self._mesh)
+
+    def with_sampler(self, settings: Sequence[str]) -> "Cascade":
+        """Returns the cascade with other sampler settings; stages they leave alone are shared."""
+        overrides = parse_overrides(settings, [stage.name for stage in self.stages])
+        stages = []
+        for stage in self.stages:
+            sampler = overridden(stage.sampler, overrides[stage.name], f"sampler of {stage.name}")
+            same = sampler == stage.sampler
+            stages.append(stage if same else dataclasses.replace(stage, sampler=sampler))
+        return Cascade(stages, self._mesh)
+
     def draw(
         self,
         prompts: Sequence[str],
@@ -93,24 +119,61 @@ class Cascade:
         A picture depends on (seed, its place in `prompts`), not on batch size or devices.
         augmentation: noise level in [0, 1] of the low-resolution condition, 0 is clean.
         """
+        drawn: dict[str, list[np.ndarray]] = {stage.name: [] for stage in self.stages}
+        parts = self.stream(prompts, seed=seed, batch_size=batch_size, augmentation=augmentation)
+        batches = -(-len(prompts) // self._whole_batch(batch_size, len(prompts)))
+        for _, images in tqdm(parts, "sampling", batches, unit="batch", disable=None):
+            for name, part in images.items():
+                drawn[name].append(part)
+        return {name: np.concatenate(parts) for name, parts in drawn.items()}
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        batch_size: int = 16,
+        augmentation: float = 0.0,
+        done: Collection[int] = (),
+    ) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
+        """Returns an iterator over (places, {stage: images (b, H, W, 3)}): `draw`, batch by batch.
+
+        Memory does not grow with the number of prompts. A batch whose places are all in `done` is
+        left out; the others are just those of an undisturbed run, to the bit.
+        """
         if not 0.0 <= augmentation <= 1.0:
             raise ValueError(f"augmentation = {augmentation}: must lie in [0, 1], 0 is clean")
-        devices = self._mesh.devices.size
-        batch_size = -(-min(batch_size, len(prompts)) // devices) * devices
-        drawn: dict[str, list[np.ndarray]] = {stage.name: [] for stage in self.stages}
+        batch_size = self._whole_batch(batch_size, len(prompts))
+        starts = range(0, len(prompts), batch_size)
+        batches = (range(start, min(start + batch_size, len(prompts))) for start in starts)
         self.stages[0].task.conditioning.tokenize(prompts, warn=True)  # names words cut off
-        for start in tqdm(
-            range(0, len(prompts), batch_size), desc="sampling", unit="batch", disable=None
-        ):
-            part = list(prompts[start : start + batch_size])
-            # The last batch is filled up so that it runs the same compiled program.
-            padded = part + [""] * (batch_size - len(part))
-            indices = start + np.arange(batch_size)
-            images = None
-            for number, stage in enumerate(self.stages):
-                images = self._run(stage, number, padded, indices, seed, images, augmentation)
-                drawn[stage.name].append(distributed.to_host(images)[: len(part)])
-        return {name: np.concatenate(parts) for name, parts in drawn.items()}
+        return (
+            (places, self._draw_batch(prompts, places, batch_size, seed, augmentation))
+            for places in batches
+            if not all(place in done for place in places)
+        )
+
+    def _whole_batch(self, batch_size: int, count: int) -> int:
+        """Returns a batch size, no larger than need be, that every device has an equal part of."""
+        devices = self._mesh.devices.size
+        return -(-min(batch_size, count) // devices) * devices
+
+    def _draw_batch(
+        self,
+        prompts: Sequence[str],
+        places: range,
+        batch_size: int,
+        seed: int,
+        augmentation: float,
+    ) -> dict[str, np.ndarray]:
+        # The last batch is filled up so that it runs the same compiled program.
+        padded = [prompts[place] for place in places] + [""] * (batch_size - len(places))
+        indices = places.start + np.arange(batch_size)
+        drawn, images = {}, None
+        for number, stage in enumerate(self.stages):
+            images = self._run(stage, number, padded, indices, seed, images, augmentation)
+            drawn[stage.name] = distributed.to_host(images)[: len(places)]
+        return drawn
 
     def _run(
         self,

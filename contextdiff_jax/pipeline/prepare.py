@@ -7,7 +7,6 @@ import collections
 import dataclasses
 import itertools
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import grain
@@ -23,10 +22,9 @@ from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.encoders.batched import BatchedTextEncoder
 from contextdiff_jax.pipeline import build
 from contextdiff_jax.training.checkpoints import CheckpointError
-from contextdiff_jax.training.progress import Progress, duration
+from contextdiff_jax.training.progress import ProgressLog
 
 _WINDOW = 16  # batches of samples whose captions are sorted by length together
-_LOG_SECONDS = 20
 
 Advance = Callable[[int], None]
 """Is told of every so many samples done."""
@@ -178,30 +176,9 @@ def prepare(job: Job, encode: Callable[[Job, Worker, list[int]], None] | None = 
 
 def encode_here(job: Job, worker: Worker, missing: list[int]) -> None:
     """Writes the shards one after the other, logging rate and time left."""
-    advance = _ProgressLog(sum(len(worker.metadata.samples_of(shard)) for shard in missing))
+    advance = ProgressLog(sum(len(worker.metadata.samples_of(shard)) for shard in missing))
     for shard in missing:
         worker.write_shard(shard, advance)
-
-
-class _ProgressLog:
-    """Logs how far the samples are, every so often and at the end."""
-
-    def __init__(self, total: int):
-        self._total = total
-        self._done = 0
-        self._progress = Progress(0, total)
-        self._due = time.monotonic() + _LOG_SECONDS
-
-    def __call__(self, samples: int) -> None:
-        self._done += samples
-        if self._done < self._total and time.monotonic() < self._due:
-            return
-        self._due = time.monotonic() + _LOG_SECONDS
-        rate, left = self._progress.look(self._done)
-        logging.info(
-            "%d of %d samples, %.1f a second, %s left",
-            *(self._done, self._total, rate, duration(left)),
-        )
 
 
 def _start(worker: Worker) -> None:

@@ -15,10 +15,10 @@ EXIT_INTERRUPTED = 75  # "try again later" in sysexits.h: the same command resum
 
 
 class Interrupted(RuntimeError):
-    """The run was asked to stop; its state is saved at `step`."""
+    """The work was asked to stop; its state is saved at `step`, a number of `unit`s."""
 
-    def __init__(self, step: int):
-        super().__init__(f"stopped on request at step {step}, saved; the same command resumes")
+    def __init__(self, step: int, unit: str = "step"):
+        super().__init__(f"stopped on request at {unit} {step}, saved; the same command resumes")
         self.step = step
 
 

@@ -2,6 +2,10 @@
 
 import time
 
+from absl import logging
+
+_LOG_SECONDS = 20
+
 
 class Progress:
     """Counts units of work from `start` to `total` and says how fast and how long still."""
@@ -34,3 +38,29 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class ProgressLog:
+    """Logs how far long work is, with rate and time left, every so often and at the end.
+
+    total: units of work. start: how many of them are done already. unit: their name, plural.
+    """
+
+    def __init__(self, total: int, start: int = 0, unit: str = "samples"):
+        self._total = total
+        self._done = start
+        self._unit = unit
+        self._progress = Progress(start, total)
+        self._due = time.monotonic() + _LOG_SECONDS
+
+    def __call__(self, count: int) -> None:
+        """Adds `count` units that are done."""
+        self._done += count
+        if self._done < self._total and time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + _LOG_SECONDS
+        rate, left = self._progress.look(self._done)
+        logging.info(
+            "%d of %d %s, %.1f a second, %s left",
+            *(self._done, self._total, self._unit, rate, duration(left)),
+        )
