@@ -15,6 +15,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from benchmarks import torchvision_import  # noqa: E402
+
+# Several oracles import torchvision.
+torchvision_import.make_importable()
+
 # Eight virtual devices in this process, for meshes; children see the one real CPU.
 jax.config.update("jax_num_cpu_devices", 8)
 
