@@ -100,6 +100,13 @@ class Tokenizer:
             start -= 1
         return text[start:].split()
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Returns which part text[start:end] each token of `text` stands for; (0, 0) for none.
+
+        Without padding, and without tokens that __call__ cuts off.
+        """
+        return self._backend.encode(text).offsets[: self.max_length]
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         try:
             return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts))]

@@ -121,7 +121,7 @@ class Cascade:
         """
         drawn: dict[str, list[np.ndarray]] = {stage.name: [] for stage in self.stages}
         parts = self.stream(prompts, seed=seed, batch_size=batch_size, augmentation=augmentation)
-        batches = -(-len(prompts) // self._whole_batch(batch_size, len(prompts)))
+        batches = -(-len(prompts) // self.whole_batch(batch_size, len(prompts)))
         for _, images in tqdm(parts, "sampling", batches, unit="batch", disable=None):
             for name, part in images.items():
                 drawn[name].append(part)
@@ -143,7 +143,7 @@ class Cascade:
         """
         if not 0.0 <= augmentation <= 1.0:
             raise ValueError(f"augmentation = {augmentation}: must lie in [0, 1], 0 is clean")
-        batch_size = self._whole_batch(batch_size, len(prompts))
+        batch_size = self.whole_batch(batch_size, len(prompts))
         starts = range(0, len(prompts), batch_size)
         batches = (range(start, min(start + batch_size, len(prompts))) for start in starts)
         self.stages[0].task.conditioning.tokenize(prompts, warn=True)  # names words cut off
@@ -153,7 +153,7 @@ class Cascade:
             if not all(place in done for place in places)
         )
 
-    def _whole_batch(self, batch_size: int, count: int) -> int:
+    def whole_batch(self, batch_size: int, count: int) -> int:
         """Returns a batch size, no larger than need be, that every device has an equal part of."""
         devices = self._mesh.devices.size
         return -(-min(batch_size, count) // devices) * devices
@@ -171,23 +171,27 @@ class Cascade:
         indices = places.start + np.arange(batch_size)
         drawn, images = {}, None
         for number, stage in enumerate(self.stages):
-            images = self._run(stage, number, padded, indices, seed, images, augmentation)
+            inputs = self.inputs(number, padded, indices, seed, images, augmentation)
+            images = stage.program(*inputs)
             drawn[stage.name] = distributed.to_host(images)[: len(places)]
         return drawn
 
-    def _run(
+    def inputs(
         self,
-        stage: Stage,
         number: int,
         prompts: Sequence[str],
         indices: np.ndarray,
         seed: int,
         before: jax.Array | None,
-        augmentation: float,
-    ) -> jax.Array:
-        """One stage on one batch; its noise is its own, by stage number."""
-        sharding = batch_sharding(self._mesh)
+        augmentation: float = 0.0,
+    ) -> tuple[Any, ...]:
+        """Returns what the program of stage `number` takes for one batch, on the devices.
+
+        indices (b,): the pictures' places. before: the images (b, h, w, 3) of the stage before.
+        """
+        stage, sharding = self.stages[number], batch_sharding(self._mesh)
         batch = distributed.place(stage.task.conditioning.tokenize(prompts), sharding)
+        # A stage's noise is its own, by its number.
         keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(sample_keys(seed, indices))
         extras = {}
         if isinstance(stage.task, SuperResolutionTask):
@@ -197,7 +201,7 @@ class Cascade:
                 )
             extras = stage.task.condition_on(before, augmentation, keys)
         keys, extras = distributed.place((keys, extras), sharding)
-        return stage.program(stage.params, stage.frozen, batch, keys, extras)
+        return stage.params, stage.frozen, batch, keys, extras
 
 
 def _load_stage(

@@ -28,7 +28,7 @@ def parse_overrides(settings: Sequence[str], stages: Sequence[str]) -> dict[str,
                 f"--sampler={setting}: field must be one of {', '.join(sorted(fields))}"
             )
         for name in [stage] if dot else stages:
-            found[name][field] = _value(text)
+            found[name][field] = typed(text)
     return found
 
 
@@ -37,8 +37,9 @@ def overridden(sampler: SamplerConfig, changes: Mapping[str, Any], where: str) -
     return read_section(SamplerConfig, dataclasses.asdict(sampler) | dict(changes), where)
 
 
-def _value(text: str) -> Any:
+def typed(text: str) -> Any:
+    """Returns the Python literal that a setting's value is, or the plain word."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return text  # a plain word, e.g. ddim
+        return text  # e.g. ddim
