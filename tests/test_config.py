@@ -69,6 +69,12 @@ def test_an_unknown_preset_lists_the_known(name):
             "eps",
             r"prediction = 'eps': must be 'x0' where .*residual",
         ),
+        ("runs.base.diffusion.objective", "elbo", r"objective = 'elbo': must be one of simple"),
+        (
+            "runs.base.diffusion.objective",
+            "bound",
+            r"loss_weight = 'min_snr_5': must be 'x0', .* objective 'bound' does not read it",
+        ),
         ("pipeline", ("clip", "bsae"), r"config.pipeline names 'bsae': must be one of"),
         ("encoders.clip.path", "run:klip", r"encoders.clip.path = 'run:klip': no such .*run:clip"),
         ("runs.base.data.source", "web", r"data.source = 'web': must be one of scenes, folder"),

@@ -61,12 +61,13 @@ def prior_kl(schedule: Schedule, x0: jax.Array, bias_last: jax.Array) -> jax.Arr
     return 0.5 * _sum_example(jnp.square(mean) + spread)
 
 
-def decoder_std(schedule: Schedule) -> float:
-    """Returns the standard deviation of p(x0 | x_1): that of the posterior at t = 2.
+def decoder_std(schedule: Schedule, before: int = 2, last: int = 1) -> float:
+    """Returns the standard deviation of p(x0 | x_last): that of the posterior one step earlier.
 
-    The posterior at t = 1 has none; DDPM and guided-diffusion (fixed small variance) do the same.
+    before, last: the two smallest times of the process that are not 0. The posterior at `last` has
+    none of its own; DDPM and guided-diffusion (fixed small variance) do the same.
     """
-    _, first, second = schedule.alpha_bar[:3]
+    first, second = schedule.alpha_bar[last], schedule.alpha_bar[before]
     return float(np.sqrt((1 - first) * (1 - second / first) / (1 - second)))
 
 
@@ -107,13 +108,27 @@ def bound_term(
     bias_s_hat: jax.Array,
     t: jax.Array,
     nll: Callable[[jax.Array, jax.Array, float], jax.Array],
+    s: jax.Array | None = None,
+    std: float | None = None,
 ) -> jax.Array:
-    """Returns the bound's term at t in 1..T: the KL, or L_0 by `nll` (one of the two) at t = 1.
+    """Returns the bound's term from t to s: the KL, or L_0 by `nll` (one of the two) where s = 0.
 
-    As an objective: T times its mean over uniform t, plus `prior_kl`, estimates the bound.
+    s: t - 1 if not given. std: the decoder's, `decoder_std` of the times visited; of all times if
+    not given. As an objective: T times the mean over uniform t, plus `prior_kl`, estimates the
+    bound.
     """
-    kl = step_kl(schedule, x0, x0_hat, bias_t, bias_t_hat, bias_s, bias_s_hat, t)
-    return jnp.where(jnp.asarray(t) == 1, nll(x0, x0_hat, decoder_std(schedule)), kl)
+    s = jnp.asarray(t) - 1 if s is None else jnp.asarray(s)
+    std = decoder_std(schedule) if std is None else std
+
+    def decoder() -> jax.Array:
+        return nll(x0, x0_hat, std)
+
+    def kl() -> jax.Array:
+        return step_kl(schedule, x0, x0_hat, bias_t, bias_t_hat, bias_s, bias_s_hat, t, s)
+
+    if s.ndim == 0:  # L_0 costs more than the rest; once is enough
+        return jax.lax.cond(s == 0, decoder, kl)
+    return jnp.where(s == 0, decoder(), kl())
 
 
 def dequantize(pixels: jax.Array, uniform: jax.Array) -> jax.Array:

@@ -64,6 +64,11 @@ def _validate_run(config: Config, run: RunConfig, where: str) -> None:
             )
         return
     run.sampler.validate(f"{where}.sampler")
+    if run.diffusion.objective == "bound" and run.diffusion.loss_weight != "x0":
+        raise ConfigError(
+            f"{where}.diffusion.loss_weight = {run.diffusion.loss_weight!r}: must be 'x0', the "
+            "default, objective 'bound' does not read it"
+        )
     key = "unet" if run.task == "text_to_image" else "efficient_unet"
     network = getattr(run, key)
     for section in [key] + (["adapter"] if config.use_adapter else []):

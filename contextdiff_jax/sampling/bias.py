@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from contextdiff_jax.diffusion.schedules import Schedule
+from contextdiff_jax.diffusion.schedules import Schedule, expand
 
 # relation(x0_hat (B, ...), times: tuple of float32 (B,)) -> tuple of r (B, ...), one per time.
 # It closes over the true condition; one encoding of x0_hat serves all times.
@@ -18,8 +18,9 @@ def biases(
     x0_hat: jax.Array,
     times: tuple[jax.Array, ...],
 ) -> tuple[jax.Array | float, ...]:
-    """Returns b at each of the integer times (), like x0_hat (B, ...), or zeros without a relation.
+    """Returns b at each of the times, like x0_hat (B, ...), or zeros without a relation.
 
+    times: integers, each () or (B,).
     The adapter knows the times 1..T. At 0 it is asked for time 1, and k_0 = 0 makes the bias 0.
     """
     if relation is None:
@@ -32,6 +33,6 @@ def biases(
             f"and an estimate of shape {x0_hat.shape}: it must return one like it per time"
         )
     return tuple(
-        schedule.gain(time) * r.astype(jnp.float32)
+        expand(schedule.gain(time), r) * r.astype(jnp.float32)
         for time, r in zip(times, relations, strict=True)
     )

@@ -1,7 +1,7 @@
 """Text-to-image diffusion with the context-aware adapter: the loss, its metrics, sampling.
 
 The forward process is biased by b_t = k_t r(x0, c, t) (eq. 1), and the denoiser and the adapter
-train jointly on the weighted squared error of x0 (eq. 6); gradients reach the adapter through x_t.
+train jointly (objective.py); gradients reach the adapter through x_t.
 """
 
 import dataclasses
@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from contextdiff_jax.diffusion import bound, marginals, predictions, weights
-from contextdiff_jax.diffusion.schedules import Schedule, expand
+from contextdiff_jax.diffusion.schedules import Schedule
 from contextdiff_jax.sampling import loop
 from contextdiff_jax.sampling.bias import Relation, biases
+from contextdiff_jax.sampling.bound_step import bound_step
 from contextdiff_jax.sampling.config import SamplerConfig
-from contextdiff_jax.sampling.guidance import match_batch
+from contextdiff_jax.sampling.guidance import Denoise, match_batch
 from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.tasks import objective
 from contextdiff_jax.tasks.conditioning import Condition, Conditioning, hidden
 from contextdiff_jax.tasks.config import DiffusionConfig
 from contextdiff_jax.training.task import Batch, Metrics, Params
@@ -101,26 +102,30 @@ class DiffusionTask:
     def loss(
         self, params: Params, frozen: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        """L_simple (eq. 6) of a batch with uint8 "image" and the arrays of `tokenize`."""
+        """The objective on a batch with uint8 "image" and the arrays of `tokenize`."""
         time_key, noise_key, drop_key, extras_key = jax.random.split(key, 4)
         x0 = from_uint8(batch["image"])
-        count = x0.shape[0]
-        t = jax.random.randint(time_key, (count,), 1, self.schedule.num_steps + 1)
+        t = objective.draw_times(self.config, self.schedule, time_key, x0.shape[0])
         noise = jax.random.normal(noise_key, x0.shape)
         condition, keep = self._dropped(self.conditioning.encode(frozen, batch), drop_key)
-        relation_of = self._relation_of(params, frozen, condition)
-        relation = None if relation_of is None else relation_of(x0, (t.astype(jnp.float32),))[0]
-        bias = 0.0 if relation is None else expand(self.schedule.gain(t), x0) * relation
-        x_t = marginals.diffuse(self.schedule, x0, bias, t, noise)
         extras = self.extras(x0, extras_key)
-        predicted = self._denoise(params, condition, x_t, t, keep, extras)
-        target = predictions.target(self.config.prediction, self.schedule, x0, x_t, t)
-        error = jnp.mean(jnp.square(predicted - target), axis=(1, 2, 3))
-        weight = weights.loss_weight(
-            self.config.loss_weight, self.config.prediction, self.schedule, t
+        draw = objective.Draw(x0, t, noise, keep)
+
+        def of(loss, params: Params) -> tuple[jax.Array, Metrics]:
+            functions = self._functions(params, frozen, condition, extras)
+            return loss(self.config, self.schedule, *functions, draw)
+
+        if self.config.objective == "bound":
+            return of(objective.bound_loss, params)
+        if self.config.objective == "simple" or self.adapter is None:
+            return of(objective.simple_loss, params)
+        denoiser, adapter = params["denoiser"], params["adapter"]
+        stop = jax.lax.stop_gradient
+        simple, metrics = of(
+            objective.simple_loss, {"denoiser": denoiser, "adapter": stop(adapter)}
         )
-        loss = jnp.mean(weight * error)
-        return loss, self._training_metrics(x0, x_t, t, relation, error)
+        bits, more = of(objective.bound_loss, {"denoiser": stop(denoiser), "adapter": adapter})
+        return simple + bits, metrics | more
 
     def _dropped(self, condition: Condition, key: jax.Array) -> tuple[Condition, jax.Array]:
         """Hides conditions: from the denoiser alone (keep), or from both (present)."""
@@ -131,20 +136,6 @@ class DiffusionTask:
             visible = ~jax.random.bernoulli(both_key, self.config.drop_both, shape)
             condition = hidden(condition, visible)
         return condition, keep
-
-    def _training_metrics(self, x0, x_t, t, relation, error) -> Metrics:
-        """What shows whether the adapter cheats: its size, and the signal it adds to x_t."""
-        metrics = {"error": jnp.mean(error)}
-        if relation is None:
-            return metrics
-        energy = jnp.sum(jnp.square(x0), axis=(1, 2, 3)) * self.schedule.signal(t)
-        gain = jnp.sum(x_t * x0, axis=(1, 2, 3)) / jnp.maximum(energy, 1e-3)
-        # Late times have almost no signal: the ratio there is noise. The first half tells.
-        early = t <= self.schedule.num_steps // 2
-        return metrics | {
-            "relation_rms": jnp.sqrt(jnp.mean(jnp.square(relation))),
-            "signal_gain": jnp.sum(jnp.where(early, gain, 0)) / jnp.maximum(jnp.sum(early), 1),
-        }
 
     def diagnose(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Metrics:
         """Divergence (eq. 4, nats per example) summed over the last steps of the process.
@@ -158,24 +149,45 @@ class DiffusionTask:
         keep = jnp.ones(x0.shape[:1], bool)
         extras = self.extras(x0, extras_key)
 
-        relation = self._relation_of(params, frozen, condition)
+        denoise, relation = self._functions(params, frozen, condition, extras)
 
         def divergence(offset: jax.Array) -> jax.Array:
             t = self.schedule.num_steps - offset
             b_t, b_s = biases(self.schedule, relation, x0, (t, t - 1))
             noise = jax.random.normal(jax.random.fold_in(noise_key, offset), x0.shape)
-            x_t = marginals.diffuse(self.schedule, x0, b_t, t, noise)
-            predicted = self._denoise(params, condition, x_t, jnp.full(keep.shape, t), keep, extras)
-            x0_hat = predictions.to_x0(self.config.prediction, self.schedule, predicted, x_t, t)
-            # As in sampling; an eps-network's x0 is arbitrarily large at the last steps.
-            x0_hat = jnp.clip(x0_hat, -1.0, 1.0)
-            guess_t, guess_s = biases(self.schedule, relation, x0_hat, (t, t - 1))
-            kl = bound.step_kl(self.schedule, x0, x0_hat, b_t, guess_t, b_s, guess_s, t)
-            return jnp.mean(kl)
+            step = bound_step(
+                *(self.schedule, denoise, relation, x0, b_t, b_s, t, t - 1, noise, keep),
+                self.config.prediction,
+                clip=True,  # as in sampling; an eps-network's x0 is arbitrarily large here
+            )
+            return jnp.mean(step.nats)
 
         return {"last_steps_kl": jnp.sum(jax.lax.map(divergence, jnp.arange(_LAST_STEPS)))}
 
     # -- the two networks as functions ------------------------------------------------------------
+
+    def networks(
+        self,
+        params: Params,
+        frozen: Any,
+        batch: Batch,
+        extras: dict[str, jax.Array] | None = None,
+    ) -> tuple[Denoise, Relation | None]:
+        """Returns the denoiser and the relation for a batch's conditions, as functions.
+
+        batch: the arrays of `tokenize`. extras: the denoiser's further inputs, one per example.
+        """
+        condition = self.conditioning.encode(frozen, batch)
+        return self._functions(params, frozen, condition, extras or {})
+
+    def _functions(
+        self, params: Params, frozen: Any, condition: Condition, extras: dict[str, jax.Array]
+    ) -> tuple[Denoise, Relation | None]:
+        def denoise(x: jax.Array, t: jax.Array, keep: jax.Array) -> jax.Array:
+            matched, inputs = match_batch((condition, extras), x.shape[0])
+            return self._denoise(params, matched, x, t, keep, inputs)
+
+        return denoise, self._relation_of(params, frozen, condition)
 
     def _relation_of(self, params: Params, frozen: Any, condition: Condition) -> Relation | None:
         """Returns relation(x0, times) -> r(x0, c, t) for each of the times; None if no adapter."""
@@ -218,16 +230,9 @@ class DiffusionTask:
 
         keys (B,): one key per picture. extras: the denoiser's further inputs, one per picture.
         """
-        condition = self.conditioning.encode(frozen, batch)
-
-        def denoise(x: jax.Array, t: jax.Array, keep: jax.Array) -> jax.Array:
-            matched, inputs = match_batch((condition, extras or {}), x.shape[0])
-            return self._denoise(params, matched, x, t, keep, inputs)
-
         return loop.sample(
             self.schedule,
-            denoise,
-            self._relation_of(params, frozen, condition),
+            *self.networks(params, frozen, batch, extras),
             keys,
             (self.resolution, self.resolution, 3),
             sampler,

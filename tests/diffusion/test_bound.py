@@ -183,6 +183,24 @@ def test_decoder_std_is_the_posterior_at_the_second_step():
     assert bound.decoder_std(schedule) == pytest.approx(float(variance) ** 0.5, rel=1e-5)
 
 
+def test_respaced_terms_end_in_a_decoder_of_their_own():
+    schedule = make_schedule("cosine", 20)
+    _, variance = posterior(schedule, jnp.zeros(1), jnp.zeros(1), 0.0, 0.0, 12, 5)
+    std = bound.decoder_std(schedule, before=12, last=5)
+    assert std == pytest.approx(float(variance) ** 0.5, rel=1e-5)
+    arrays = RNG.normal(size=(6, 3, 2)).astype(np.float32)
+    nll = bound.discretized_nll
+    steps = [(12, 5), (5, 0)]
+    expected = [bound.step_kl(schedule, *arrays, 12, 5), nll(arrays[0], arrays[1], std)]
+    for (t, s), term in zip(steps, expected, strict=True):
+        ours = bound.bound_term(schedule, *arrays, t, nll, s=s, std=std)
+        np.testing.assert_allclose(ours, term, rtol=1e-6)
+    many = bound.bound_term(
+        schedule, *arrays, np.array([12, 5, 12]), nll, s=np.array([5, 0, 5]), std=std
+    )
+    np.testing.assert_allclose(many, np.stack(expected)[[0, 1, 0], [0, 1, 2]], rtol=1e-6)
+
+
 def test_both_conventions_give_eight_bits_for_uniform_pixels():
     # A density of 1/2 on [-1, 1) against a probability of 1/256 per value.
     dims = 12

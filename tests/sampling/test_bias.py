@@ -25,6 +25,15 @@ def test_one_call_serves_all_times():
     assert calls == [[[4.0, 4.0], [1.0, 1.0]]]
 
 
+def test_times_of_their_own_for_each_example():
+    relation = lambda x0_hat, times: tuple(x0_hat * t[:, None] for t in times)  # noqa: E731
+    ours = biases(SCHEDULE, relation, X0, (jnp.array([4, 7]), jnp.array([3, 0]), 10))
+    for row, (t, s) in enumerate(((4, 3), (7, 0))):
+        alone = biases(SCHEDULE, relation, X0[row : row + 1], (t, s, 10))
+        for mine, theirs in zip(ours, alone, strict=True):
+            np.testing.assert_array_equal(mine[row : row + 1], theirs)
+
+
 def test_without_a_relation_it_is_zero():
     assert biases(SCHEDULE, None, X0, (4, 3)) == (0.0, 0.0)
 

@@ -1,0 +1,108 @@
+"""The objectives of a diffusion task, for networks given as functions.
+
+simple: the weighted squared error of x0 (eq. 6). bound: the exact bound in bits per dimension
+(eq. 4), estimated from one time per example.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from contextdiff_jax.diffusion import bound, marginals, predictions, weights
+from contextdiff_jax.diffusion.schedules import Schedule, expand
+from contextdiff_jax.sampling.bias import Relation, biases
+from contextdiff_jax.sampling.bound_step import bound_step
+from contextdiff_jax.sampling.guidance import Denoise, predict
+from contextdiff_jax.tasks.config import DiffusionConfig
+from contextdiff_jax.training.task import Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """What an objective is computed on.
+
+    x0 (B, H, W, C) float32 in [-1, 1], t (B,) integers in 1..T, noise like x0, and keep (B,) bool,
+    False where the denoiser must not see the condition.
+    """
+
+    x0: jax.Array
+    t: jax.Array
+    noise: jax.Array
+    keep: jax.Array
+
+
+def draw_times(config: DiffusionConfig, schedule: Schedule, key: jax.Array, count: int):
+    """Returns times (count,), each uniform in 1..T.
+
+    For the bound they are spread evenly over 1..T from one random start (Kingma et al. 2021, VDM):
+    its terms differ by orders of magnitude, so independent times would make a noisy estimate.
+    """
+    if config.objective == "simple":
+        return jax.random.randint(key, (count,), 1, schedule.num_steps + 1)
+    place = (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0
+    # Rounding may carry a place just below 1 to T itself.
+    step = jnp.minimum((place * schedule.num_steps).astype(jnp.int32), schedule.num_steps - 1)
+    return 1 + step
+
+
+def simple_loss(
+    config: DiffusionConfig,
+    schedule: Schedule,
+    denoise: Denoise,
+    relation: Relation | None,
+    draw: Draw,
+) -> tuple[jax.Array, Metrics]:
+    """Returns L_simple with the config's weight, and metrics."""
+    (bias,) = biases(schedule, relation, draw.x0, (draw.t,))
+    x_t = marginals.diffuse(schedule, draw.x0, bias, draw.t, draw.noise)
+    predicted = predict(denoise, x_t, draw.t, draw.keep)
+    error = _error(config, schedule, draw, x_t, predicted)
+    weight = weights.loss_weight(config.loss_weight, config.prediction, schedule, draw.t)
+    return jnp.mean(weight * error), _metrics(schedule, relation, draw, bias, x_t, error)
+
+
+def bound_loss(
+    config: DiffusionConfig,
+    schedule: Schedule,
+    denoise: Denoise,
+    relation: Relation | None,
+    draw: Draw,
+) -> tuple[jax.Array, Metrics]:
+    """Returns the estimate of the bound in bits per dimension, and metrics.
+
+    T times the mean term over uniform times, plus L_T with the bias b_T.
+    """
+    x0, t, last = draw.x0, draw.t, jnp.int32(schedule.num_steps)
+    bias_t, bias_s, bias_last = biases(schedule, relation, x0, (t, t - 1, last))
+    step = bound_step(
+        *(schedule, denoise, relation, x0, bias_t, bias_s, t, t - 1, draw.noise, draw.keep),
+        config.prediction,
+    )
+    nats = schedule.num_steps * step.nats + bound.prior_kl(schedule, x0, bias_last)
+    loss = jnp.mean(bound.bits_per_dim(nats, x0[0].size))
+    error = _error(config, schedule, draw, step.x_t, step.predicted)
+    metrics = _metrics(schedule, relation, draw, bias_t, step.x_t, error)
+    return loss, metrics | {"bits_per_dim": loss}
+
+
+def _error(config, schedule, draw: Draw, x_t: jax.Array, predicted: jax.Array) -> jax.Array:
+    """The mean squared error (B,) of what the network predicts."""
+    target = predictions.target(config.prediction, schedule, draw.x0, x_t, draw.t)
+    return jnp.mean(jnp.square(predicted - target), axis=(1, 2, 3))
+
+
+def _metrics(schedule, relation, draw: Draw, bias, x_t, error) -> Metrics:
+    """What shows whether the adapter cheats: its size, and the signal it adds to x_t."""
+    metrics = {"error": jnp.mean(error)}
+    if relation is None:
+        return metrics
+    x0, t = draw.x0, draw.t
+    energy = jnp.sum(jnp.square(x0), axis=(1, 2, 3)) * schedule.signal(t)
+    gain = jnp.sum(x_t * x0, axis=(1, 2, 3)) / jnp.maximum(energy, 1e-3)
+    # Late times have almost no signal: the ratio there is noise. The first half tells.
+    early = t <= schedule.num_steps // 2
+    return metrics | {
+        "relation_rms": jnp.sqrt(jnp.mean(jnp.square(bias / expand(schedule.gain(t), x0)))),
+        "signal_gain": jnp.sum(jnp.where(early, gain, 0)) / jnp.maximum(jnp.sum(early), 1),
+    }

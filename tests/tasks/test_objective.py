@@ -1,0 +1,126 @@
+"""The bound as an objective: its value in closed form, its times, whom it trains."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from contextdiff_jax.diffusion.schedules import make_schedule
+from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.tasks import objective
+from contextdiff_jax.tasks.conditioning import Condition
+from contextdiff_jax.tasks.config import DiffusionConfig
+from contextdiff_jax.tasks.diffusion import DiffusionTask
+
+T = 20
+SCHEDULE = make_schedule("cosine", T)
+BOUND = DiffusionConfig(num_steps=T, prediction="x0", objective="bound")
+
+
+def test_times_are_uniform_and_spread_evenly():
+    draw = jax.jit(jax.vmap(lambda key: objective.draw_times(BOUND, SCHEDULE, key, 8)))
+    times = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
+    assert times.min() == 1 and times.max() == T
+    # One in every eighth of 1..T, whatever the start.
+    assert np.all(np.diff(np.sort(times, axis=1), axis=1) <= 4)
+    for place in (0, 7):
+        counts = np.bincount(times[:, place] - 1, minlength=T)
+        np.testing.assert_allclose(counts, 4000 / T, atol=5 * np.sqrt(4000 / T))
+    independent = objective.draw_times(
+        dataclasses.replace(BOUND, objective="simple"), SCHEDULE, jax.random.key(0), 8000
+    )
+    counts = np.bincount(np.asarray(independent) - 1, minlength=T)
+    np.testing.assert_allclose(counts, 8000 / T, atol=5 * np.sqrt(8000 / T))
+
+
+def eq3(t):
+    """A, B and the variance of eq. 3 for s = t - 1, in float64 from the paper's formulas."""
+    ab, before = SCHEDULE.alpha_bar[t], SCHEDULE.alpha_bar[t - 1]
+    beta = 1 - ab / before
+    of_x0 = np.sqrt(before) * beta / (1 - ab)
+    of_x_t = np.sqrt(ab / before) * (1 - before) / (1 - ab)
+    return of_x0, of_x_t, (1 - before) * beta / (1 - ab)
+
+
+def gain(t):
+    root = np.sqrt(SCHEDULE.alpha_bar[t])
+    return root * (1 - root)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.6])
+def test_the_bound_of_a_constant_estimate_term_by_term(phi):
+    """x0_hat = 0.25 whatever x_t: every term is a number, so the loss is, given its times."""
+    values = np.random.default_rng(0).integers(0, 256, (T, 2, 2, 3))
+    values[0] = 150 + values[0] // 16  # within reach of the decoder, for plain differences
+    x0 = values / 127.5 - 1
+    relation = (lambda x, times: tuple(phi * x for _ in times)) if phi else None
+    noise = np.random.default_rng(1).normal(size=x0.shape).astype(np.float32)
+    draw = objective.Draw(jnp.float32(x0), jnp.arange(1, T + 1), noise, jnp.ones(T, bool))
+    denoise = lambda x, t, keep: jnp.full_like(x, 0.25)  # noqa: E731
+    loss_of = lambda: objective.bound_loss(BOUND, SCHEDULE, denoise, relation, draw)  # noqa: E731
+    loss, metrics = jax.jit(loss_of)()
+    assert loss == metrics["bits_per_dim"]
+
+    edges = (x0[0] - 0.25 + np.array([-1, 1])[:, None, None, None] / 255) / np.sqrt(eq3(2)[2])
+    nats = -np.sum(np.log(np.diff(stats.norm.cdf(edges), axis=0)))
+    for t in range(2, T + 1):
+        of_x0, of_x_t, variance = eq3(t)
+        factor = of_x0 + phi * (gain(t - 1) - of_x_t * gain(t))
+        nats += np.sum((factor * (x0[t - 1] - 0.25)) ** 2) / (2 * variance)
+    last = SCHEDULE.alpha_bar[T]
+    mean = (np.sqrt(last) + phi * gain(T)) * x0
+    prior = 0.5 * np.sum(mean**2 - last - np.log1p(-last), axis=(1, 2, 3))
+    # One example at every t: T times the mean is the sum over t.
+    expected = (nats + np.mean(prior)) / (12 * np.log(2))
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+class Scaled:
+    """Stands in for either network: the image times a learned number and an odd function of it."""
+
+    def apply(self, params, x, t, *args, **kwargs):
+        return params["params"]["scale"] * x + params["params"]["bend"] * jnp.sin(t)[0] * x**3
+
+
+class NoEncoders:
+    """Stands in for the encoders: nobody reads what they return."""
+
+    def encode(self, frozen, batch):
+        rows = len(batch["image"])
+        tokens = {"text": jnp.zeros((rows, 1, 1)), "clip_text": jnp.zeros((rows, 1, 1))}
+        masks = {"text_mask": jnp.ones((rows, 1), bool), "clip_mask": jnp.ones((rows, 1), bool)}
+        return Condition(**tokens, **masks, present=jnp.ones(rows, bool))
+
+    def image_tokens(self, frozen, images):
+        return None
+
+
+def gradients(name, use_adapter=True):
+    config = dataclasses.replace(BOUND, objective=name)
+    adapter = Scaled() if use_adapter else None
+    task = DiffusionTask(config, SCHEDULE, Scaled(), adapter, NoEncoders(), SamplerConfig(), 4)
+    networks = {"denoiser": {"scale": 0.5, "bend": 0.1}, "adapter": {"scale": 0.3, "bend": -0.2}}
+    params = jax.tree.map(jnp.float32, networks)
+    batch = {"image": np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8)}
+    loss = lambda params: task.loss(params, None, batch, jax.random.key(3))  # noqa: E731
+    gradient, metrics = jax.jit(jax.grad(loss, has_aux=True))(params)
+    return jax.tree.map(float, gradient), metrics
+
+
+def test_mixed_trains_the_denoiser_by_one_and_the_adapter_by_the_other(monkeypatch):
+    times = lambda config, schedule, key, count: 2 + 5 * jnp.arange(count)  # noqa: E731
+    monkeypatch.setattr(objective, "draw_times", times)
+    simple, _ = gradients("simple")
+    bound, metrics = gradients("bound")
+    mixed, more = gradients("mixed")
+    assert mixed["denoiser"] == pytest.approx(simple["denoiser"], rel=1e-4)
+    assert mixed["adapter"] == pytest.approx(bound["adapter"], rel=1e-4)
+    assert mixed["denoiser"] != pytest.approx(bound["denoiser"], rel=0.1)
+    assert mixed["adapter"] != pytest.approx(simple["adapter"], rel=0.1)
+    assert float(metrics["bits_per_dim"]) == pytest.approx(float(more["bits_per_dim"]), rel=1e-4)
+    plain, metrics = gradients("mixed", use_adapter=False)
+    assert "relation_rms" not in metrics and "bits_per_dim" not in metrics
+    assert plain["denoiser"] == pytest.approx(gradients("simple", False)[0]["denoiser"])
