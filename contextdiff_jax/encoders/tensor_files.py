@@ -30,7 +30,7 @@ def open_folder(folder: str | pathlib.Path, stem: str = "model") -> dict[str, Te
         raise FileNotFoundError(f"weights folder {str(folder)!r} does not exist")
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if single.is_file():
-        return _open_file(single)
+        return open_file(single)
     if not index.is_file():
         present = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise FileNotFoundError(
@@ -49,14 +49,15 @@ def _open_shards(
     absent = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
     if absent:
         raise FileNotFoundError(f"{str(folder)!r} lacks shards its {index} lists: {listed(absent)}")
-    shards = {name: _open_file(folder / name) for name in sorted(set(weight_map.values()))}
+    shards = {name: open_file(folder / name) for name in sorted(set(weight_map.values()))}
     lost = sorted(name for name, shard in weight_map.items() if name not in shards[shard])
     if lost:
         raise ValueError(f"shards of {str(folder)!r} lack tensors {index} lists: {listed(lost)}")
     return {name: shards[shard][name] for name, shard in weight_map.items()}
 
 
-def _open_file(path: pathlib.Path) -> dict[str, Tensor]:
+def open_file(path: pathlib.Path) -> dict[str, Tensor]:
+    """Returns the tensors of one file; ValueError where it is none of safetensors."""
     try:
         file = safe_open(str(path), "np")
     except Exception as error:  # safetensors has one error class, private to its Rust module
