@@ -20,7 +20,8 @@ ALLOWED = {
     "training": {"parallel", "pictures"},
     "sampling": {"diffusion"},
     "tasks": {"diffusion", "networks", "encoders", "sampling", "training"},
-    "evaluation": {"data"},
+    # Encoders to compare images by; the bound, of networks as functions.
+    "evaluation": {"data", "diffusion", "encoders", "sampling"},
 }
 FORBIDDEN = {"diffusion": {"flax"}, "sampling": {"flax"}, "data": {"jax", "flax"}}
 

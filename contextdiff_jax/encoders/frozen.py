@@ -102,7 +102,7 @@ def load_text_encoder(
         raise ValueError(f"kind = {kind!r}: must be one of {', '.join(loaders)}")
     load, tower = loaders[kind]
     config, params = load(folder, param_dtype)
-    tokenizer = _folder_tokenizer(folder, max_length)
+    tokenizer = folder_tokenizer(folder, max_length)
     return text_encoder(tower(config, dtype), params, tokenizer, folder_identity(folder))
 
 
@@ -113,11 +113,12 @@ def text_encoder_identity(
 
     The weights are read once, tensor by tensor. Raises as load_text_encoder does.
     """
-    tokenizer = _folder_tokenizer(folder, max_length)
+    tokenizer = folder_tokenizer(folder, max_length)
     return _identity(folder_identity(folder), tokenizer), tokenizer.max_length
 
 
-def _folder_tokenizer(folder: str | pathlib.Path, max_length: int | None) -> Tokenizer:
+def folder_tokenizer(folder: str | pathlib.Path, max_length: int | None = None) -> Tokenizer:
+    """Loads the tokenizer that is in an encoder's folder, or in its "tokenizer" sub-folder."""
     inner = pathlib.Path(folder) / "tokenizer"
     return load_tokenizer(inner if inner.is_dir() else folder, max_length)
 

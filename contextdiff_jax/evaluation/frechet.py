@@ -9,10 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from contextdiff_jax.evaluation.statistics import (
-    FeatureStatistics,
-    check_comparable,
-)
+from contextdiff_jax.evaluation.statistics import FeatureStatistics, check_comparable
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,7 +56,7 @@ class FeatureStatistics:
     ) -> "FeatureStatistics":
         """Returns the statistics of features (N, D) of any float dtype."""
         features = np.asarray(features)
-        _check_shape(features)
+        check_features(features, f"features of {source!r}")
         statistics = cls(identity, features.shape[1], source)
         statistics.update(features)
         return statistics
@@ -104,8 +104,7 @@ class FeatureStatistics:
     def update(self, features: np.ndarray) -> None:
         """Adds features (N, D) of any float dtype; ValueError where one is not finite."""
         features = np.asarray(features)
-        _check_shape(features, self.dimension)
-        check_finite(features, f"features of {self.source!r}")
+        check_features(features, f"features of {self.source!r}", self.dimension)
         if not len(features):
             return
         features = features.astype(np.float64)
@@ -211,10 +210,12 @@ def check_finite(features: np.ndarray, what: str) -> None:
         )
 
 
-def _check_shape(features: np.ndarray, dimension: int | None = None) -> None:
-    fits = features.ndim == 2 and dimension in (None, features.shape[1])
+def check_features(features: np.ndarray, what: str, width: int | None = None) -> None:
+    """Raises ValueError unless features are float (N, D), D = `width` where given, and finite."""
+    fits = features.ndim == 2 and width in (None, features.shape[1])
     if not fits or not np.issubdtype(features.dtype, np.floating):
         raise ValueError(
-            f"features are {features.dtype} of shape {features.shape}; "
-            f"must be float of (N, {'D' if dimension is None else dimension})"
+            f"{what} are {features.dtype} of shape {features.shape}; "
+            f"must be float of (N, {'D' if width is None else width})"
         )
+    check_finite(features, what)
