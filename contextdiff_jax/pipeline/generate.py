@@ -21,10 +21,10 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
-from contextdiff_jax.config import differences
 from contextdiff_jax.data.atomic_write import REMAINS, written_whole
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pictures import to_uint8
+from contextdiff_jax.pipeline import manifest
 from contextdiff_jax.pipeline.cascade import Cascade, Stage
 from contextdiff_jax.training.interruption import Interrupted, Vote, Watch
 from contextdiff_jax.training.progress import ProgressLog
@@ -99,9 +99,8 @@ def generate(
     """
     folder = epath.Path(folder)
     names = tuple(stage.name for stage in cascade.stages)
-    manifest = _manifest(cascade, networks, captions, noise)
     if distributed.is_main():
-        _start(folder, manifest, captions, names)
+        _start(folder, _manifest(cascade, networks, captions, noise), captions, names)
     distributed.wait_for_all(f"{folder} is begun")
     done = _finished(folder / names[-1], len(captions))
     distributed.wait_for_all(f"{folder} is looked through")
@@ -159,27 +158,18 @@ def _manifest(
 
 
 def _start(
-    folder: epath.Path, manifest: dict[str, Any], captions: Sequence[str], names: Sequence[str]
+    folder: epath.Path, content: dict[str, Any], captions: Sequence[str], names: Sequence[str]
 ) -> None:
     """Records what the folder will hold, or checks that it began to hold just that."""
-    path = folder / "manifest.json"
-    if path.exists():
-        lines = differences(manifest, json.loads(path.read_text()), "pictures")
-        if lines:
-            raise ValueError(
-                f"{folder} holds pictures of something else: {'; '.join(lines[:6])}"
-                + (f"; and {len(lines) - 6} more" if len(lines) > 6 else "")
-                + "; use another --output, or give back the old values"
-            )
+    begun = manifest.is_begun(folder, content, "pictures")
     for name in names:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for remains in (folder / name).glob(REMAINS):
             remains.unlink(missing_ok=True)
-    if not path.exists():
+    if not begun:
         with written_whole(folder / "captions.json") as file:
             file.write_text(json.dumps(list(captions), indent=0, ensure_ascii=False))
-        with written_whole(path) as file:
-            file.write_text(json.dumps(manifest, indent=1))
+        manifest.record(folder, content)
 
 
 def _finished(folder: epath.Path, count: int) -> frozenset[int]:

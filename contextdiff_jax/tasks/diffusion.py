@@ -246,10 +246,11 @@ class DiffusionTask:
         batch = jax.tree.map(jnp.asarray, dict(self.preview_batch))
         keys = sample_keys(seed, jnp.arange(len(batch["present"])))
         return self.sample(
-            params, frozen, batch, keys, self.preview_sampler, self._preview_extras(batch)
+            params, frozen, batch, keys, self.preview_sampler, self.clean_extras(batch)
         )
 
-    def _preview_extras(self, batch: Batch) -> dict[str, jax.Array]:
+    def clean_extras(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the denoiser's further inputs for a batch's images, without augmentation."""
         return {}
 
 

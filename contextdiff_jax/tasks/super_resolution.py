@@ -55,7 +55,8 @@ class SuperResolutionTask(DiffusionTask):
             "consistency_rms_unrelated": rms(again - jnp.roll(low, 1, axis=0)),
         }
 
-    def _preview_extras(self, batch: Batch) -> dict[str, jax.Array]:
+    def clean_extras(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the images' own low-resolution versions, clean."""
         low = downsample(from_uint8(batch["image"]), self.low_resolution)
         return {"low_res": low, "aug_level": jnp.zeros(low.shape[:1])}
 
