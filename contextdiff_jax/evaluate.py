@@ -1,58 +1,163 @@
-"""Measures an export of the quickstart: do its pictures show what held-out prompts say?
+"""Measures an export, or training runs: tables, plots, pictures and one HTML report.
 
   python -m contextdiff_jax.evaluate --export=runs/quickstart/export --output=runs/quickstart/check
+  python -m contextdiff_jax.evaluate --export=EXPORT --output=DIR --what=fid30k,sweep \
+      --features=inception.safetensors --data=tfds_dir=PREPARED
 
-Draws one picture for each held-out prompt, reads colour, shape and position back from it, and
-does the same with the prompts shuffled, which is the chance level. Writes agreement.json and the
-pictures. Only for models trained on rendered scenes. Exit codes: see contextdiff_jax/entry.py.
+What can be measured, by --what (several: with commas):
+  scenes        do pictures of rendered scenes show what held-out prompts say (the default for
+                exports trained on scenes), beside the chance level
+  fid           Frechet distance to real images, CLIP score, precision and recall: one picture for
+                each of --count captions of --captions or --data
+  fid30k        the same for 30,000 random captions of COCO val2014, prepared by TFDS
+  sweep         the same at several --guidance scales of the first stage: FID against CLIP score
+  bits_per_dim  the exact discrete bound of held-out images and its terms over time
+  curves        metrics of training runs, --run=LABEL=FOLDER each
+  cost          parameters, operations, training and sampling time, with and without the adapter
+  heatmaps      the adapter's cross-attention over pictures of --prompt, drawn or given (--image)
+
+OUTPUT gets results.json, a CSV file per table, plots, pictures and report.html. Results that are
+there already stay. The same command goes on after an interruption; no picture is drawn or counted
+twice, and pictures of another export, sampler or caption are refused. Exit codes: see
+contextdiff_jax/entry.py.
 """
 
-import json
-
 from absl import flags
-from etils import epath
 
 from contextdiff_jax import entry
-from contextdiff_jax.config import from_config_dict
-from contextdiff_jax.evaluation import prompt_following
-from contextdiff_jax.pictures import to_uint8
-from contextdiff_jax.pipeline.cascade import Cascade, write_pictures
-from contextdiff_jax.pipeline.export import read_export
+from contextdiff_jax.evaluation.resizing import PROTOCOLS
+from contextdiff_jax.pipeline import measurements, scores
+from contextdiff_jax.pipeline.evaluation import Evaluation, Settings, evaluate
+from contextdiff_jax.training.interruption import Watch
 
+PLANS = {
+    "scenes": measurements.plan_scenes,
+    "fid": scores.plan_fid,
+    "fid30k": scores.plan_fid30k,
+    "sweep": scores.plan_sweep,
+    "bits_per_dim": measurements.plan_bits_per_dim,
+    "curves": measurements.plan_curves,
+    "cost": measurements.plan_cost,
+    "heatmaps": measurements.plan_heatmaps,
+}
+
+_WHAT = flags.DEFINE_list("what", [], f"Measurements: {', '.join(PLANS)}.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the report, results and pictures.")
 _EXPORT = flags.DEFINE_string("export", None, "Folder written by contextdiff_jax.export or main.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for agreement.json and the pictures.")
-_COUNT = flags.DEFINE_integer("count", 256, "Held-out prompts.", lower_bound=2)
-_SPLIT = flags.DEFINE_enum(
-    "split", "test", ["test", "compositional"], "Unseen scenes, or unseen combinations."
+_STAGE = flags.DEFINE_string("stage", None, "The stage to measure; by default the last one.")
+_SAMPLER = flags.DEFINE_multi_string("sampler", [], "Sampler settings, as in sample.py.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["auto", "float32", "bfloat16"], "Compute dtype; the export's by default."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all noise.")
-_BATCH = flags.DEFINE_integer("batch_size", 64, "Pictures drawn at a time.", lower_bound=1)
-_SAMPLER = flags.DEFINE_multi_string("sampler", [], "Sampler settings, as in sample.py.")
-flags.mark_flags_as_required(["export", "output"])
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Images computed at a time.", lower_bound=1)
+_AUGMENTATION = flags.DEFINE_float(
+    "augmentation", 0.0, "Noise level of the low-resolution condition: 0 is clean, 1 is noise."
+)
+_COUNT = flags.DEFINE_integer(
+    "count",
+    None,
+    f"Samples, one per caption. By default {measurements.SCENES} for scenes, 30,000 for fid30k, "
+    "else all captions of a file, or up to 10,000 of a data source.",
+    lower_bound=1,
+)
+_CAPTIONS = flags.DEFINE_string("captions", None, "A text file with one caption per line.")
+_CAPTION_SEED = flags.DEFINE_integer(
+    "caption_seed", 0, "Seed of which captions are chosen.", lower_bound=0
+)
+_DATA = flags.DEFINE_multi_string(
+    "data",
+    [],
+    "field=value of the captioned images (fields: see data/config.py), e.g. --data=source=folder "
+    "--data=path=photos --data=split=val. By default the training data; of scenes, unseen ones.",
+)
+_REFERENCE = flags.DEFINE_multi_string(
+    "reference",
+    [],
+    "What is real: an .npz of statistics that an evaluation left (OUTPUT/*/reference.npz), or "
+    "field=value settings on top of --data.",
+)
+_FEATURES = flags.DEFINE_string(
+    "features",
+    "clip",
+    "Of the Frechet distance: clip, or a safetensors file of Inception v3 (2015). Weights up to "
+    "mixed_7 give FID-768.",
+)
+_CLIP = flags.DEFINE_string(
+    "clip", None, "Hugging Face CLIP folder to score with; by default the export's own."
+)
+_RESIZE = flags.DEFINE_enum(
+    "resize", "clean-fid", list(PROTOCOLS), "How images are resized for Inception."
+)
+_GUIDANCE = flags.DEFINE_list("guidance", ["1.5", "3", "4.5", "6", "7.5", "9"], "Scales of sweep.")
+_TERMS = flags.DEFINE_integer("terms", 0, "Times of bits_per_dim; 0: all.", lower_bound=0)
+_RUN = flags.DEFINE_multi_string("run", [], "LABEL=FOLDER of a training run, for curves and cost.")
+_METRIC = flags.DEFINE_multi_string("metric", [], "A metric for curves; by default all in common.")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt for heatmaps.")
+_IMAGE = flags.DEFINE_multi_string("image", [], "An image file for heatmaps, one per --prompt.")
+_WORD = flags.DEFINE_multi_string("word", [], "A word for heatmaps; by default each prompt's own.")
+_TURNS = flags.DEFINE_integer("turns", 5, "Timed runs of each side, for cost.", lower_bound=1)
+_PROCESSES = entry.define_process_flags()
+flags.mark_flags_as_required(["output"])
 
 
 def main() -> None:
-    config = from_config_dict(read_export(_EXPORT.value)[0]["config"])
-    data = config.runs[config.pipeline[-1]].data
-    if data.source != "scenes":
-        raise ValueError(f"the export was trained on {data.source!r}: only 'scenes' can be checked")
-    prompts = prompt_following.held_out_prompts(data.scenes, _COUNT.value, _SPLIT.value)
-    cascade = Cascade.load(_EXPORT.value, sampler=_SAMPLER.value)
-    drawn = cascade.draw(prompts, seed=_SEED.value, batch_size=_BATCH.value)
-    output = epath.Path(_OUTPUT.value)
-    results = {}
-    for stage, images in drawn.items():
-        write_pictures(output / stage, images, prompts)
-        pictures = to_uint8(images)
-        results[stage] = {
-            "prompts": prompt_following.agreement(pictures, prompts).to_json(),
-            "shuffled": prompt_following.agreement(
-                pictures, prompt_following.shuffled(prompts)
-            ).to_json(),
-        }
-        for name, shares in results[stage].items():
-            print(stage, name, " ".join(f"{k} {v:.3f}" for k, v in shares.items() if k != "count"))
-    (output / "agreement.json").write_text(json.dumps(results, indent=2))
+    settings = _settings()
+    unknown = [name for name in _WHAT.value if name not in PLANS]
+    if unknown:
+        raise ValueError(f"--what={unknown[0]}: must be of {', '.join(PLANS)}")
+    entry.check_writable(settings.output, "output")
+    entry.join(_PROCESSES())
+    evaluate(settings, {name: PLANS[name] for name in _WHAT.value or _default(settings)})
+
+
+def _default(settings: Settings) -> list[str]:
+    if Evaluation(settings, Watch()).trained_on.source != "scenes":
+        raise ValueError(f"--what is missing: give some of {', '.join(PLANS)}")
+    return ["scenes"]
+
+
+def _settings() -> Settings:
+    return Settings(
+        output=_OUTPUT.value,
+        export=_EXPORT.value or "",
+        stage=_STAGE.value or "",
+        sampler=tuple(_SAMPLER.value),
+        dtype=_DTYPE.value,
+        count=_COUNT.value,
+        seed=_SEED.value,
+        caption_seed=_CAPTION_SEED.value,
+        batch_size=_BATCH.value,
+        augmentation=_AUGMENTATION.value,
+        captions=_CAPTIONS.value or "",
+        data=tuple(_DATA.value),
+        reference=tuple(_REFERENCE.value),
+        features=_FEATURES.value,
+        clip=_CLIP.value or "",
+        resize=_RESIZE.value,
+        guidance=tuple(map(_scale, _GUIDANCE.value)),
+        runs=tuple(map(_labelled, _RUN.value)),
+        metrics=tuple(_METRIC.value),
+        prompts=tuple(_PROMPT.value),
+        images=tuple(_IMAGE.value),
+        words=tuple(_WORD.value),
+        turns=_TURNS.value,
+        terms=_TERMS.value,
+    )
+
+
+def _scale(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"--guidance={text}: must be numbers with commas between") from error
+
+
+def _labelled(text: str) -> tuple[str, str]:
+    label, equals, folder = text.partition("=")
+    if not (label and equals and folder):
+        raise ValueError(f"--run={text}: must read LABEL=FOLDER")
+    return label, folder
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """Do pictures show what their prompts say? Read back exactly, on rendered scenes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from contextdiff_jax.data.config import DataConfig, ScenesConfig
 from contextdiff_jax.data.scenes import ScenesSource
 from contextdiff_jax.data.scenes_checker import check
+from contextdiff_jax.evaluation.results import Gallery, Result, Table
 
 ASPECTS = ("colour", "shape", "position", "size", "all")
+_AGAINST = {"prompts": "their prompts", "shuffled": "shuffled prompts (chance)"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,3 +53,35 @@ def shuffled(prompts: Sequence[str], seed: int = 0) -> list[str]:
     for place, following in zip(order, np.roll(order, 1), strict=True):
         result[place] = prompts[following]
     return result
+
+
+def measure(
+    pictures: Mapping[str, np.ndarray],
+    prompts: Sequence[str],
+    protocol: Mapping[str, Any],
+    galleries: tuple[Gallery, ...] = (),
+) -> Result:
+    """Checks each stage's pictures (N, H, W, 3) uint8 against N prompts, and those shuffled."""
+    values = {
+        stage: {
+            "prompts": agreement(part, prompts).to_json(),
+            "shuffled": agreement(part, shuffled(prompts)).to_json(),
+        }
+        for stage, part in pictures.items()
+    }
+    aspects = ("colour_and_shape", *ASPECTS)
+    rows = [
+        (stage, _AGAINST[name], *(shares[aspect] for aspect in aspects))
+        for stage, found in values.items()
+        for name, shares in found.items()
+    ]
+    columns = ("stage", "against", *(aspect.replace("_", " ") for aspect in aspects))
+    return Result(
+        title="Do the pictures show what the prompts say?",
+        summary="Colour, shape, place and size are read back from pictures of held-out scene "
+        "descriptions. Shares of pictures that agree; shuffled prompts give the chance level.",
+        values=values,
+        protocol=dict(protocol),
+        tables=(Table("scenes", columns, tuple(rows)),),
+        galleries=galleries,
+    )

@@ -20,6 +20,7 @@ REPORT = "report.html"
 _TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 _PIXELATED_BELOW = 128  # pixels of a side; smaller pictures are enlarged without blurring
 _BROAD_FROM = 2.5  # width over height; such pictures get a row of their own
+_FOLDED_FROM = 24  # rows of a table
 _escape = html.escape
 
 
@@ -80,7 +81,10 @@ def _table(table: Table) -> str:
         for row in table.rows
     )
     note = f'<p class="soft">{_escape(table.note)}</p>' if table.note else ""
-    return f'<div class="wide"><table><tr>{head}</tr>\n{rows}</table></div>{note}'
+    whole = f'<div class="wide"><table><tr>{head}</tr>\n{rows}</table></div>'
+    if len(table.rows) > _FOLDED_FROM:
+        whole = f"<details><summary>{len(table.rows):,} rows</summary>{whole}</details>"
+    return whole + note
 
 
 def _plot(folder: epath.Path, figure: Figure) -> str:

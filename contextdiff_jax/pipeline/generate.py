@@ -12,7 +12,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -56,6 +56,10 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.captions)
 
+    def digest(self) -> str:
+        """Returns what tells these pictures from others, of their manifest."""
+        return _digest((self.folder / "manifest.json").read_text())
+
     def path(self, stage: str, place: int) -> epath.Path:
         """Returns the file of a picture."""
         return self.folder / stage / _name(place)
@@ -63,11 +67,6 @@ class Pictures:
     def read(self, stage: str, places: Sequence[int]) -> np.ndarray:
         """Returns pictures (len(places), H, W, 3) uint8."""
         return np.stack([_read_png(self.path(stage, place)) for place in places])
-
-    def batches(self, stage: str, size: int, start: int = 0) -> Iterator[np.ndarray]:
-        """Yields all pictures from `start` on, in order, at most `size` at a time."""
-        for begin in range(start, len(self), size):
-            yield self.read(stage, range(begin, min(begin + size, len(self))))
 
 
 def describe(cascade: Cascade) -> dict[str, Any]:

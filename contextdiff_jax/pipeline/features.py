@@ -1,0 +1,102 @@
+"""Features of many images, kept in files as they come: resumable, none computed twice.
+
+FOLDER/manifest.json  what the features are of, and which
+FOLDER/NNNNNN.npz     those of images NNNNNN .. NNNNNN + CHUNK - 1, whole or not there
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from contextdiff_jax.data.atomic_write import REMAINS, written_whole
+from contextdiff_jax.data.example import SkipReport, Source
+from contextdiff_jax.data.one_pass import one_pass
+from contextdiff_jax.pipeline import manifest
+from contextdiff_jax.training.interruption import Interrupted, Watch
+from contextdiff_jax.training.progress import ProgressLog
+
+CHUNK = 256  # images per file
+
+Read = Callable[[range], np.ndarray]
+"""Returns the images of these places that can be used, (n, H, W, 3) uint8."""
+
+Extract = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+"""Returns named features, each (n, D) float32, of images (n, H, W, 3) uint8."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureFiles:
+    """The finished features of a folder, in the order of their images."""
+
+    folder: epath.Path
+    images: int
+
+    def parts(self, name: str) -> Iterator[np.ndarray]:
+        """Yields features (n, D) file by file; memory does not grow with the number of images."""
+        for start in range(0, self.images, CHUNK):
+            with (self.folder / _name(start)).open("rb") as file, np.load(file) as content:
+                if name in content:  # else none of these images could be used
+                    yield content[name]
+
+    def all(self, name: str) -> np.ndarray:
+        """Returns all of them, (N, D)."""
+        return np.concatenate(list(self.parts(name)))
+
+
+def extract_features(
+    folder: epath.PathLike,
+    record: Mapping[str, Any],
+    images: int,
+    read: Read,
+    extract: Extract,
+    watch: Watch,
+) -> FeatureFiles:
+    """Computes what is missing of the features of `images` images; the same call resumes.
+
+    record: what decides about them, as JSON holds it.
+
+    Raises ValueError where the folder holds features of something else, naming the difference;
+    Interrupted once the watch was triggered.
+    """
+    folder = epath.Path(folder)
+    record = {**record, "images": images}
+    folder.mkdir(parents=True, exist_ok=True)
+    if not manifest.is_begun(folder, record, "features"):
+        manifest.record(folder, record)
+    for remains in folder.glob(REMAINS):
+        remains.unlink(missing_ok=True)
+    there = {path.name for path in folder.iterdir()}
+    missing = [start for start in range(0, images, CHUNK) if _name(start) not in there]
+    chunks = [range(start, min(start + CHUNK, images)) for start in missing]
+    left = sum(map(len, chunks))
+    if 0 < left < images:
+        logging.info("%s: features of %d of %d images are there", folder, images - left, images)
+    progress = ProgressLog(images, images - left, "images")
+    for number, places in enumerate(chunks, 1):
+        pictures = read(places)
+        features = extract(pictures) if len(pictures) else {}
+        with written_whole(folder / _name(places.start)) as path, path.open("wb") as file:
+            np.savez(file, **features)
+        progress(len(places))
+        if watch.triggered and number < len(chunks):
+            raise Interrupted(images - left + sum(map(len, chunks[:number])), "image")
+    return FeatureFiles(folder, images)
+
+
+def source_reader(source: Source, side: int, threads: int, report: SkipReport) -> Read:
+    """Returns a function that reads a source's pictures in threads; damaged ones are counted."""
+
+    def read(places: range) -> np.ndarray:
+        batches = one_pass(source, places, len(places), report, threads)
+        found = [example.image for batch in batches for _, example in batch]
+        return np.stack(found) if found else np.zeros((0, side, side, 3), np.uint8)
+
+    return read
+
+
+def _name(start: int) -> str:
+    return f"{start:06d}.npz"

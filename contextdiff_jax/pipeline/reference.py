@@ -1,0 +1,93 @@
+"""The real images that drawn ones are compared with: a source of data, or statistics of one."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.data.example import SkipReport, Source
+from contextdiff_jax.data.pipeline import probe
+from contextdiff_jax.data.sources import open_source
+from contextdiff_jax.evaluation.statistics import FeatureStatistics, check_comparable
+from contextdiff_jax.pipeline.captions import data_settings
+from contextdiff_jax.pipeline.feature_networks import FeatureNetwork
+from contextdiff_jax.pipeline.features import FeatureFiles, extract_features, source_reader
+from contextdiff_jax.training.interruption import Watch
+
+STATISTICS = "reference.npz"
+"""What an evaluation leaves of its reference, for others to compare with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RealFeatures:
+    """statistics: of the reference. features: all of them, None where only statistics are known.
+
+    damaged: images of the reference that could not be used.
+    """
+
+    statistics: FeatureStatistics
+    features: FeatureFiles | None
+    damaged: int = 0
+
+
+class Reference:
+    """Real images, or statistics made before. Opened, and checked, before any long work.
+
+    Raises ValueError where there is nothing to read, or the statistics are of other features.
+    """
+
+    def __init__(self, asked: Sequence[str], data: DataConfig, network: FeatureNetwork, count: int):
+        """asked: as --reference has it. count: of the drawn pictures; of endless scenes as many."""
+        self._network = network
+        self._stored: FeatureStatistics | None = None
+        self.config: DataConfig | None = None
+        if len(asked) == 1 and asked[0].endswith(".npz"):
+            self._stored = FeatureStatistics.load(asked[0])
+            drawn = FeatureStatistics(network.identity, network.dimension, "the drawn pictures")
+            check_comparable(self._stored, drawn)
+            return
+        config = data_settings(data, asked, "reference")
+        if config.source == "scenes" and not config.limit:
+            config = dataclasses.replace(config, limit=count)
+        self.config = config
+        self._report = SkipReport()
+        self._source: Source = open_source(config, self._report)
+        probe(self._source)
+
+    def record(self) -> dict[str, Any]:
+        """Returns which images these are."""
+        if self.config is None:
+            return {"statistics of": self._stored.source, "images": self._stored.count}
+        config = self.config
+        return {
+            "data": self._source.name,
+            "images": len(self._source),
+            "made square": f"{config.resolution} px, {config.resize_mode}",
+        }
+
+    def features(self, folder: epath.PathLike, watch: Watch) -> RealFeatures:
+        """Returns features and statistics; they are kept in `folder`, the same call resumes."""
+        if self._stored is not None:
+            return RealFeatures(self._stored, None)
+        network, config = self._network, self.config
+        count, name = len(self._source), self.record()["data"]
+        # Pictures that are square and as large already do not become other ones.
+        files = extract_features(
+            epath.Path(folder) / "features",
+            {"features": network.identity.to_json(), "data": dataclasses.asdict(config)},
+            count,
+            source_reader(self._source, config.resolution, config.threads, self._report),
+            network.extract,
+            watch,
+        )
+        source = f"{name}, {config.resolution} px {config.resize_mode}"
+        statistics = FeatureStatistics(network.identity, network.dimension, source)
+        for part in files.parts(network.layer):
+            statistics.update(part)
+        for line in self._report.summary()[1:]:
+            logging.info("reference: %s", line)
+        statistics.save(epath.Path(folder) / STATISTICS)
+        return RealFeatures(statistics, files, count - statistics.count)
