@@ -18,6 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 import prdc
 import scipy.linalg
@@ -160,10 +161,10 @@ def inception() -> Iterator[Agreement]:
     """Every feature of drawn images, by drawn weights."""
     images = np.random.default_rng(4).integers(0, 256, (2, 64, 80, 3), dtype=np.uint8)
     images[1] = np.linspace(0, 255, 80).astype(np.uint8)[None, :, None]
-    theirs = RandomInception(FEATURES)
+    theirs, one = RandomInception(FEATURES), jax.local_devices()[:1]
     with tempfile.TemporaryDirectory() as folder:
         path = theirs.save(pathlib.Path(folder) / "inception.safetensors")
-        extraction = Extraction(inception_extractor(path, FEATURES), 1)
+        extraction = Extraction(inception_extractor(path, FEATURES), 2, one)
     ours = collect(extraction([images]))
     features = theirs(torch.tensor(images).permute(0, 3, 1, 2))
     for name, values in zip(FEATURES, features, strict=True):
@@ -188,7 +189,7 @@ def real_pictures(weights: pathlib.Path, files: Sequence[pathlib.Path]) -> Itera
     """Two sets of pictures, of all sizes, from their pixels to FID-768, by real weights."""
     images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
     theirs = from_graph_weights(weights)
-    extraction = Extraction(inception_extractor(weights, ("768",)), 4)
+    extraction = Extraction(inception_extractor(weights, ("768",)), 4, jax.local_devices()[:1])
     features = collect(extraction(image[None] for image in images))["768"]
     expected = np.concatenate(
         [theirs(torch.tensor(image).permute(2, 0, 1)[None])[0].numpy() for image in images]

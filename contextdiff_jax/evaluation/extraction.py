@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,15 +44,21 @@ class FeatureExtractor:
 
 
 class Extraction:
-    """An extractor with its parameters on all local devices and its programs compiled once.
+    """An extractor with its parameters on several devices and its programs compiled once.
 
     batch_size: images that the network sees at a time, rounded up to a multiple of the devices.
+    devices: all local ones by default.
     """
 
-    def __init__(self, extractor: FeatureExtractor, batch_size: int = 64):
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        batch_size: int = 64,
+        devices: Sequence[jax.Device] | None = None,
+    ):
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}: must be at least 1")
-        mesh = Mesh(np.asarray(jax.local_devices(), dtype=object), ("data",))
+        mesh = Mesh(np.asarray(devices or jax.local_devices(), dtype=object), ("data",))
         self.extractor = extractor
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self._rows = NamedSharding(mesh, PartitionSpec("data"))
