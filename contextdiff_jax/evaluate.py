@@ -23,6 +23,7 @@ contextdiff_jax/entry.py.
 """
 
 from absl import flags
+from etils import epath
 
 from contextdiff_jax import entry
 from contextdiff_jax.evaluation.resizing import PROTOCOLS
@@ -52,7 +53,9 @@ _DTYPE = flags.DEFINE_enum(
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all noise.")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Images computed at a time.", lower_bound=1)
 _AUGMENTATION = flags.DEFINE_float(
-    "augmentation", 0.0, "Noise level of the low-resolution condition: 0 is clean, 1 is noise."
+    *("augmentation", 0.0, "Noise level of the low-resolution condition: 0 is clean, 1 is noise."),
+    lower_bound=0.0,
+    upper_bound=1.0,
 )
 _COUNT = flags.DEFINE_integer(
     "count",
@@ -74,7 +77,7 @@ _DATA = flags.DEFINE_multi_string(
 _REFERENCE = flags.DEFINE_multi_string(
     "reference",
     [],
-    "What is real: an .npz of statistics that an evaluation left (OUTPUT/*/reference.npz), or "
+    "What is real: the statistics.npz that an evaluation left of its reference, or "
     "field=value settings on top of --data.",
 )
 _FEATURES = flags.DEFINE_string(
@@ -87,7 +90,7 @@ _CLIP = flags.DEFINE_string(
     "clip", None, "Hugging Face CLIP folder to score with; by default the export's own."
 )
 _RESIZE = flags.DEFINE_enum(
-    "resize", "clean-fid", list(PROTOCOLS), "How images are resized for Inception."
+    "resize", "torch-fidelity", list(PROTOCOLS), "How images are resized for Inception."
 )
 _GUIDANCE = flags.DEFINE_list("guidance", ["1.5", "3", "4.5", "6", "7.5", "9"], "Scales of sweep.")
 _TERMS = flags.DEFINE_integer("terms", 0, "Times of bits_per_dim; 0: all.", lower_bound=0)
@@ -108,6 +111,7 @@ def main() -> None:
         raise ValueError(f"--what={unknown[0]}: must be of {', '.join(PLANS)}")
     entry.check_writable(settings.output, "output")
     entry.join(_PROCESSES())
+    entry.keep_compiled_programs(epath.Path(settings.output) / "compiled")
     evaluate(settings, {name: PLANS[name] for name in _WHAT.value or _default(settings)})
 
 

@@ -20,6 +20,7 @@ REPORT = "report.html"
 _TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 _PIXELATED_BELOW = 128  # pixels of a side; smaller pictures are enlarged without blurring
 _BROAD_FROM = 2.5  # width over height; such pictures get a row of their own
+_HEADLINES = 3
 _FOLDED_FROM = 24  # rows of a table
 _escape = html.escape
 
@@ -65,12 +66,12 @@ def _section(folder: epath.Path, name: str, result: Result) -> str:
 
 
 def _headline(values: Mapping[str, Any]) -> str:
-    """The plain numbers of a result, large; nested ones are in its tables."""
+    """The first plain numbers of a result, large; all of them are in its tables."""
     cells = [
         f"<div><b>{shown(value)}</b><span class='soft'>{_escape(_words(name))}</span></div>"
         for name, value in values.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
-    ]
+    ][:_HEADLINES]
     return f'<div class="headline">{"".join(cells)}</div>' if cells else ""
 
 

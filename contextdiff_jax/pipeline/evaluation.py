@@ -21,7 +21,8 @@ from contextdiff_jax.pipeline.captions import choose, data_settings, draw_captio
 from contextdiff_jax.pipeline.cascade import Cascade
 from contextdiff_jax.pipeline.export import read_export
 from contextdiff_jax.pipeline.generate import Noise, Pictures, describe, generate
-from contextdiff_jax.training.interruption import Watch
+from contextdiff_jax.pipeline.sampler_flags import overridden, parse_overrides
+from contextdiff_jax.training.interruption import Interrupted, Watch
 
 COCO = {"source": "tfds", "path": "coco_captions", "split": "restval+val+test"}
 """COCO val2014, as the splits of TFDS have it (Karpathy & Fei-Fei 2015)."""
@@ -96,6 +97,15 @@ class Evaluation:
     def trained_on(self) -> DataConfig:
         """The data of the measured stage's training run."""
         return self.config.runs[self.stage].data
+
+    def check(self) -> None:
+        """Raises ValueError for a stage or sampler setting that is not there."""
+        if self.settings.export:
+            found = parse_overrides(self.settings.sampler, list(self._export[0]["stages"]))
+            for name, changes in found.items():
+                sampler = overridden(self.config.runs[name].sampler, changes, f"sampler of {name}")
+                sampler.validate(f"sampler of {name}")
+            self.stage  # noqa: B018
 
     @functools.cached_property
     def cascade(self) -> Cascade:
@@ -197,11 +207,14 @@ def evaluate(settings: Settings, plans: Mapping[str, Plan]) -> None:
     with Watch() as watch:
         evaluation = Evaluation(settings, watch)
         results = read_results(settings.output)
+        evaluation.check()
         works = {name: plan(evaluation) for name, plan in plans.items()}
-        for name, work in works.items():
+        for number, (name, work) in enumerate(works.items(), 1):
             results[name] = work()
             if distributed.is_main():
                 _store(evaluation, results)
+            if watch.triggered and number < len(works):
+                raise Interrupted(number, "measurement")
     logging.info("report: %s", evaluation.output / "report.html")
 
 

@@ -105,7 +105,8 @@ def plan_cost(evaluation: Evaluation) -> Callable[[], Result]:
     """Parameters, operations, training and sampling time, with the adapter and without."""
     training = cost.training_seconds(_read_runs(evaluation))
     settings = evaluation.settings
-    evaluation.stage  # noqa: B018  (refuses what is no stage)
+    if not settings.export:
+        raise ValueError("--export is missing: cost is of its networks")
 
     def work() -> Result:
         measured = measure_costs(evaluation.cascade, settings.batch_size, settings.turns)

@@ -1,6 +1,8 @@
 """The real images that drawn ones are compared with: a source of data, or statistics of one."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +19,7 @@ from contextdiff_jax.pipeline.feature_networks import FeatureNetwork
 from contextdiff_jax.pipeline.features import FeatureFiles, extract_features, source_reader
 from contextdiff_jax.training.interruption import Watch
 
-STATISTICS = "reference.npz"
+STATISTICS = "statistics.npz"
 """What an evaluation leaves of its reference, for others to compare with."""
 
 
@@ -57,8 +59,14 @@ class Reference:
         self._source: Source = open_source(config, self._report)
         probe(self._source)
 
+    @property
+    def folder(self) -> str:
+        """The folder of its features in an output folder, another one for every reference."""
+        key = json.dumps([dataclasses.asdict(self.config), self._network.identity.to_json()])
+        return f"reference_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
     def record(self) -> dict[str, Any]:
-        """Returns which images these are."""
+        """Returns which images these are, and where their statistics are kept."""
         if self.config is None:
             return {"statistics of": self._stored.source, "images": self._stored.count}
         config = self.config
@@ -66,17 +74,18 @@ class Reference:
             "data": self._source.name,
             "images": len(self._source),
             "made square": f"{config.resolution} px, {config.resize_mode}",
+            "kept in": f"{self.folder}/{STATISTICS}",
         }
 
-    def features(self, folder: epath.PathLike, watch: Watch) -> RealFeatures:
-        """Returns features and statistics; they are kept in `folder`, the same call resumes."""
+    def features(self, output: epath.PathLike, watch: Watch) -> RealFeatures:
+        """Returns features and statistics, kept in `output`/folder; the same call resumes."""
         if self._stored is not None:
             return RealFeatures(self._stored, None)
+        folder = epath.Path(output) / self.folder
         network, config = self._network, self.config
-        count, name = len(self._source), self.record()["data"]
-        # Pictures that are square and as large already do not become other ones.
+        count, name = len(self._source), self._source.name
         files = extract_features(
-            epath.Path(folder) / "features",
+            folder / "features",
             {"features": network.identity.to_json(), "data": dataclasses.asdict(config)},
             count,
             source_reader(self._source, config.resolution, config.threads, self._report),
@@ -89,5 +98,5 @@ class Reference:
             statistics.update(part)
         for line in self._report.summary()[1:]:
             logging.info("reference: %s", line)
-        statistics.save(epath.Path(folder) / STATISTICS)
+        statistics.save(folder / STATISTICS)
         return RealFeatures(statistics, files, count - statistics.count)

@@ -98,9 +98,9 @@ class Scorer:
             settings.reference, self.data, self.networks.frechet, len(self.captions)
         )
 
-    def real(self, folder: str) -> RealFeatures:
-        """Returns the reference's features, kept in OUTPUT/folder."""
-        return self.reference.features(self.evaluation.output / folder, self.evaluation.watch)
+    def real(self) -> RealFeatures:
+        """Returns the reference's features; they are kept in OUTPUT."""
+        return self.reference.features(self.evaluation.output, self.evaluation.watch)
 
     def draw(self, folder: str, cascade: Cascade) -> Pictures:
         """Draws one picture per caption into OUTPUT/folder."""
@@ -203,7 +203,7 @@ def _plan(
 
     def work() -> Result:
         pictures = scorer.draw(name, evaluation.cascade)
-        real = scorer.real(f"{name}/reference")
+        real = scorer.real()
         scores = scorer.score(pictures, real)
         figures = scores.figures(scorer.networks.frechet.distance_name)
         return Result(
@@ -247,7 +247,7 @@ def plan_sweep(evaluation: Evaluation) -> Callable[[], Result]:
 
     def work() -> Result:
         first = evaluation.cascade.stages[0].name
-        real = scorer.real("sweep/reference")
+        real = scorer.real()
         scored, items = {}, []
         for scale in scales:
             folder = f"sweep/{scale:g}"
