@@ -9,6 +9,7 @@ import typing
 import pytest
 
 from contextdiff_jax import config as cfg
+from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.pipeline.validation import check_same_run, validate
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -90,6 +91,19 @@ def test_mistakes_name_the_key_the_value_and_what_is_allowed(key, value, sentenc
     section[last] = value
     with pytest.raises(ValueError, match=sentence):
         validate(cfg.from_config_dict(values))
+
+
+def test_class_names_of_cifar10_become_captions(tmp_path):
+    values = load("cifar10", "cpu_folder")
+    values.data_path = str(tmp_path)
+    (tmp_path / "train").mkdir()
+    row = '{"file_name": "0.png", "label": "cat"}'
+    (tmp_path / "train" / "metadata.jsonl").write_text(row)
+    for run in cfg.from_config_dict(values).runs.values():
+        assert open_source(run.data).captions(0) == ("a photo of a cat",)
+    for preset in ("", "cpu"):
+        runs = cfg.from_config_dict(load("cifar10", preset)).runs.values()
+        assert {(run.data.source, run.data.path) for run in runs} == {("tfds", "cifar10")}
 
 
 def test_a_missing_key_without_default_is_named():

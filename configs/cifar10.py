@@ -1,0 +1,151 @@
+"""CIFAR-10 at 32x32 for bits per dimension, sized for one GPU or TPU host.
+
+  tfds build cifar10 --file_format=array_record
+  python -m contextdiff_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
+
+The condition is a caption made from the class: "a photo of a cat". The U-Net is that of DDPM and
+iDDPM with text, without their dropout; T = 1000, cosine. The domain has no published encoders:
+the pipeline trains its own CLIP first.
+
+Presets: cifar10.py:cpu is a small network with T = 250 for a laptop. cifar10.py:folder and
+cifar10.py:cpu_folder are the same on a folder of images with a metadata.jsonl, the class name in
+its column "label": --config.data_path=PATH, with the subfolders train and test. Without the
+adapter: --config.use_adapter=False.
+"""
+
+import dataclasses
+
+from contextdiff_jax import config as cfg
+from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.encoders.clip import CLIPConfig
+from contextdiff_jax.networks.config import AdapterConfig, UNetConfig
+from contextdiff_jax.sampling.config import SamplerConfig
+
+PRESETS = ("", "cpu", "folder", "cpu_folder")
+CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+TEMPLATE = "a photo of a {}"
+PROMPTS = tuple(TEMPLATE.format(name) for name in CLASSES)
+
+
+def get_config(preset: str = ""):
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r}: must be one of {', '.join(map(repr, PRESETS))}")
+    cpu, source = preset.startswith("cpu"), "folder" if preset.endswith("folder") else "tfds"
+    width = 64 if cpu else 256
+    data = DataConfig(
+        source=source,
+        path="cifar10" if source == "tfds" else "",
+        resolution=32,
+        caption_fields=("label",),
+        caption_template=TEMPLATE,
+    )
+    base = _base(width, dataclasses.replace(data, flip=True))
+    return cfg.to_config_dict(
+        cfg.Config(
+            name="cifar10",
+            pipeline=("clip", "base"),
+            runs={"clip": _clip(width, data, cpu), "base": _small(base, width) if cpu else base},
+            samples=cfg.SamplesConfig(prompts=PROMPTS * 2),
+        )
+    )
+
+
+def _optimizer(learning_rate: float, warmup: int, ema: float) -> cfg.OptimizerConfig:
+    return cfg.OptimizerConfig(
+        learning_rate=learning_rate, warmup_steps=warmup, decay="cosine", ema_decay=ema
+    )
+
+
+def _clip(width: int, data: DataConfig, cpu: bool) -> cfg.RunConfig:
+    layers = 2 if cpu else 4
+    return cfg.RunConfig(
+        task="contrastive",
+        data=data,
+        batch_size=64 if cpu else 256,
+        steps=200 if cpu else 3000,
+        optimizer=_optimizer(1e-3, 50, 0.98),
+        log_every=50,
+        save_every=100 if cpu else 500,
+        clip=CLIPConfig(
+            text_width=width,
+            text_layers=layers,
+            text_heads=width // 32,
+            max_length=16,
+            vision_width=width,
+            vision_layers=layers,
+            vision_heads=width // 32,
+            image_size=32,
+            patch_size=4,
+            projection_dim=width,
+        ),
+        tokenizer=cfg.TokenizerConfig(vocab_size=512, sample=5_000),
+    )
+
+
+def _base(width: int, data: DataConfig) -> cfg.RunConfig:
+    return cfg.RunConfig(
+        task="text_to_image",
+        data=data,
+        batch_size=128,
+        steps=200_000,
+        optimizer=dataclasses.replace(_optimizer(2e-4, 5000, 0.9999), decay="constant"),
+        save_every=5000,
+        diagnose_every=5000,
+        preview=cfg.PreviewConfig(every=5000, prompts=PROMPTS),
+        unet=UNetConfig(
+            width=128,
+            multipliers=(1, 2, 2, 2),
+            num_blocks=3,
+            attention_levels=(1, 2),
+            text_dim=width,
+            text_width=None,
+        ),
+        adapter=_adapter(width, 256, 4),
+        diffusion=_DIFFUSION,
+        sampler=SamplerConfig(name="ddpm", num_steps=250, threshold="static"),
+    )
+
+
+# Nothing is dropped: every example trains the conditional estimate that the bound measures.
+_DIFFUSION = cfg.DiffusionConfig(prediction="v", loss_weight="snr", drop_condition=0.0)
+
+
+def _adapter(width: int, hidden: int, blocks: int) -> AdapterConfig:
+    return AdapterConfig(
+        patch_size=4,
+        width=hidden,
+        num_blocks=blocks,
+        heads=hidden // 32,
+        time_width=hidden,
+        image_dim=width,
+        text_dim=width,
+    )
+
+
+def _small(base: cfg.RunConfig, width: int) -> cfg.RunConfig:
+    return dataclasses.replace(
+        base,
+        batch_size=16,
+        steps=1500,
+        optimizer=_optimizer(2e-3, 100, 0.995),
+        save_every=250,
+        diagnose_every=750,
+        preview=cfg.PreviewConfig(every=750, prompts=PROMPTS, num_steps=10),
+        unet=UNetConfig(
+            width=24,
+            multipliers=(1, 2, 2),
+            num_blocks=1,
+            attention_levels=(2,),
+            head_dim=16,
+            groups=8,
+            text_dim=width,
+            text_width=None,
+            scan_blocks=False,
+        ),
+        adapter=_adapter(width, 64, 2),
+        diffusion=dataclasses.replace(_DIFFUSION, num_steps=250),
+        sampler=SamplerConfig(name="ddpm", num_steps=50, threshold="static"),
+    )
