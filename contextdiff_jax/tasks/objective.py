@@ -32,7 +32,9 @@ class Draw:
     keep: jax.Array
 
 
-def draw_times(config: DiffusionConfig, schedule: Schedule, key: jax.Array, count: int):
+def draw_times(
+    config: DiffusionConfig, schedule: Schedule, key: jax.Array, count: int
+) -> jax.Array:
     """Returns times (count,), each uniform in 1..T.
 
     For the bound they are spread evenly over 1..T from one random start (Kingma et al. 2021, VDM):
