@@ -11,7 +11,6 @@ from contextdiff_jax.evaluation.results import Figure, Result, Table
 
 METRICS_FILE = "metrics.csv"
 NOT_CURVES = ("images_per_second", "learning_rate")
-_LOG_FROM = 20.0  # largest over smallest value of a panel with a logarithmic axis
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Steps (n,) int64, rising, and values (n,) float64."""
@@ -105,7 +104,4 @@ def _draw(panel, curves: Mapping[str, Curve]) -> None:
         colour = plots.COLOURS[index % len(plots.COLOURS)]
         marker = "o" if len(steps) < 15 else ""
         panel.plot(steps, values, color=colour, label=label, linewidth=1.4, marker=marker, ms=3)
-    values = np.concatenate([values for _, values in curves.values()])
-    values = values[np.isfinite(values)]
-    if values.size and values.min() > 0 and values.max() / values.min() >= _LOG_FROM:
-        panel.set_yscale("log")
+    plots.log_where_wide(panel, np.concatenate([values for _, values in curves.values()]))

@@ -20,8 +20,7 @@ def draw(terms: Table, folder: epath.PathLike) -> Figure:
         panel.plot(t, values, color=plots.COLOURS[0], linewidth=1.4)
         plots.label(panel, title, "t")
         panel.set_xscale("log")
-        if (values > 0).all():
-            panel.set_yscale("log")
+        plots.log_where_wide(panel, values)
     plots.save(axes[0], epath.Path(folder) / "bits_per_dim.png")
     return Figure(
         "bits_per_dim.png", "What each time adds to the bound, and how well x0 is estimated there."

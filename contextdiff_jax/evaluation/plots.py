@@ -1,5 +1,6 @@
 """The look of all plots, and writing them."""
 
+import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -8,6 +9,7 @@ from contextdiff_jax.data.atomic_write import written_whole
 
 # Okabe & Ito 2008: told apart by colour-blind people, too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+LOG_FROM = 20.0
 _DOTS_PER_INCH = 130
 _SOFT = "#5d6770"
 
@@ -34,6 +36,13 @@ def label(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(x, fontsize=9, color=_SOFT)
     axes.set_ylabel(y, fontsize=9, color=_SOFT)
+
+
+def log_where_wide(axes: Axes, values: np.ndarray) -> None:
+    """Makes the vertical axis logarithmic where positive values span more than LOG_FROM."""
+    values = values[np.isfinite(values)]
+    if values.size and values.min() > 0 and values.max() / values.min() >= LOG_FROM:
+        axes.set_yscale("log")
 
 
 def save(axes: Axes, path: epath.PathLike) -> None:

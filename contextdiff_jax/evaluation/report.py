@@ -108,8 +108,11 @@ def _gallery(folder: epath.Path, gallery: Gallery) -> str:
         kinds.append("broad")
     if max(map(max, sizes)) < _PIXELATED_BELOW:
         kinds.append("pixels")
-    pictures = "\n".join(figures)
-    return f'<h3>{_escape(gallery.title)}</h3>\n<div class="{" ".join(kinds)}">{pictures}</div>'
+    style = ""
+    if gallery.columns:
+        style = f' style="grid-template-columns: repeat({gallery.columns}, minmax(0, 1fr))"'
+    grid = f'<div class="{" ".join(kinds)}"{style}>' + "\n".join(figures) + "</div>"
+    return f"<h3>{_escape(gallery.title)}</h3>\n{grid}"
 
 
 def _protocol(protocol: Mapping[str, Any]) -> str:

@@ -40,10 +40,14 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Gallery:
-    """Pictures in a grid. items: (file relative to the output folder, caption)."""
+    """Pictures in a grid. items: (file relative to the output folder, caption), row by row.
+
+    columns: of the grid; 0: as many as there is room for.
+    """
 
     title: str
     items: tuple[tuple[str, str], ...]
+    columns: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Result:
             ),
             "figures": tuple(Figure(**figure) for figure in content["figures"]),
             "galleries": tuple(
-                Gallery(gallery["title"], _rows(gallery["items"]))
+                Gallery(**gallery | {"items": _rows(gallery["items"])})
                 for gallery in content["galleries"]
             ),
             "warnings": tuple(content["warnings"]),

@@ -248,16 +248,18 @@ def plan_sweep(evaluation: Evaluation) -> Callable[[], Result]:
     def work() -> Result:
         first = evaluation.cascade.stages[0].name
         real = scorer.real()
-        scored, items = {}, []
+        scored, shown = {}, []
         for scale in scales:
             folder = f"sweep/{scale:g}"
             cascade = evaluation.cascade.with_sampler([f"{first}.guidance_scale={scale}"])
             pictures = scorer.draw(folder, cascade)
             scored[scale] = scorer.score(pictures, real)
             places = range(min(_SWEPT, len(pictures)))
-            shown = chosen_gallery(pictures, evaluation.stage, folder, places, "")
-            items += [(file, f"w = {scale:g}: {caption}") for file, caption in shown.items]
-        return _sweep_result(scorer, scored, real, tuple(items))
+            gallery = chosen_gallery(pictures, evaluation.stage, folder, places, "")
+            shown.append([(file, f"w = {scale:g}: {caption}") for file, caption in gallery.items])
+        # A row per caption, a column per scale.
+        items = tuple(item for row in zip(*shown, strict=True) for item in row)
+        return _sweep_result(scorer, scored, real, items)
 
     return work
 
@@ -289,6 +291,6 @@ def _sweep_result(
         protocol=protocol | {"guidance": list(scored), "guided stage": first},
         tables=(Table("sweep", columns, tuple((w, *row.values()) for w, row in figures.items())),),
         figures=(figure,),
-        galleries=(Gallery("The same captions at every scale", items),),
+        galleries=(Gallery("The same captions at every scale", items, len(scored)),),
         warnings=tuple(warnings),
     )

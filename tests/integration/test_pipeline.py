@@ -120,20 +120,6 @@ def test_a_bfloat16_export_draws_nearly_the_same(quickstart, run, tmp_path):
     assert 0 < np.abs(pictures[0] - pictures[1]).mean() < 8
 
 
-def test_the_checker_measures_an_export(quickstart, run, tmp_path):
-    done = run(
-        "evaluate",
-        f"--export={quickstart[0] / 'export'}",
-        f"--output={tmp_path}",
-        "--count=6",
-        "--sampler=num_steps=2",
-    )
-    assert done.returncode == 0, done.stderr
-    shares = json.loads((tmp_path / "agreement.json").read_text())
-    assert shares["sr"]["prompts"]["count"] == 6
-    assert 0 <= shares["base"]["shuffled"]["colour_and_shape"] <= 1
-
-
 @pytest.mark.parametrize(
     ("module", "flags", "code", "sentence"),
     [
