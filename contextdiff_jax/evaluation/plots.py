@@ -25,7 +25,7 @@ def panels(count: int, columns: int = 3, size: tuple[float, float] = (3.9, 2.7))
     for each in axes[:count]:
         each.spines[["top", "right"]].set_visible(False)
         each.spines[["left", "bottom"]].set_color(_SOFT)
-        each.tick_params(colors=_SOFT, labelsize=8)
+        each.tick_params(which="both", colors=_SOFT, labelsize=8)
         each.grid(color="#e6e8ea", linewidth=0.7)
         each.set_axisbelow(True)
     return axes[:count]

@@ -49,7 +49,7 @@ class Settings:
     reference: tuple[str, ...] = ()
     features: str = "clip"
     clip: str = ""
-    resize: str = ""
+    resize: str = "torch-fidelity"
     guidance: tuple[float, ...] = ()
     runs: tuple[tuple[str, str], ...] = ()
     metrics: tuple[str, ...] = ()
