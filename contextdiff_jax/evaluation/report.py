@@ -19,7 +19,7 @@ REPORT = "report.html"
 
 _TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 _PIXELATED_BELOW = 128  # pixels of a side; smaller pictures are enlarged without blurring
-_BROAD_FROM = 2.5  # width over height; such pictures get a row of their own
+_BROAD_FROM = 1.5  # width over height; such pictures get a row of their own
 _HEADLINES = 3
 _FOLDED_FROM = 24  # rows of a table
 _escape = html.escape
