@@ -117,11 +117,11 @@ def _tiny_clip() -> cfg.RunConfig:
         save_every=10,
         clip=CLIPConfig(
             text_width=width,
-            text_layers=2,
+            text_layers=1,
             text_heads=2,
             max_length=32,
             vision_width=width,
-            vision_layers=2,
+            vision_layers=1,
             vision_heads=2,
             image_size=32,
             patch_size=8,
@@ -137,7 +137,7 @@ def _tiny(config: cfg.Config) -> cfg.Config:
     adapter = AdapterConfig(
         patch_size=8,
         width=32,
-        num_blocks=2,
+        num_blocks=1,
         heads=2,
         time_width=32,
         image_dim=width,

@@ -160,16 +160,41 @@ def _adapter(patch_size: int) -> AdapterConfig:
 
 
 def _short(config: cfg.Config) -> cfg.Config:
-    """The same code path in a few steps, for the tests."""
+    """The same code path in a few steps of fewer layers, for the tests."""
     few = {"steps": 4, "batch_size": 8, "log_every": 2, "save_every": 2, "diagnose_every": 4}
+    runs = _shallow(config.runs)
     runs = {
         name: dataclasses.replace(
             run, **few, preview=dataclasses.replace(run.preview, every=4, num_steps=2)
         )
-        for name, run in config.runs.items()
+        for name, run in runs.items()
     }
     for name in ("base", "sr"):
         sampler = dataclasses.replace(runs[name].sampler, num_steps=2)
         runs[name] = dataclasses.replace(runs[name], sampler=sampler)
     samples = cfg.SamplesConfig(prompts=("a red circle", "", "a blue square"), batch_size=2)
     return dataclasses.replace(config, runs=runs, samples=samples)
+
+
+def _shallow(runs: dict[str, cfg.RunConfig]) -> dict[str, cfg.RunConfig]:
+    """What is compiled in tests: one layer, block or level of everything that repeats."""
+    clip, base, sr = runs["clip"], runs["base"], runs["sr"]
+    adapter = dataclasses.replace(base.adapter, num_blocks=1)
+    network = dataclasses.replace(
+        sr.efficient_unet,
+        channels=(24, 32),
+        num_blocks=(1, 1),
+        strides=(2, 2),
+        attention_levels=(1,),
+    )
+    return {
+        "clip": dataclasses.replace(
+            clip, clip=dataclasses.replace(clip.clip, text_layers=1, vision_layers=1)
+        ),
+        "base": dataclasses.replace(base, adapter=adapter),
+        "sr": dataclasses.replace(
+            sr,
+            adapter=dataclasses.replace(sr.adapter, num_blocks=1),
+            efficient_unet=network,
+        ),
+    }

@@ -27,6 +27,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = pathlib.Path(os.environ.get("CONTEXTDIFF_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 
+def pytest_collection_modifyitems(items):
+    """With `-n 2 --dist loadgroup`: who shares a costly fixture shares a worker."""
+    for item in items:
+        group = "pipeline" if "quickstart" in item.fixturenames else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """Returns path(relative) inside the optional test data; skips with a reason without it."""

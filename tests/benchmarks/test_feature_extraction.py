@@ -12,14 +12,6 @@ pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
 from benchmarks import feature_extraction  # noqa: E402
 
 
-@pytest.fixture
-def same_threads_afterwards():
-    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
-    yield
-    torch.set_num_threads(threads)
-    os.sched_setaffinity(0, cores)
-
-
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no core affinity here")
 def test_command(tmp_path, capsys, same_threads_afterwards):
     path = tmp_path / "result.json"

@@ -19,7 +19,7 @@ from contextdiff_jax.evaluation.statistics import FeatureIdentity, FeatureStatis
 from contextdiff_jax.pipeline.evaluation import Settings
 from tests.conftest import ROOT
 
-COUNT = 40
+COUNT = 20
 DRAWN = [f"--count={COUNT}", "--batch_size=4", "--stage=base"]
 
 
@@ -103,7 +103,7 @@ def test_results_record_what_they_depend_on(measured):
     assert protocol["sample count"] == COUNT
     assert protocol["features"]["network"] == "clip" and protocol["features"]["protocol"] == "clip"
     assert protocol["features"]["weights"].startswith("sha256:")
-    assert protocol["reference"]["data"] == "scenes test, first 40"
+    assert protocol["reference"]["data"] == f"scenes test, first {COUNT}"
     assert protocol["sampler"]["base"].startswith("ddim, 2 steps, guidance 3")
     warnings = " ".join(results(measured)["fid"]["warnings"])
     assert "Fewer samples than features" in warnings and "64 features" in warnings
@@ -204,7 +204,7 @@ def refused(settings, what="fid"):
         ({"stage": "top"}, "fid", "--stage=top: must be one of base, sr"),
         ({"sampler": ("name=euler",)}, "fid", "name = 'euler': must be one of ddpm"),
         ({"captions": "nowhere.txt"}, "fid", "--captions=nowhere.txt: no such file"),
-        ({"data": ("limit=10",)}, "fid", "--count=40: scenes test, first 10 has 10 captioned"),
+        ({"data": ("limit=10",)}, "fid", f"--count={COUNT}: scenes test, first 10 has 10 capt"),
         ({"data": ("source=folder", "path=nowhere")}, "fid", "nowhere does not exist"),
         ({"reference": ("nowhere.npz",)}, "fid", "'nowhere.npz' do not exist"),
         ({"features": "nowhere.safetensors"}, "fid", "'nowhere.safetensors' do not exist"),

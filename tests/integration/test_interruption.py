@@ -28,6 +28,7 @@ def command(workdir, encoder):
         f"--workdir={workdir}",
         "--run=base",
         f"--config.runs.base.steps={STEPS}",
+        f"--config.runs.base.save_every={STEPS // 4}",
         f"--config.encoders.clip.path={encoder}",
         f"--config.encoders.text.path={encoder}",
         "--config.runs.base.preview.every=0",
@@ -84,36 +85,10 @@ def test_killed_runs_end_bit_identical(undisturbed, tmp_path):
     assert_same(final_weights(tmp_path / str(runs)), expected)
 
 
-def test_a_full_disk_stops_with_the_reason_and_keeps_the_checkpoint(undisturbed, tmp_path):
-    encoder, _, _ = undisturbed
-    first = [*command(tmp_path, encoder), "--config.runs.base.steps=4"]
-    subprocess.run(first, check=True, cwd=ROOT, capture_output=True)
-
-    def small_files_only():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-
-    # The cache of compiled programs would hit the limit too.
-    full = subprocess.run(
-        command(tmp_path, encoder),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        preexec_fn=small_files_only,
-        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
-    )
-    assert full.returncode == 4, full.stderr
-    assert "could not be written" in full.stderr and "give the same command again" in full.stderr
-    again = subprocess.run(
-        command(tmp_path, encoder), check=True, cwd=ROOT, capture_output=True, text=True
-    )
-    assert "resumed at step 4" in again.stderr
-    final_weights(tmp_path)  # not the undisturbed ones: fewer steps first was another schedule
-
-
-def test_sigterm_saves_says_so_and_resumes(undisturbed, tmp_path):
-    encoder, expected, _ = undisturbed
+def stopped(workdir, encoder):
+    """Lets a training begin, sends SIGTERM and checks that it saved and said so."""
     process = subprocess.Popen(
-        command(tmp_path, encoder), cwd=ROOT, stderr=subprocess.PIPE, text=True
+        command(workdir, encoder), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     for line in process.stderr:
         if "step 2:" in line:
@@ -122,8 +97,37 @@ def test_sigterm_saves_says_so_and_resumes(undisturbed, tmp_path):
     rest = process.stderr.read()
     assert process.wait() == 75, rest
     assert "the same command resumes" in rest
+
+
+def resumed(workdir, encoder):
+    """Gives the same command again and returns the final weights."""
     again = subprocess.run(
-        command(tmp_path, encoder), check=True, cwd=ROOT, capture_output=True, text=True
+        command(workdir, encoder), check=True, cwd=ROOT, capture_output=True, text=True
     )
     assert "resumed at step" in again.stderr
-    assert_same(final_weights(tmp_path), expected)
+    return final_weights(workdir)
+
+
+def test_a_full_disk_stops_with_the_reason_and_keeps_the_checkpoint(undisturbed, tmp_path):
+    encoder, expected, _ = undisturbed
+    stopped(tmp_path, encoder)
+
+    def small_files_only():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+    full = subprocess.run(
+        command(tmp_path, encoder),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=small_files_only,
+    )
+    assert full.returncode == 4, full.stderr
+    assert "could not be written" in full.stderr and "give the same command again" in full.stderr
+    assert_same(resumed(tmp_path, encoder), expected)
+
+
+def test_sigterm_saves_says_so_and_resumes(undisturbed, tmp_path):
+    encoder, expected, _ = undisturbed
+    stopped(tmp_path, encoder)
+    assert_same(resumed(tmp_path, encoder), expected)
