@@ -17,8 +17,8 @@ import dataclasses
 
 from contextdiff_jax import config as cfg
 from contextdiff_jax.data.config import DataConfig
-from contextdiff_jax.encoders.clip import CLIPConfig
-from contextdiff_jax.networks.config import AdapterConfig, UNetConfig
+from contextdiff_jax.encoders.config import equal_towers
+from contextdiff_jax.networks.config import UNetConfig, small_adapter
 from contextdiff_jax.sampling.config import SamplerConfig
 
 PRESETS = ("", "cpu", "folder", "cpu_folder")
@@ -69,18 +69,7 @@ def _clip(width: int, data: DataConfig, cpu: bool) -> cfg.RunConfig:
         optimizer=_optimizer(1e-3, 50, 0.98),
         log_every=50,
         save_every=100 if cpu else 500,
-        clip=CLIPConfig(
-            text_width=width,
-            text_layers=layers,
-            text_heads=width // 32,
-            max_length=16,
-            vision_width=width,
-            vision_layers=layers,
-            vision_heads=width // 32,
-            image_size=32,
-            patch_size=4,
-            projection_dim=width,
-        ),
+        clip=equal_towers(width, layers, width // 32, image_size=32, patch_size=4, max_length=16),
         tokenizer=cfg.TokenizerConfig(vocab_size=512, sample=5_000),
     )
 
@@ -103,7 +92,7 @@ def _base(width: int, data: DataConfig) -> cfg.RunConfig:
             text_dim=width,
             text_width=None,
         ),
-        adapter=_adapter(width, 256, 4),
+        adapter=small_adapter(256, 4, patch_size=4, encoder_width=width),
         diffusion=_DIFFUSION,
         sampler=SamplerConfig(name="ddpm", num_steps=250, threshold="static"),
     )
@@ -111,18 +100,6 @@ def _base(width: int, data: DataConfig) -> cfg.RunConfig:
 
 # Nothing is dropped: every example trains the conditional estimate that the bound measures.
 _DIFFUSION = cfg.DiffusionConfig(prediction="v", loss_weight="snr", drop_condition=0.0)
-
-
-def _adapter(width: int, hidden: int, blocks: int) -> AdapterConfig:
-    return AdapterConfig(
-        patch_size=4,
-        width=hidden,
-        num_blocks=blocks,
-        heads=hidden // 32,
-        time_width=hidden,
-        image_dim=width,
-        text_dim=width,
-    )
 
 
 def _small(base: cfg.RunConfig, width: int) -> cfg.RunConfig:
@@ -145,7 +122,7 @@ def _small(base: cfg.RunConfig, width: int) -> cfg.RunConfig:
             text_width=None,
             scan_blocks=False,
         ),
-        adapter=_adapter(width, 64, 2),
+        adapter=small_adapter(64, 2, patch_size=4, encoder_width=width),
         diffusion=dataclasses.replace(_DIFFUSION, num_steps=250),
         sampler=SamplerConfig(name="ddpm", num_steps=50, threshold="static"),
     )

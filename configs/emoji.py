@@ -11,8 +11,8 @@ import dataclasses
 
 from contextdiff_jax import config as cfg
 from contextdiff_jax.data.config import DataConfig
-from contextdiff_jax.encoders.clip import CLIPConfig
-from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, UNetConfig
+from contextdiff_jax.encoders.config import equal_towers
+from contextdiff_jax.networks.config import EfficientUNetConfig, UNetConfig, small_adapter
 from contextdiff_jax.sampling.config import SamplerConfig
 
 PRESETS = ("", "cpu")
@@ -75,31 +75,8 @@ def _clip(width: int, cpu: bool) -> cfg.RunConfig:
         optimizer=_optimizer(1e-3, 100, 0.98),
         log_every=50,
         save_every=200,
-        clip=CLIPConfig(
-            text_width=width,
-            text_layers=layers,
-            text_heads=width // 32,
-            max_length=24,
-            vision_width=width,
-            vision_layers=layers,
-            vision_heads=width // 32,
-            image_size=side,
-            patch_size=8,
-            projection_dim=width,
-        ),
+        clip=equal_towers(width, layers, width // 32, image_size=side, patch_size=8, max_length=24),
         tokenizer=cfg.TokenizerConfig(vocab_size=2048),
-    )
-
-
-def _adapter(width: int, patch_size: int, hidden: int, blocks: int) -> AdapterConfig:
-    return AdapterConfig(
-        patch_size=patch_size,
-        width=hidden,
-        num_blocks=blocks,
-        heads=hidden // 32,
-        time_width=hidden,
-        image_dim=width,
-        text_dim=width,
     )
 
 
@@ -120,7 +97,7 @@ def _base(width: int) -> cfg.RunConfig:
             text_dim=width,
             text_width=None,
         ),
-        adapter=_adapter(width, 8, 384, 4),
+        adapter=small_adapter(384, 4, patch_size=8, encoder_width=width),
         diffusion=cfg.DiffusionConfig(prediction="v", loss_weight="min_snr_5"),
         sampler=SamplerConfig(
             name="dpm_solver++", num_steps=30, guidance_scale=2.5, threshold="dynamic"
@@ -141,7 +118,7 @@ def _super_resolution(width: int) -> cfg.RunConfig:
         efficient_unet=EfficientUNetConfig(
             channels=(64, 128, 256, 512), num_blocks=(2, 2, 4, 4), text_dim=width
         ),
-        adapter=_adapter(width, 16, 384, 4),
+        adapter=small_adapter(384, 4, patch_size=16, encoder_width=width),
         diffusion=cfg.DiffusionConfig(prediction="v", loss_weight="min_snr_5"),
         sampler=SamplerConfig(name="ddim", num_steps=20, guidance_scale=1.5, threshold="dynamic"),
     )
@@ -173,7 +150,7 @@ def _base_cpu(width: int) -> cfg.RunConfig:
             text_width=None,
             scan_blocks=False,
         ),
-        adapter=_adapter(width, 4, 64, 2),
+        adapter=small_adapter(64, 2, patch_size=4, encoder_width=width),
         diffusion=_SMALL,
         sampler=SamplerConfig(
             name="dpm_solver++", num_steps=20, guidance_scale=2.5, threshold="dynamic"
@@ -205,7 +182,7 @@ def _super_resolution_cpu(width: int) -> cfg.RunConfig:
             scan_blocks=False,
             residual=True,
         ),
-        adapter=_adapter(width, 16, 64, 2),
+        adapter=small_adapter(64, 2, patch_size=16, encoder_width=width),
         diffusion=_SMALL,
         sampler=SamplerConfig(name="ddim", num_steps=10, threshold="static"),
     )

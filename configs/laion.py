@@ -17,7 +17,7 @@ import dataclasses
 
 from contextdiff_jax import config as cfg
 from contextdiff_jax.data.config import DataConfig
-from contextdiff_jax.encoders.clip import CLIPConfig
+from contextdiff_jax.encoders.config import equal_towers
 from contextdiff_jax.networks.config import (
     AdapterConfig,
     EfficientUNetConfig,
@@ -115,18 +115,7 @@ def _tiny_clip() -> cfg.RunConfig:
         optimizer=cfg.OptimizerConfig(learning_rate=1e-3, warmup_steps=5, ema_decay=0.9),
         log_every=10,
         save_every=10,
-        clip=CLIPConfig(
-            text_width=width,
-            text_layers=1,
-            text_heads=2,
-            max_length=32,
-            vision_width=width,
-            vision_layers=1,
-            vision_heads=2,
-            image_size=32,
-            patch_size=8,
-            projection_dim=width,
-        ),
+        clip=equal_towers(width, 1, 2, image_size=32, patch_size=8, max_length=32),
         tokenizer=cfg.TokenizerConfig(vocab_size=600),
     )
 

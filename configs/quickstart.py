@@ -11,7 +11,7 @@ import dataclasses
 
 from contextdiff_jax import config as cfg
 from contextdiff_jax.data.config import DataConfig, ScenesConfig
-from contextdiff_jax.encoders.clip import CLIPConfig
+from contextdiff_jax.encoders.config import equal_towers
 from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, UNetConfig
 from contextdiff_jax.sampling.config import SamplerConfig
 
@@ -33,7 +33,7 @@ PROMPTS = (
     "",
 )
 
-TEXT_WIDTH, IMAGE_WIDTH = 64, 64
+WIDTH = 64  # of both encoders
 
 
 def get_config(preset: str = ""):
@@ -68,18 +68,7 @@ def _clip() -> cfg.RunConfig:
         ),
         log_every=50,
         save_every=125,
-        clip=CLIPConfig(
-            text_width=TEXT_WIDTH,
-            text_layers=2,
-            text_heads=4,
-            max_length=24,
-            vision_width=IMAGE_WIDTH,
-            vision_layers=2,
-            vision_heads=4,
-            image_size=16,
-            patch_size=4,
-            projection_dim=64,
-        ),
+        clip=equal_towers(WIDTH, 2, 4, image_size=16, patch_size=4, max_length=24),
         tokenizer=cfg.TokenizerConfig(vocab_size=512, sample=5_000),
     )
 
@@ -104,7 +93,7 @@ def _base() -> cfg.RunConfig:
             attention_levels=(1,),
             head_dim=16,
             groups=8,
-            text_dim=TEXT_WIDTH,
+            text_dim=WIDTH,
             text_width=None,
             scan_blocks=False,
         ),
@@ -136,7 +125,7 @@ def _super_resolution() -> cfg.RunConfig:
             attention_levels=(2,),
             heads=4,
             groups=8,
-            text_dim=TEXT_WIDTH,
+            text_dim=WIDTH,
             residual=True,
             scan_blocks=False,
         ),
@@ -154,8 +143,8 @@ def _adapter(patch_size: int) -> AdapterConfig:
         heads=4,
         mlp_ratio=2,
         time_width=64,
-        image_dim=IMAGE_WIDTH,
-        text_dim=TEXT_WIDTH,
+        image_dim=WIDTH,
+        text_dim=WIDTH,
     )
 
 

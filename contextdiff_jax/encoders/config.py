@@ -144,6 +144,27 @@ class CLIPConfig:
             )
 
 
+def equal_towers(
+    width: int, layers: int, heads: int, *, image_size: int, patch_size: int, max_length: int
+) -> CLIPConfig:
+    """A small CLIP, for a domain without published encoders: everything is of one width.
+
+    Arguments as the fields of CLIPConfig.
+    """
+    return CLIPConfig(
+        text_width=width,
+        text_layers=layers,
+        text_heads=heads,
+        max_length=max_length,
+        vision_width=width,
+        vision_layers=layers,
+        vision_heads=heads,
+        image_size=image_size,
+        patch_size=patch_size,
+        projection_dim=width,
+    )
+
+
 CLIP_PRESETS = MappingProxyType(
     {
         "vit_b32": CLIPConfig(),

@@ -236,6 +236,21 @@ def contextdiff_adapter() -> AdapterConfig:
     return AdapterConfig()
 
 
+def small_adapter(
+    width: int, num_blocks: int, *, patch_size: int, encoder_width: int
+) -> AdapterConfig:
+    """An adapter of `width` with heads of 32 channels over encoders.config.equal_towers."""
+    return AdapterConfig(
+        patch_size=patch_size,
+        width=width,
+        num_blocks=num_blocks,
+        heads=width // 32,
+        time_width=width,
+        image_dim=encoder_width,
+        text_dim=encoder_width,
+    )
+
+
 def _check_choice(config: object, where: str, key: str, allowed: tuple[str, ...]) -> None:
     value = getattr(config, key)
     if value not in allowed:
