@@ -14,6 +14,7 @@ from contextdiff_jax.compilation.model_flops import model_flops
 from contextdiff_jax.diffusion import marginals
 from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.networks.unet import UNet
+from contextdiff_jax.parallel.programs import compiler_options
 from contextdiff_jax.sampling import loop
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.guidance import match_batch
@@ -30,6 +31,10 @@ class JaxUNet:
     def module(self) -> UNet:
         """The network in the compute dtype; its parameters are float32."""
         return UNet(self.work.unet, dtype=jnp.dtype(self.work.dtype))
+
+    @property
+    def _options(self) -> dict[str, str] | None:
+        return compiler_options(jax.default_backend())
 
     def _init(self, images: jax.Array, text: jax.Array) -> dict:
         return nn.unbox(self.module.init(jax.random.key(0), images, jnp.ones(1), text))["params"]
@@ -84,7 +89,7 @@ class JaxUNet:
             updates, state = optimizer.update(grads, state, params)
             return optax.apply_updates(params, updates), state, number + 1, value
 
-        step = jax.jit(step, donate_argnums=(0, 1, 2))
+        step = jax.jit(step, donate_argnums=(0, 1, 2), compiler_options=self._options)
         params = self.parameters()
         carry = (params, optimizer.init(params), jnp.zeros((), jnp.int32))
         inputs = self._inputs(work.batch_size)
@@ -108,7 +113,6 @@ class JaxUNet:
             threshold="static",
         )
 
-        @jax.jit
         def draw(params: dict, text: jax.Array, keys: jax.Array) -> jax.Array:
             def denoise(x: jax.Array, t: jax.Array, keep: jax.Array) -> jax.Array:
                 doubled = match_batch(text, x.shape[0])
@@ -117,6 +121,7 @@ class JaxUNet:
             shape = (work.resolution, work.resolution, 3)
             return loop.sample(schedule, denoise, None, keys, shape, sampler, "eps")
 
+        draw = jax.jit(draw, compiler_options=self._options)
         params = self.parameters()
         _, text = self._inputs(work.sample_batch_size)
         keys = sample_keys(work.seed, jnp.arange(work.sample_batch_size))

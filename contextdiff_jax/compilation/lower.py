@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from contextdiff_jax.compilation.model_flops import model_flops
 from contextdiff_jax.config import Config
 from contextdiff_jax.parallel.audit import audit
-from contextdiff_jax.parallel.mesh import on_mesh
+from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, shardings_of
 from contextdiff_jax.pipeline.abstract import abstract_batch, abstract_task
 from contextdiff_jax.sampling.noise import sample_keys
@@ -85,7 +85,7 @@ def lower_sampling(config: Config, name: str, mesh: Mesh, batch_size: int) -> Pr
 
     args = (sharded_abstract(params, shardings), frozen, batch, keys, extras)
     flops = model_flops(draw, *args)
-    return Program(jax.jit(on_mesh(draw, mesh)).lower(*args), _count(params), flops, memory)
+    return Program(jit_on_mesh(draw, mesh).lower(*args), _count(params), flops, memory)
 
 
 def without_remat(config: Config) -> Config:

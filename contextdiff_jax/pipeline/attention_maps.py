@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -10,7 +9,7 @@ from etils import epath
 from contextdiff_jax.data.decode import decode_image
 from contextdiff_jax.evaluation import heatmaps
 from contextdiff_jax.evaluation.results import Gallery, Result, Table
-from contextdiff_jax.parallel.mesh import on_mesh
+from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.pipeline.cascade import Stage
 from contextdiff_jax.tasks.diffusion import from_uint8
 
@@ -72,7 +71,7 @@ def attention_maps(stage: Stage, pictures: np.ndarray, prompts: Sequence[str]) -
             found.append(task.adapter.apply(adapter, *inputs, return_maps=True)[1])
         return jnp.stack(found).mean((0, 2, 3))  # over times, blocks, heads
 
-    program = jax.jit(on_mesh(maps, stage.mesh))
+    program = jit_on_mesh(maps, stage.mesh)
     parts = []
     for start in range(0, len(prompts), _BATCH):
         part = slice(start, start + _BATCH)

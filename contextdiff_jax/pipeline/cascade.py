@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from contextdiff_jax.config import Config, RunConfig, SamplesConfig, from_config_dict
 from contextdiff_jax.parallel import distributed
-from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh
+from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
+from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated
 from contextdiff_jax.pictures import grid, to_uint8
 from contextdiff_jax.pipeline.build import NETWORKS, build_diffusion_task
@@ -46,7 +47,7 @@ class Stage:
         def draw(params, frozen, batch, keys, extras):
             return self.task.sample(params, frozen, batch, keys, self.sampler, extras)
 
-        return jax.jit(on_mesh(draw, self.mesh))
+        return jit_on_mesh(draw, self.mesh)
 
     def identity(self) -> dict[str, str]:
         """Returns digests of the weights (all are read) and the identities of the encoders."""

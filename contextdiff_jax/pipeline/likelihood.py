@@ -30,7 +30,7 @@ from contextdiff_jax.evaluation.likelihood_rows import (
 )
 from contextdiff_jax.evaluation.results import Result, Table
 from contextdiff_jax.parallel import distributed
-from contextdiff_jax.parallel.mesh import on_mesh
+from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated
 from contextdiff_jax.pipeline import manifest
 from contextdiff_jax.pipeline.cascade import Stage
@@ -184,7 +184,7 @@ def _program(stage: Stage, times: np.ndarray, clip: bool) -> Any:
             task.schedule, *networks, x0, keys, task.config.prediction, times=times, clip=clip
         )
 
-    return jax.jit(on_mesh(evaluate, stage.mesh), out_shardings=replicated(stage.mesh))
+    return jit_on_mesh(evaluate, stage.mesh, out_shardings=replicated(stage.mesh))
 
 
 def _evaluate(

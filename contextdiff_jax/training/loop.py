@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.audit import audit
-from contextdiff_jax.parallel.mesh import BATCH_AXES, on_mesh
+from contextdiff_jax.parallel.mesh import BATCH_AXES
+from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated, shardings_of
 from contextdiff_jax.pictures import side_by_side
 from contextdiff_jax.training import failure, interruption
@@ -93,8 +94,8 @@ class Trainer:
         self._step = jit_train_step(step, self._shardings, self._frozen_shardings, mesh)
         # Whole on every device, so that process 0 can read them.
         whole = replicated(mesh)
-        self._diagnose = jax.jit(on_mesh(task.diagnose, mesh), out_shardings=whole)
-        self._preview = jax.jit(on_mesh(task.preview, mesh), static_argnums=2, out_shardings=whole)
+        self._diagnose = jit_on_mesh(task.diagnose, mesh, out_shardings=whole)
+        self._preview = jit_on_mesh(task.preview, mesh, static_argnums=2, out_shardings=whole)
 
     def start(self) -> tuple[TrainState, int]:
         """Returns the newest checkpoint's state and data position, or a fresh state and 0."""
@@ -102,8 +103,9 @@ class Trainer:
         if restored is not None:
             logging.info("resumed at step %d", int(restored.state.step))
             return restored.state, restored.position
-        init = jax.jit(
-            on_mesh(lambda key: new_state(self.task, self.optimizer, key), self.mesh),
+        init = jit_on_mesh(
+            lambda key: new_state(self.task, self.optimizer, key),
+            self.mesh,
             out_shardings=self._shardings,
         )
         return init(self._init_key), 0

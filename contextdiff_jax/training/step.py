@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from contextdiff_jax.parallel.mesh import on_mesh
+from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated
 from contextdiff_jax.training.random import stream_key
 from contextdiff_jax.training.state import TrainState
@@ -58,8 +58,9 @@ def jit_train_step(
     step: Callable, state_shardings: Any, frozen_shardings: Any, mesh: Mesh
 ) -> jax.stages.Wrapped:
     """Returns the step compiled for a mesh: the state donated, the batch over (data, fsdp)."""
-    return jax.jit(
-        on_mesh(step, mesh),
+    return jit_on_mesh(
+        step,
+        mesh,
         donate_argnums=0,
         in_shardings=(state_shardings, frozen_shardings, batch_sharding(mesh)),
         out_shardings=(state_shardings, replicated(mesh)),

@@ -1,0 +1,51 @@
+"""What the compiler is told: convolutions on CPUs by Eigen, nothing elsewhere or where unknown."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from contextdiff_jax.parallel import programs
+from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
+
+OPTION = "xla_cpu_experimental_ynn_fusion_type"
+
+
+@pytest.fixture
+def asked_anew():
+    programs.compiler_options.cache_clear()
+    yield
+    programs.compiler_options.cache_clear()
+
+
+def convolve(x, kernel):
+    return lax.conv(x, kernel, (1, 1), "SAME")
+
+
+def test_convolutions_are_eigens_on_a_cpu():
+    known = programs.compiler_options("cpu")
+    if known is None:
+        pytest.skip("this XLA has no such option")
+    assert set(known) == {OPTION}
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    inputs = jnp.ones((2, 16, 8, 8)), jnp.ones((16, 16, 3, 3))
+    program = programs.jit_on_mesh(convolve, mesh)
+    text = program.lower(*inputs).compile().as_text()
+    assert "ynn" not in text and "convolution" in text
+    np.testing.assert_allclose(program(*inputs), convolve(*inputs), rtol=1e-5)
+
+
+def test_other_platforms_are_told_nothing():
+    assert programs.compiler_options("tpu") is None and programs.compiler_options("gpu") is None
+
+
+def test_an_xla_without_the_option_goes_on_without_it(asked_anew, monkeypatch):
+    known = jax.jit
+
+    def jit(function, compiler_options=None, **options):
+        unknown = {"xla_cpu_of_another_release": "1"} if compiler_options else None
+        return known(function, compiler_options=unknown, **options)
+
+    monkeypatch.setattr(programs.jax, "jit", jit)
+    assert programs.compiler_options("cpu") is None
