@@ -99,8 +99,8 @@ class ResizeProtocol:
         height, width = images.shape[1:3]
         heights, widths = self._targets(height, width, size)
         x = jnp.asarray(images).astype(jnp.float32)
-        # PIL's order, which rounding in between makes matter. Pillow 13 turns it round for some
-        # tall images; the difference is about one grey level.
+        # PIL's order, which matters because of the rounding in between. Pillow 13 turns it round
+        # for some tall images and then differs.
         x = self._pass("oi,bhic->bhoc", x, width, widths, size)
         x = self._pass("oi,biwc->bowc", x, height, heights, size)
         x = jnp.clip(x, 0.0, 255.0)  # bicubic weights overshoot
