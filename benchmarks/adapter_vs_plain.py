@@ -79,11 +79,12 @@ def shortened(config: Config, args: argparse.Namespace) -> tuple[Config, str, st
         diagnose_every=0,
         preview=dataclasses.replace(run.preview, every=0),
     )
-    runs = {name: _with_data(run, args.data_path) for name, run in runs.items()}
+    runs = {name: with_data(run, args.data_path) for name, run in runs.items()}
     return dataclasses.replace(config, pipeline=(clip, base), runs=runs), clip, base
 
 
-def _with_data(run: RunConfig, path: str) -> RunConfig:
+def with_data(run: RunConfig, path: str) -> RunConfig:
+    """Returns the run on other data; "" keeps its own."""
     if not path:
         return run
     return dataclasses.replace(run, data=dataclasses.replace(run.data, path=path))

@@ -1,15 +1,21 @@
-"""Paired trainings on rendered scenes: does the adapter make pictures follow their prompts better?
+"""Paired trainings: what does the adapter change, all else being equal?
 
-  python -m benchmarks.paired_runs --output=runs/evidence --steps=1500 --seeds=0,1,2
+  python -m benchmarks.paired_runs --output=runs/scenes --steps=1500 --seeds=0,1,2
+  python -m benchmarks.paired_runs --output=runs/cifar10 --config=cifar10:cpu_folder \
+      --data_path=PATH/TO/cifar10 --what=bits_per_dim --data=split=test --count=500 \
+      --variants=none,bounded,bound_objective,none_bound_objective
 
 For each seed one CLIP is trained, then the config's base model in several variants on it: with the
-same seed, data, batches and steps, differing in the adapter alone:
-  none           plain diffusion
-  bounded        the config's adapter
-  bound_0.3      the same with another bound
-  unbounded      nothing keeps the relation from growing (the warning of the method's section 4)
-Each then draws one picture for each of --count held-out prompts with the same noise, and the
-checker reads colour, shape and place back. Super-resolution is left out.
+same seed, data, batches and steps, differing in one thing alone:
+  none                  plain diffusion
+  bounded               the config's adapter
+  bound_0.3             the same with another bound
+  unbounded             nothing keeps the relation from growing (the warning of method, section 4)
+  bound_objective       the config's adapter, trained by the exact bound (diffusion.objective)
+  mixed_objective       the denoiser by the config's loss, the adapter by the bound
+  none_bound_objective  plain diffusion, trained by the bound
+contextdiff_jax.evaluate then measures --what of each, with the same prompts, images and noise.
+Super-resolution is left out.
 
 OUTPUT/SEED/VARIANT/result.json is one training; a finished one is not repeated, a stopped one goes
 on. OUTPUT/summary.md has mean and standard deviation over the seeds, and each pair's difference.
@@ -28,45 +34,48 @@ import jax
 from absl import logging
 from etils import epath
 
-from benchmarks.adapter_vs_plain import collect
+from benchmarks.adapter_vs_plain import collect, with_data
 from benchmarks.configuration import load_config
 from contextdiff_jax.config import Config, RunConfig
 from contextdiff_jax.entry import hide_libraries
-from contextdiff_jax.evaluation import prompt_following
-from contextdiff_jax.pictures import to_uint8
+from contextdiff_jax.evaluate import PLANS
+from contextdiff_jax.evaluation.results import read_results
 from contextdiff_jax.pipeline.build import diffusion_runs
-from contextdiff_jax.pipeline.cascade import Cascade, write_pictures
+from contextdiff_jax.pipeline.evaluation import Settings, evaluate
 from contextdiff_jax.pipeline.export import export_pipeline
 from contextdiff_jax.pipeline.train import train_run
 from contextdiff_jax.pipeline.validation import validate
 
 
-def _bounded_by(bound: float | None) -> Callable[[Config, str], Config]:
+def _changed(part: str, **changes: Any) -> Callable[[Config, str], Config]:
+    """Returns the change of some fields of a section (adapter, diffusion) of the base run."""
+
     def change(config: Config, base: str) -> Config:
         run = config.runs[base]
-        adapter = dataclasses.replace(run.adapter, bound=bound)
-        runs = {**config.runs, base: dataclasses.replace(run, adapter=adapter)}
+        section = dataclasses.replace(getattr(run, part), **changes)
+        runs = {**config.runs, base: dataclasses.replace(run, **{part: section})}
         return dataclasses.replace(config, runs=runs)
 
     return change
 
 
+def _without_adapter(config: Config, base: str) -> Config:
+    return dataclasses.replace(config, use_adapter=False)
+
+
+_BY_BOUND = _changed("diffusion", objective="bound", loss_weight="x0")
 VARIANTS: dict[str, Callable[[Config, str], Config]] = {
-    "none": lambda config, base: dataclasses.replace(config, use_adapter=False),
+    "none": _without_adapter,
     "bounded": lambda config, base: config,
-    "bound_0.3": _bounded_by(0.3),
-    "unbounded": _bounded_by(None),
+    "bound_0.3": _changed("adapter", bound=0.3),
+    "unbounded": _changed("adapter", bound=None),
+    "bound_objective": _BY_BOUND,
+    "mixed_objective": _changed("diffusion", objective="mixed"),
+    "none_bound_objective": lambda config, base: _without_adapter(_BY_BOUND(config, base), base),
 }
 REFERENCE = "none"  # what the others are paired with
-MEASURES = (
-    "colour_and_shape",
-    "position",
-    "shuffled_colour_and_shape",
-    "loss",
-    "relation_rms",
-    "signal_gain",
-    "last_steps_kl",
-)
+WHAT = ("scenes", "fid", "bits_per_dim")
+LOGGED = ("loss", "relation_rms", "signal_gain", "last_steps_kl")  # of training, beside --what
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -82,29 +91,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--output", type=pathlib.Path, required=True, help="folder of the results")
-    add("--config", default="quickstart", help="NAME[:PRESET] of configs/, trained on scenes")
+    add("--config", default="quickstart", help="NAME[:PRESET] of configs/")
+    add("--data_path", default="", help="of every run")
     add("--seeds", type=names, default=["0", "1", "2"], help="comma-separated")
-    add("--variants", type=names, default=list(VARIANTS), help=", ".join(VARIANTS))
+    add("--variants", type=names, default=["none", "bounded", "bound_0.3", "unbounded"])
     add("--steps", type=int, help="of the base model; the config's by default")
-    add("--count", type=int, default=256, help="held-out prompts")
+    add("--what", type=names, default=["scenes", "fid"], help=f"measured: {', '.join(WHAT)}")
+    add("--count", type=int, default=256, help="prompts or images measured")
+    add("--data", action="append", default=[], help="field=value of what is measured on")
     args = parser.parse_args(argv)
-    for variant in args.variants:
-        if variant not in VARIANTS:
-            raise ValueError(f"variants = {variant!r}: must be of {', '.join(VARIANTS)}")
+    for flag, allowed in (("variants", VARIANTS), ("what", WHAT)):
+        for name in getattr(args, flag):
+            if name not in allowed:
+                raise ValueError(f"{flag} = {name!r}: must be of {', '.join(allowed)}")
     for seed in args.seeds:
         if not seed.isdecimal():
             raise ValueError(f"seeds = {seed!r}: must be whole numbers, comma-separated")
     return args
 
 
-def base_only(config: Config, seed: int, steps: int | None) -> tuple[Config, str, str]:
+def base_only(config: Config, seed: int, args: argparse.Namespace) -> tuple[Config, str, str]:
     """Returns the config of CLIP and base model alone, and the names of the two runs."""
     base = diffusion_runs(config)[0]
     clip = next(name for name in config.pipeline if config.runs[name].task == "contrastive")
     run = config.runs[base]
-    if run.data.source != "scenes":
-        raise ValueError(f"{config.name} trains on {run.data.source!r}: only scenes can be checked")
-    runs = {clip: config.runs[clip], base: _of_length(run, steps or run.steps)}
+    runs = {clip: config.runs[clip], base: _of_length(run, args.steps or run.steps)}
+    runs = {name: with_data(run, args.data_path) for name, run in runs.items()}
     return dataclasses.replace(config, pipeline=(clip, base), runs=runs, seed=seed), clip, base
 
 
@@ -115,67 +127,106 @@ def _of_length(run: RunConfig, steps: int) -> RunConfig:
 
 
 def measure(
-    config: Config, workdir: epath.Path, base: str, count: int, output: pathlib.Path
+    config: Config, workdir: epath.Path, base: str, args: argparse.Namespace, output: pathlib.Path
 ) -> dict[str, float]:
-    """Draws the held-out prompts and returns what the checker and the last report say."""
+    """Evaluates a finished training; returns its figures and the last ones logged in training."""
     export_pipeline(config, workdir, workdir / "export")
-    prompts = prompt_following.held_out_prompts(config.runs[base].data.scenes, count)
-    images = Cascade.load(workdir / "export").draw(prompts, batch_size=64)[base]
-    write_pictures(output / "pictures", images, prompts)
-    pictures = to_uint8(images)
-    right = prompt_following.agreement(pictures, prompts).shares
-    chance = prompt_following.agreement(pictures, prompt_following.shuffled(prompts)).shares
+    settings = Settings(
+        output=str(output / "check"),
+        export=str(workdir / "export"),
+        count=args.count,
+        data=tuple(args.data),
+    )
+    evaluate(settings, {name: PLANS[name] for name in args.what})
+    results = read_results(epath.Path(output) / "check")
     found = collect(workdir, base, output)
-    measures = {**found["last"], **right}
-    measures["shuffled_colour_and_shape"] = chance["colour_and_shape"]
-    measures["images_per_second"] = found["median_images_per_second"]
-    return measures
+    logged = {name: found["last"][name] for name in LOGGED if name in found["last"]}
+    return figures(results, base) | logged
+
+
+def figures(results: Mapping[str, Any], base: str) -> dict[str, float]:
+    """Returns the figures of an evaluation's results that are compared, by name."""
+    found: dict[str, float] = {}
+    if "scenes" in results:
+        shares = results["scenes"].values[base]
+        found["colour and shape"] = shares["prompts"]["colour_and_shape"]
+        found["position"] = shares["prompts"]["position"]
+        found["colour and shape, shuffled"] = shares["shuffled"]["colour_and_shape"]
+    if "fid" in results:
+        values = results["fid"].values
+        found |= {name: value for name, value in values.items() if not isinstance(value, dict)}
+    if "bits_per_dim" in results:
+        values = results["bits_per_dim"].values
+        found |= {name: values[name] for name in ("bits_per_dim", "prior", "kl", "decoder")}
+    return found
 
 
 def summary(results: Mapping[str, Mapping[str, dict[str, float]]]) -> str:
-    """Returns the Markdown table of {variant: {seed: measures}}: mean +- deviation over seeds."""
-    lines = [["variant", *MEASURES, "against none, seed by seed"]]
-    lines.append(["---"] * len(lines[0]))
+    """Returns Markdown of {variant: {seed: figures}}: every figure, then the differences of pairs.
+
+    Both as mean +- standard deviation over the seeds.
+    """
+    differences = {
+        variant: {
+            seed: _difference(figures, results[REFERENCE][seed])
+            for seed, figures in seeds.items()
+            if seed in results[REFERENCE]
+        }
+        for variant, seeds in results.items()
+        if variant != REFERENCE and REFERENCE in results
+    }
+    text = _table(results, "")
+    if differences:
+        text += f"\nMinus `{REFERENCE}` of the same seed:\n\n" + _table(differences, "+")
+    return text
+
+
+def _difference(figures: dict[str, float], reference: dict[str, float]) -> dict[str, float]:
+    return {name: figures[name] - reference[name] for name in figures if name in reference}
+
+
+def _table(results: Mapping[str, Mapping[str, dict[str, float]]], sign: str) -> str:
+    every = [figures for seeds in results.values() for figures in seeds.values()]
+    names = list(dict.fromkeys(name for figures in every for name in figures))
+    lines = [["variant", "seeds", *names], ["---"] * (len(names) + 2)]
     for variant, seeds in results.items():
-        cells = [_spread([m[name] for m in seeds.values() if name in m]) for name in MEASURES]
-        pairs = [
-            f"{measured[MEASURES[0]] - results[REFERENCE][seed][MEASURES[0]]:+.3f}"
-            for seed, measured in seeds.items()
-            if variant != REFERENCE and seed in results.get(REFERENCE, {})
-        ]
-        lines.append([variant, *cells, ", ".join(pairs)])
+        cells = [_spread([f[name] for f in seeds.values() if name in f], sign) for name in names]
+        lines.append([variant, str(len(seeds)), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(values: Sequence[float], sign: str) -> str:
     if not values:
         return ""
-    deviation = f" +- {statistics.stdev(values):.3g}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3g}{deviation}"
+    deviation = f" ± {statistics.stdev(values):.3g}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.4g}{deviation}"
 
 
-def train_pair(config: Config, args: argparse.Namespace, seed: str) -> dict[str, dict[str, float]]:
-    """Trains and measures the variants of one seed; returns {variant: measures}."""
-    config, clip, base = base_only(config, int(seed), args.steps)
+def train_variants(
+    config: Config, args: argparse.Namespace, seed: str
+) -> dict[str, dict[str, float]]:
+    """Trains and measures the variants of one seed; returns {variant: figures}."""
+    config, clip, base = base_only(config, int(seed), args)
     folder, results = args.output / seed, {}
     shared = epath.Path(folder) / "shared"
     for variant in args.variants:
         output = folder / variant
         path, workdir = output / "result.json", epath.Path(output) / "work"
         changed = VARIANTS[variant](config, base)
-        done: dict[str, Any] = {"steps": changed.runs[base].steps, "count": args.count}
+        asked = {"steps": changed.runs[base].steps, "count": args.count}
+        asked |= {"what": args.what, "data": args.data}
         if path.exists():
             found = json.loads(path.read_text())
-            if {key: found[key] for key in done} != done:
-                raise ValueError(f"{path} is of other steps or prompts: take another --output")
-            results[variant] = found["measures"]
+            if {key: found[key] for key in asked} != asked:
+                raise ValueError(f"{path} is of another length or measure: take another --output")
+            results[variant] = found["figures"]
             continue
         train_run(config, clip, shared)
         output.mkdir(parents=True, exist_ok=True)
         shutil.copytree(shared / clip, workdir / clip, dirs_exist_ok=True)
         train_run(changed, base, workdir)
-        results[variant] = measure(changed, workdir, base, args.count, output)
-        path.write_text(json.dumps({**done, "measures": results[variant]}, indent=1) + "\n")
+        results[variant] = measure(changed, workdir, base, args, output)
+        path.write_text(json.dumps({**asked, "figures": results[variant]}, indent=1) + "\n")
         print(f"seed {seed}, {variant}: {json.dumps(results[variant])}", flush=True)
     return results
 
@@ -184,13 +235,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, flo
     """Trains what is missing, writes and prints the summary; returns {variant: {seed: ...}}."""
     args = parse(argv)
     config = load_config(args.config)
+    checked, _, base = base_only(config, 0, args)
     for variant in args.variants:
-        checked, _, base = base_only(config, 0, args.steps)
         validate(VARIANTS[variant](checked, base))
+    source = checked.runs[base].data.source
+    if "scenes" in args.what and source != "scenes":
+        raise ValueError(
+            f"what = 'scenes': {args.config} trains on {source!r}; give another --what"
+        )
     results: dict[str, dict[str, dict[str, float]]] = {variant: {} for variant in args.variants}
     for seed in args.seeds:
-        for variant, measures in train_pair(config, args, seed).items():
-            results[variant][seed] = measures
+        for variant, found in train_variants(config, args, seed).items():
+            results[variant][seed] = found
         jax.clear_caches()
         (args.output / "summary.md").write_text(summary(results))
     print(summary(results))

@@ -13,47 +13,64 @@ from contextdiff_jax.config import differences
 from tests.conftest import ROOT
 
 
-def test_variants_differ_in_the_adapter_alone():
-    config, _, base = paired_runs.base_only(load_config("quickstart"), 3, 40)
+def arguments(*flags):
+    return paired_runs.parse(["--output=out", *flags])
+
+
+def test_variants_differ_in_one_thing_alone():
+    args = arguments("--steps=40")
+    config, _, base = paired_runs.base_only(load_config("quickstart"), 3, args)
     assert config.seed == 3 and config.runs[base].steps == 40
     plain = dataclasses.asdict(config)
     found = {
         name: differences(dataclasses.asdict(change(config, base)), plain)
         for name, change in paired_runs.VARIANTS.items()
     }
-    assert found == {
-        "none": ["config.use_adapter: True there, False here"],
-        "bounded": [],
-        "bound_0.3": ["config.runs.base.adapter.bound: 1.0 there, 0.3 here"],
-        "unbounded": ["config.runs.base.adapter.bound: 1.0 there, None here"],
+    without = "config.use_adapter: True there, False here"
+    section = "config.runs.base.diffusion"
+    by_bound = {
+        f"{section}.objective: 'simple' there, 'bound' here",
+        f"{section}.loss_weight: 'min_snr_5' there, 'x0' here",
+    }
+    assert {name: set(lines) for name, lines in found.items()} == {
+        "none": {without},
+        "bounded": set(),
+        "bound_0.3": {"config.runs.base.adapter.bound: 1.0 there, 0.3 here"},
+        "unbounded": {"config.runs.base.adapter.bound: 1.0 there, None here"},
+        "bound_objective": by_bound,
+        "mixed_objective": {f"{section}.objective: 'simple' there, 'mixed' here"},
+        "none_bound_objective": {without, *by_bound},
     }
 
 
-def test_summary_is_mean_deviation_and_pairs():
+def test_summary_is_mean_deviation_and_differences_of_pairs():
     results = {
-        "none": {"0": {"colour_and_shape": 0.5}, "1": {"colour_and_shape": 0.7}},
-        "bounded": {"0": {"colour_and_shape": 0.6}, "1": {"colour_and_shape": 0.6}},
+        "none": {"0": {"fid": 0.5}, "1": {"fid": 0.7}},
+        "bounded": {"0": {"fid": 0.6, "relation_rms": 0.25}, "1": {"fid": 0.6}},
     }
     rows = paired_runs.summary(results).splitlines()
-    assert rows[2].startswith("| none | 0.6 +- 0.141 |")
-    assert rows[3].startswith("| bounded | 0.6 +- 0 |")
-    assert rows[3].endswith("| +0.100, -0.100 |")
+    assert rows[0] == "| variant | seeds | fid | relation_rms |"
+    assert rows[2:4] == ["| none | 2 | 0.6 ± 0.141 |  |", "| bounded | 2 | 0.6 ± 0 | 0.25 |"]
+    assert rows[-3:] == ["| variant | seeds | fid |", "| --- | --- | --- |", rows[-1]]
+    assert rows[-1].startswith("| bounded | 2 | +") and rows[-1].endswith("± 0.141 |")
 
 
 def test_command(tmp_path):
     flags = [f"--output={tmp_path}", "--config=quickstart:test", "--variants=unbounded"]
-    flags += ["--seeds=0", "--count=4", "--steps=2"]
+    flags += ["--seeds=0", "--count=4", "--steps=2", "--what=scenes,fid"]
     # A child of its own sees one device, and compiles for one.
     command = [sys.executable, "-m", "benchmarks.paired_runs", *flags]
     subprocess.run(command, check=True, cwd=ROOT)
     path = tmp_path / "0/unbounded/result.json"
     kept = json.loads(path.read_text())
-    assert {"colour_and_shape", "loss", "relation_rms"} <= set(kept["measures"])
-    assert (tmp_path / "0/unbounded/pictures/grid.png").exists()
-    kept["measures"]["loss"] = 42.0
+    assert set(kept["figures"]) >= {
+        *("colour and shape", "Frechet distance on CLIP features", "loss", "relation_rms")
+    }
+    assert (tmp_path / "0/unbounded/check/report.html").exists()
+    kept["figures"]["loss"] = 42.0
     path.write_text(json.dumps(kept))
     assert paired_runs.main(flags)["unbounded"]["0"]["loss"] == 42.0
-    with pytest.raises(ValueError, match="other steps or prompts"):
+    with pytest.raises(ValueError, match="another length or measure"):
         paired_runs.main([*flags, "--count=5"])
 
 
@@ -61,8 +78,9 @@ def test_command(tmp_path):
     ("flag", "sentence"),
     [
         ("--variants=none,best", "variants = 'best': must be of none, bounded"),
+        ("--what=fid,cost", "what = 'cost': must be of scenes, fid"),
         ("--seeds=1,x", "seeds = 'x': must be whole numbers"),
-        ("--config=emoji:cpu", "trains on 'shards': only scenes"),
+        ("--config=cifar10:cpu", "what = 'scenes': cifar10:cpu trains on 'tfds'"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, flag, sentence):
