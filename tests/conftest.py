@@ -27,11 +27,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = pathlib.Path(os.environ.get("CONTEXTDIFF_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 
-def pytest_collection_modifyitems(items):
-    """With `-n 2 --dist loadgroup`: who shares a costly fixture shares a worker."""
-    for item in items:
-        group = "pipeline" if "quickstart" in item.fixturenames else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n 2`: a file's tests share a worker, those of integration/ one finished pipeline."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFixtures(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0]
+            return "integration" if path.startswith("tests/integration/") else path
+
+    return ByFixtures(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 
-def run_module(module, *arguments, timeout=600, **environment):
+def run_module(module, *arguments, timeout=1500, **environment):
     """Runs python -m contextdiff_jax.MODULE; returns the finished process with its output."""
     return subprocess.run(
         [sys.executable, "-m", f"contextdiff_jax.{module}", *map(str, arguments)],
