@@ -1,8 +1,8 @@
 """Lets torchvision be imported beside a torch that its compiled operators were not built for.
 
 torch-fidelity, clean-fid and, where it is installed, transformers and diffusers import torchvision.
-PyPI has it only for PyPI's own (CUDA) build of torch; beside another build its operators do not
-load, and its import then fails on the missing definitions of two, torchvision::nms and qnms.
+Its published wheels belong to torch's CUDA build; beside another build its operators do not load,
+and its import then fails on the missing definitions of two, torchvision::nms and qnms.
 Nothing here calls these operators, so definitions are all that is needed.
 """
 

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
 
 from benchmarks import feature_extraction  # noqa: E402

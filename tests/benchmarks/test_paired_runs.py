@@ -51,7 +51,7 @@ def test_summary_is_mean_deviation_and_differences_of_pairs():
     rows = paired_runs.summary(results).splitlines()
     assert rows[0] == "| variant | seeds | fid | relation_rms |"
     assert rows[2:4] == ["| none | 2 | 0.6 ± 0.141 |  |", "| bounded | 2 | 0.6 ± 0 | 0.25 |"]
-    assert rows[-3:] == ["| variant | seeds | fid |", "| --- | --- | --- |", rows[-1]]
+    assert rows[-3:-1] == ["| variant | seeds | fid |", "| --- | --- | --- |"]
     assert rows[-1].startswith("| bounded | 2 | +") and rows[-1].endswith("± 0.141 |")
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 from benchmarks import torch_unet, unet_vs_diffusers  # noqa: E402
