@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from contextdiff_jax.config import Config, EncoderRef, from_config_dict
+from contextdiff_jax.config import Config, EncoderRef, differences, from_config_dict
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pipeline.build import RUN_PREFIX, Locate, diffusion_runs, locate_in
 from contextdiff_jax.training.checkpoints import (
@@ -39,46 +39,96 @@ def export_pipeline(
     dtype: str = "float32",
     copy_encoders: bool = False,
 ) -> None:
-    """Writes the newest EMA weights of every diffusion run of the pipeline to `output`.
+    """Writes the newest EMA weights of the pipeline's diffusion runs to `output`.
 
-    Raises CheckpointError naming the run that has no checkpoint yet.
+    The first stages alone are a cascade too: from the first run without a checkpoint on, runs are
+    left out, and a warning names them.
+
+    Raises CheckpointError where the first has none, or where two were trained with configs that
+    one export cannot hold.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
     workdir, output = epath.Path(workdir), epath.Path(output)
-    stages = {}
-    metadata: dict[str, Any] = {}
-    for name in diffusion_runs(config):
+    found = _trained_stages(config, workdir)
+    content = {"format": _FORMAT, "dtype": dtype, **_described(found)}
+    for name in found:
         weights, metadata = newest_ema(workdir / name / "checkpoints")
         save_tree(output / name, jax.tree.map(lambda w: np.asarray(w, jnp.dtype(dtype)), weights))
-        stages[name] = {"step": metadata["step"], "encoders": metadata["encoders"]}
+        content["stages"][name]["step"] = metadata["step"]  # a run may be training on
     if distributed.is_main():
         _copy_encoders(config, workdir, output, copy_encoders)
-        _describe(output, dtype, stages, metadata)
+        (output / "export.json").write_text(json.dumps(content, indent=2))
     distributed.wait_for_all("export")
-    logging.info("exported %s to %s", ", ".join(stages), output)
+    logging.info("exported %s to %s", ", ".join(found), output)
 
 
-def _describe(
-    output: epath.Path, dtype: str, stages: dict[str, Any], metadata: dict[str, Any]
-) -> None:
-    content = {
-        "format": _FORMAT,
-        "dtype": dtype,
-        "stages": stages,
-        "config": metadata["config"],
-        "versions": metadata["versions"],
+def _trained_stages(config: Config, workdir: epath.Path) -> dict[str, dict[str, Any]]:
+    """Returns the metadata of the newest checkpoints, of the first stages that have one."""
+    names = diffusion_runs(config)
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        metadata = newest_metadata(workdir / name / "checkpoints")
+        if metadata is None:
+            break
+        found[name] = metadata
+    left_out = names[len(found) :]
+    if not found:
+        raise CheckpointError(
+            f"{workdir / names[0] / 'checkpoints'} holds no finished checkpoint yet; train run "
+            f"{names[0]!r} first"
+        )
+    if left_out:
+        logging.warning(
+            "left out of the export: %s; run %r has no finished checkpoint yet",
+            *(", ".join(left_out), left_out[0]),
+        )
+    return found
+
+
+def _described(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns what export.json says of the stages; each stage's section is the one it trained by.
+
+    The stages may have been trained by calls of their own, with flags of their own.
+    """
+    first, *_, last = [*found, *found]
+    for name, metadata in found.items():
+        lines = differences(_shared(metadata), _shared(found[first]), "config")
+        if lines:
+            raise CheckpointError(
+                f"runs {first!r} (there) and {name!r} (here) were trained by different configs: "
+                f"{'; '.join(lines)}; train one of them again, in another --workdir"
+            )
+    config = dict(found[last]["config"])
+    trained = {name: metadata["config"]["runs"][name] for name, metadata in found.items()}
+    config["runs"] = config["runs"] | trained
+    stages = {name: {"step": m["step"], "encoders": m["encoders"]} for name, m in found.items()}
+    return {"stages": stages, "config": config, "versions": found[last]["versions"]}
+
+
+def _shared(metadata: dict[str, Any]) -> dict[str, Any]:
+    config = metadata["config"]
+    # Folders of encoders may have moved: reading the export compares what they hold.
+    encoders = {
+        name: {key: value for key, value in ref.items() if key != "path"}
+        for name, ref in config["encoders"].items()
     }
-    (output / "export.json").write_text(json.dumps(content, indent=2))
+    return {"use_adapter": config["use_adapter"], "encoders": encoders}
 
 
 def trained_config(workdir: epath.PathLike) -> Config:
-    """Returns the config recorded in the newest checkpoint of any diffusion run in `workdir`."""
+    """Returns the config that the pipeline's last diffusion run in `workdir` was trained by."""
+    found: dict[str, Config] = {}
     for folder in sorted(epath.Path(workdir).glob("*/checkpoints")):
         metadata = newest_metadata(folder)
-        if metadata is not None:
-            return from_config_dict(metadata["config"])
-    raise CheckpointError(f"{workdir} holds no run with a finished checkpoint")
+        if metadata is None:
+            continue
+        config = from_config_dict(metadata["config"])
+        if metadata["run"] in diffusion_runs(config):
+            found[metadata["run"]] = config
+    if not found:
+        raise CheckpointError(f"{workdir} holds no diffusion run with a finished checkpoint")
+    return found[max(found, key=lambda name: found[name].pipeline.index(name))]
 
 
 def _references(config: Config) -> list[EncoderRef]:

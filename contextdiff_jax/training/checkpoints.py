@@ -34,12 +34,22 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of one run in `directory`/STEP, the last `keep` of them (None: all)."""
+    """The checkpoints of one run in `directory`/STEP, the last `keep` of them (None: all).
 
-    def __init__(self, directory: epath.PathLike, keep: int | None = None):
+    read_only: for a look at a run that may be training: nothing is made, and no remains of
+    unfinished saves are removed, one of which may be that run's save in progress.
+    """
+
+    def __init__(
+        self, directory: epath.PathLike, keep: int | None = None, *, read_only: bool = False
+    ):
         self.directory = epath.Path(directory)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            max_to_keep=keep,
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=not read_only,
         )
         self._manager = ocp.CheckpointManager(self.directory.resolve(), options=options)
 
@@ -121,7 +131,7 @@ def newest_metadata(directory: epath.PathLike) -> dict[str, Any] | None:
     # Process 0 may be about to make the folder; all must see the same.
     if not distributed.from_main(epath.Path(directory).exists()):
         return None
-    checkpoints = Checkpoints(directory)
+    checkpoints = Checkpoints(directory, read_only=True)
     step = checkpoints.latest_step()
     found = None if step is None else checkpoints.metadata(step) | {"step": step}
     checkpoints.close()

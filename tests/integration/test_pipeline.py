@@ -149,4 +149,6 @@ def test_a_folder_that_is_no_export(run, tmp_path):
 
 def test_exporting_before_training(run, tmp_path):
     done = run("export", f"--workdir={tmp_path}", f"--output={tmp_path / 'e'}")
-    assert done.returncode == 4 and "holds no run with a finished checkpoint" in done.stderr
+    assert (
+        done.returncode == 4 and "holds no diffusion run with a finished checkpoint" in done.stderr
+    )
