@@ -58,7 +58,11 @@ def get_config(preset: str = ""):
 def _data(resolution: int) -> DataConfig:
     # Pictures that img2dataset enlarged teach blur: the original must have the pixels.
     return DataConfig(
-        source="shards", resolution=resolution, resize_mode="center_crop", min_side=resolution
+        source="shards",
+        resolution=resolution,
+        resize_mode="center_crop",
+        min_side=resolution,
+        min_original_side=resolution,
     )
 
 
@@ -105,11 +109,15 @@ def _super_resolution() -> cfg.RunConfig:
 _TINY_WIDTH = 32
 
 
+def _tiny_data(resolution: int) -> DataConfig:
+    return dataclasses.replace(_data(resolution), min_side=8, min_original_side=0)
+
+
 def _tiny_clip() -> cfg.RunConfig:
     width = _TINY_WIDTH
     return cfg.RunConfig(
         task="contrastive",
-        data=dataclasses.replace(_data(32), min_side=8),
+        data=_tiny_data(32),
         batch_size=16,
         steps=20,
         optimizer=cfg.OptimizerConfig(learning_rate=1e-3, warmup_steps=5, ema_decay=0.9),
@@ -144,7 +152,7 @@ def _tiny(config: cfg.Config) -> cfg.Config:
     base = dataclasses.replace(
         config.runs["base"],
         **few,
-        data=dataclasses.replace(_data(16), min_side=8),
+        data=_tiny_data(16),
         preview=cfg.PreviewConfig(every=20, prompts=PROMPTS, num_steps=4),
         unet=UNetConfig(
             width=16,
@@ -162,7 +170,7 @@ def _tiny(config: cfg.Config) -> cfg.Config:
     sr = dataclasses.replace(
         config.runs["sr"],
         **few,
-        data=dataclasses.replace(_data(64), min_side=8),
+        data=_tiny_data(64),
         preview=cfg.PreviewConfig(every=20, num_steps=4),
         low_resolution=16,
         efficient_unet=EfficientUNetConfig(

@@ -48,10 +48,8 @@ def main() -> None:
     values.data_path = values.data_path or "no data is read"
     config = from_config_dict(values)
     name = _RUN.value or config.pipeline[0]
-    if name not in config.pipeline:
-        raise ValueError(f"--run={name}: must be one of {', '.join(config.pipeline)}")
     devices = topologies.devices(_TOPOLOGY.value, _SLICES.value)
-    validate(config, files=False)
+    validate(config, name, files=False, platform=devices[0].platform)
     try:
         found = compile_report(config, name, _TOPOLOGY.value, devices)
     except jax.errors.JaxRuntimeError as error:

@@ -28,7 +28,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main() -> None:
     config = from_config_dict(_CONFIG.value)
     entry.join(_PROCESSES())
-    validate(config)
+    validate(config, _RUN.value)
     workdir = epath.Path(_WORKDIR.value)
     entry.check_writable(workdir, "workdir")
     entry.keep_compiled_programs(workdir / "compiled")

@@ -40,7 +40,7 @@ def main(options: Sequence[str]) -> None:
     if options and _RUNNER.value is None:
         raise ValueError(f"{options[0]!r}: only a --runner takes options of its own")
     config = from_config_dict(_CONFIG.value)
-    validate(config)
+    validate(config, _RUN.value, platform=None)
     check_text_run(config, _RUN.value, _WORKDIR.value)
     if _WORKDIR.value is not None:
         entry.keep_compiled_programs(epath.Path(_WORKDIR.value) / "compiled")

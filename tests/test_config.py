@@ -10,7 +10,12 @@ import pytest
 
 from contextdiff_jax import config as cfg
 from contextdiff_jax.data.sources import open_source
-from contextdiff_jax.pipeline.validation import check_same_run, validate
+from contextdiff_jax.pipeline.validation import (
+    check_finished_run,
+    check_same_run,
+    validate,
+    warn_of_new_length,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = [
@@ -80,6 +85,22 @@ def test_an_unknown_preset_lists_the_known(name):
         ("encoders.clip.path", "run:klip", r"encoders.clip.path = 'run:klip': no such .*run:clip"),
         ("runs.base.data.source", "web", r"data.source = 'web': must be one of scenes, folder"),
         ("mesh", 8, r"config.mesh = 8: must be a section"),
+        (
+            "runs.base.data.resolution",
+            32,
+            r"runs.sr.low_resolution = 16: must be 32, the resolution of 'base'",
+        ),
+        ("pipeline", ("clip", "sr"), r"config.pipeline: 'sr' has no stage before it"),
+        ("runs.base.sampler.num_steps", 1001, r"base.sampler.num_steps = 1001: .* in 1..1000"),
+        ("runs.sr.preview.num_steps", 0, r"sr.preview.num_steps = 0: .* in 1..1000"),
+        ("runs.sr.augmentation", 2.0, r"runs.sr.augmentation = 2.0: must be in \[0, 1\]"),
+        ("runs.base.diffusion.num_steps", 1, r"diffusion.num_steps = 1: must be at least 2"),
+        ("runs.base.diffusion.drop_condition", 1.5, r"drop_condition = 1.5: must be in \[0, 1\]"),
+        ("runs.base.optimizer.ema_decay", 1.0, r"optimizer.ema_decay = 1.0: must be in \[0, 1\)"),
+        ("runs.base.optimizer.learning_rate", 0.0, r"learning_rate = 0.0: must be above 0"),
+        ("runs.clip.optimizer.warmup_steps", -1, r"clip.optimizer.warmup_steps = -1: must be at l"),
+        ("samples.batch_size", 0, r"config.samples.batch_size = 0: must be at least 1"),
+        ("samples.augmentation", -0.5, r"samples.augmentation = -0.5: must be in \[0, 1\]"),
     ],
 )
 def test_mistakes_name_the_key_the_value_and_what_is_allowed(key, value, sentence):
@@ -145,6 +166,51 @@ def test_resuming_with_another_config_names_the_keys():
     assert "encoders.text: 'sha256:1' there, 'sha256:2' here" in str(error.value)
     assert "config.data.samples: 5 there, 6 here" in str(error.value)
     assert re.search(r"optimizer.learning_rate: 0.002 there, 0.5 here", str(error.value))
+
+
+def test_another_length_is_said_where_the_learning_rate_follows_it(caplog):
+    saved = {"config": load("quickstart").to_dict()}
+    longer = {"config": load("quickstart").to_dict()}
+    longer["config"]["runs"]["base"]["steps"] = 9000
+    caplog.set_level("WARNING")
+    warn_of_new_length(saved, saved, "base")
+    assert not caplog.messages
+    warn_of_new_length(saved, longer, "base")
+    assert "steps = 3000 and goes on with 9000: the learning rate" in caplog.text
+
+
+def test_a_finished_run_of_another_config_is_not_taken_for_this_one():
+    saved = {"config": load("quickstart").to_dict()}
+    current = load("quickstart").to_dict()
+    current["use_adapter"] = False
+    check_finished_run(saved, current, "clip")  # which has none either way
+    with pytest.raises(cfg.ConfigError, match="'base' was .*config.use_adapter: True there"):
+        check_finished_run(saved, current, "base")
+
+
+def test_encoders_of_the_runs_that_are_done_alone_must_be_there(tmp_path):
+    values = load("laion")
+    values.data_path = "0.tar"
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    values.encoders.clip.path = str(clip)
+    values.runs.base.data.embeddings = "embeddings"
+    config = cfg.from_config_dict(values)
+    validate(config, "base")
+    with pytest.raises(cfg.ConfigError, match="config.encoders.text.path .*no folder there"):
+        validate(config, "sr")
+    with pytest.raises(cfg.ConfigError, match="--run=top: must be one of base, sr"):
+        validate(config, "top")
+
+
+def test_kernels_are_checked_for_where_the_networks_will_run():
+    values = load("quickstart")
+    values.runs.base.unet.attention_implementation = "flash"
+    config = cfg.from_config_dict(values)
+    validate(config, platform="tpu")
+    validate(config, platform=None)
+    with pytest.raises(ValueError, match="'flash' is not allowed on cpu"):
+        validate(config)
 
 
 def sections(kind, seen=None):

@@ -1,5 +1,6 @@
 """Training a pipeline: its runs in order, each resumed or skipped, then export and samples."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -25,8 +26,6 @@ from contextdiff_jax.training.task import Task
 
 def train_pipeline(config: Config, workdir: epath.Path, only: str | None = None) -> None:
     """Trains the pipeline's runs in order, skipping finished ones, then exports and samples."""
-    if only is not None and only not in config.pipeline:
-        raise ValueError(f"--run={only}: must be one of {', '.join(config.pipeline)}")
     draws = only is None and build.diffusion_runs(config) and config.samples.prompts
     if draws:
         validation.check_encoders(config)  # drawing encodes its prompts, whatever training read
@@ -42,6 +41,7 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
     run, directory = config.runs[name], workdir / name
     saved = newest_metadata(directory / "checkpoints")
     if distributed.from_main(_is_finished(run, saved, directory)):
+        validation.check_finished_run(saved, dataclasses.asdict(config), name)
         logging.info("run %s is finished already, at step %d", name, run.steps)
         return
     mesh = make_mesh(config.mesh)
@@ -54,6 +54,7 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
     metadata = build.checkpoint_metadata(config, name, task, source, texts.get("embeddings"))
     if saved is not None:
         validation.check_same_run(saved, metadata, name)
+        validation.warn_of_new_length(saved, metadata, name)
     trainer = Trainer(task, build.loop_settings(config, run), directory, mesh, metadata)
 
     index, count = distributed.batch_part(mesh)

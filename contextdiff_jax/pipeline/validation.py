@@ -1,9 +1,16 @@
 """Checks of a config that depend on several keys, before anything long starts."""
 
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
 import jax
+from absl import logging
 from etils import epath
 
 from contextdiff_jax.config import Config, ConfigError, RunConfig, differences
+from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.networks.dot_product_attention import check_implementation
 from contextdiff_jax.pipeline.build import (
     NETWORKS,
@@ -19,28 +26,65 @@ _SECTIONS = {
     "super_resolution": ("efficient_unet", "adapter", "diffusion", "sampler"),
 }
 
+_DIAGNOSED_STEPS = 10  # sampling steps of the costlier diagnostics
+
 # Keys of a run that may change between a checkpoint and its resumption: they change what is
-# written and how fast, or how long the run goes on, not what the next step computes.
+# written and how fast, or how long the run goes on. Where `steps` shape the learning rate too, the
+# log says so.
 _FREE = {"steps", "log_every", "save_every", "keep", "preview", "diagnose_every", "sampler"}
 # Of embeddings, what they hold is compared, by their metadata, not where they lie.
 _FREE_DATA = {"threads", "cache_dir", "embeddings"}
 _FREE_NETWORK = {"attention_implementation"}
 
 
-def validate(config: Config, files: bool = True) -> None:
+def validate(
+    config: Config, only: str | None = None, *, files: bool = True, platform: str | None = ""
+) -> None:
     """Raises ConfigError with one sentence for the first thing that cannot work.
 
+    only: the run that is done; None is the whole pipeline.
     files: whether the encoders' folders must be there; compiling reads none.
+    platform: where the networks will run ("cpu", "gpu", "tpu"); "" is here, None nowhere.
     """
     for name in config.pipeline:
         if name not in config.runs:
             raise ConfigError(
                 f"config.pipeline names {name!r}: must be one of {', '.join(config.runs)}"
             )
+    if only is not None and only not in config.pipeline:
+        raise ConfigError(f"--run={only}: must be one of {', '.join(config.pipeline)}")
     for name in config.pipeline:
         _validate_run(config, config.runs[name], f"config.runs.{name}")
+        if platform is not None:
+            _check_kernels(config, config.runs[name], f"config.runs.{name}", platform)
+    _check_cascade(config)
+    for name in [only] if only else config.pipeline:
         if files and config.runs[name].task != "contrastive":
             check_encoders(config, text_precomputed=bool(config.runs[name].data.embeddings))
+
+
+def _check_cascade(config: Config) -> None:
+    """Each stage must be trained for what the one before it draws."""
+    names = diffusion_runs(config)
+    if names and config.samples.prompts and config.runs[names[0]].task == "super_resolution":
+        raise ConfigError(
+            f"config.pipeline: {names[0]!r} has no stage before it whose pictures it enlarges; "
+            "must begin with a text_to_image run, or config.samples.prompts be empty"
+        )
+    for before, after in itertools.pairwise(names):
+        drawn, run = config.runs[before].data.resolution, config.runs[after]
+        if run.task == "super_resolution" and run.low_resolution != drawn:
+            raise ConfigError(
+                f"config.runs.{after}.low_resolution = {run.low_resolution}: must be {drawn}, the "
+                f"resolution of {before!r}, the stage before it"
+            )
+    samples = config.samples
+    if samples.batch_size < 1:
+        raise ConfigError(f"config.samples.batch_size = {samples.batch_size}: must be at least 1")
+    if not 0 <= samples.augmentation <= 1:
+        raise ConfigError(
+            f"config.samples.augmentation = {samples.augmentation}: must be in [0, 1], 0 is clean"
+        )
 
 
 def _validate_run(config: Config, run: RunConfig, where: str) -> None:
@@ -50,10 +94,7 @@ def _validate_run(config: Config, run: RunConfig, where: str) -> None:
     for key in ("batch_size", "steps", "log_every", "save_every", "keep"):
         if getattr(run, key) < 1:
             raise ConfigError(f"{where}.{key} = {getattr(run, key)}: must be at least 1")
-    if run.optimizer.accumulation < 1:
-        raise ConfigError(
-            f"{where}.optimizer.accumulation = {run.optimizer.accumulation}: must be at least 1"
-        )
+    run.optimizer.validate(f"{where}.optimizer")
     run.data.validate(f"{where}.data")
     if run.task == "contrastive":
         run.clip.validate(f"{where}.clip")
@@ -64,23 +105,14 @@ def _validate_run(config: Config, run: RunConfig, where: str) -> None:
             )
         return
     run.sampler.validate(f"{where}.sampler")
-    if run.diffusion.objective == "bound" and run.diffusion.loss_weight != "x0":
-        raise ConfigError(
-            f"{where}.diffusion.loss_weight = {run.diffusion.loss_weight!r}: must be 'x0', the "
-            "default, objective 'bound' does not read it"
-        )
+    run.diffusion.validate(f"{where}.diffusion")
+    _check_steps(run, where)
     key = "unet" if run.task == "text_to_image" else "efficient_unet"
     network = getattr(run, key)
     for section in [key] + (["adapter"] if config.use_adapter else []):
         getattr(run, section).validate(f"{where}.{section}")
         resolution = f"{where}.data.resolution (for {section})"
         getattr(run, section).check_resolution(run.data.resolution, resolution)
-        check_implementation(
-            getattr(run, section).attention_implementation,
-            jax.default_backend(),
-            compute_dtype(config),
-            f"{where}.{section}.attention_implementation",
-        )
     if key == "efficient_unet" and network.residual and run.diffusion.prediction != "x0":
         raise ConfigError(
             f"{where}.diffusion.prediction = {run.diffusion.prediction!r}: must be 'x0' where "
@@ -91,6 +123,37 @@ def _validate_run(config: Config, run: RunConfig, where: str) -> None:
             f"{where}.low_resolution = {run.low_resolution}: must divide "
             f"{where}.data.resolution = {run.data.resolution}"
         )
+    if not 0 <= run.augmentation <= 1:
+        raise ConfigError(f"{where}.augmentation = {run.augmentation}: must be in [0, 1]")
+
+
+def _check_steps(run: RunConfig, where: str) -> None:
+    """Everything that samples must find its times on the run's schedule."""
+    schedule = make_schedule(run.diffusion.schedule, run.diffusion.num_steps)
+    asked = {"sampler": run.sampler.num_steps}
+    if run.preview.every:
+        asked["preview"] = run.preview.num_steps
+    for section, steps in asked.items():
+        try:
+            dataclasses.replace(run.sampler, num_steps=steps).timesteps(schedule)
+        except ValueError as error:
+            raise ConfigError(f"{where}.{section}.num_steps = {steps}: {error}") from error
+    if run.diagnose_every and schedule.num_steps < _DIAGNOSED_STEPS:
+        raise ConfigError(
+            f"{where}.diffusion.num_steps = {schedule.num_steps}: must be at least "
+            f"{_DIAGNOSED_STEPS} where {where}.diagnose_every is not 0"
+        )
+
+
+def _check_kernels(config: Config, run: RunConfig, where: str, platform: str) -> None:
+    for section in NETWORKS:
+        if getattr(run, section) is not None and (section != "adapter" or config.use_adapter):
+            check_implementation(
+                getattr(run, section).attention_implementation,
+                platform or jax.default_backend(),
+                compute_dtype(config),
+                f"{where}.{section}.attention_implementation",
+            )
 
 
 def check_text_run(config: Config, name: str, workdir: str | None) -> None:
@@ -133,10 +196,38 @@ def check_encoders(config: Config, text_precomputed: bool = False) -> None:
 def check_same_run(saved: dict, current: dict, name: str) -> None:
     """Raises ConfigError naming the keys in which a checkpoint's config differs from today's.
 
-    Only what changes the numbers counts: the run's own section, seed, dtype, use_adapter and the
-    encoders' identity.
+    Only what changes the numbers counts: the run's own section, seed, dtype, use_adapter, the
+    data and the encoders' identity.
     """
-    lines = differences(_decisive(current, name), _decisive(saved, name))
+    recorded = ("encoders", "data")
+    _compare(
+        _decisive(current["config"], name) | {key: current[key] for key in recorded},
+        _decisive(saved["config"], name) | {key: saved[key] for key in recorded},
+        name,
+    )
+
+
+def check_finished_run(saved: dict, current: dict, name: str) -> None:
+    """Raises as check_same_run does; of a finished run the configs alone are compared.
+
+    Its data need not be there any more.
+    """
+    _compare(_decisive(current, name), _decisive(saved["config"], name), name)
+
+
+def warn_of_new_length(saved: dict, current: dict, name: str) -> None:
+    """Logs a warning where another number of steps gives a resumed run another learning rate."""
+    before, now = (content["config"]["runs"][name] for content in (saved, current))
+    if before["steps"] != now["steps"] and now["optimizer"]["decay"] != "constant":
+        logging.warning(
+            "run %s was begun with steps = %d and goes on with %d: the learning rate follows the "
+            "%s to the new end from here on",
+            *(name, before["steps"], now["steps"], now["optimizer"]["decay"]),
+        )
+
+
+def _compare(ours: dict, theirs: dict, name: str) -> None:
+    lines = differences(ours, theirs)
     if lines:
         raise ConfigError(
             f"the checkpoint of run {name!r} was made by another config: {'; '.join(lines[:8])}"
@@ -145,14 +236,12 @@ def check_same_run(saved: dict, current: dict, name: str) -> None:
         )
 
 
-def _decisive(metadata: dict, name: str) -> dict:
-    config = metadata["config"]
+def _decisive(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     run = {key: value for key, value in config["runs"][name].items() if key not in _FREE}
     run["data"] = {key: value for key, value in run["data"].items() if key not in _FREE_DATA}
     for section in NETWORKS:
         if run[section] is not None:
             network = run[section].items()
             run[section] = {key: value for key, value in network if key not in _FREE_NETWORK}
-    kept = {key: config[key] for key in ("seed", "dtype", "use_adapter")}
-    recorded = {key: metadata[key] for key in ("encoders", "data")}
-    return kept | recorded | {"runs": {name: run}}
+    keys = ("seed", "dtype") + (("use_adapter",) if run["task"] != "contrastive" else ())
+    return {key: config[key] for key in keys} | {"runs": {name: run}}

@@ -26,3 +26,16 @@ class DiffusionConfig:
     loss_weight: Literal["x0", "snr", "min_snr_5", "p2"] = "x0"
     drop_condition: float = 0.1
     drop_both: float = 0.0
+
+    def validate(self, where: str) -> None:
+        """Raises ValueError naming the first key below `where` whose value is not allowed."""
+        if self.num_steps < 2:
+            raise ValueError(f"{where}.num_steps = {self.num_steps}: must be at least 2")
+        for key in ("drop_condition", "drop_both"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be in [0, 1]")
+        if self.objective == "bound" and self.loss_weight != "x0":
+            raise ValueError(
+                f"{where}.loss_weight = {self.loss_weight!r}: must be 'x0', the default, objective "
+                "'bound' does not read it"
+            )

@@ -1,6 +1,7 @@
 """The optimiser and its learning-rate schedule, through optax."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import optax
@@ -27,13 +28,27 @@ class OptimizerConfig:
     accumulation: int = 1
     ema_decay: float = 0.9999
 
+    def validate(self, where: str) -> None:
+        """Raises ValueError naming the first key below `where` whose value is not allowed."""
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"{where}.learning_rate = {self.learning_rate}: must be above 0")
+        for key in ("b1", "b2", "ema_decay"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be in [0, 1)")
+        lowest = {"warmup_steps": 0, "weight_decay": 0, "clip_norm": 0, "accumulation": 1}
+        for key, bound in lowest.items():
+            if not bound <= getattr(self, key) < math.inf:
+                raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be at least {bound}")
+
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Linear warm-up, then constant, or a cosine down to zero at `steps`."""
     warmup = min(config.warmup_steps, steps - 1)
     if config.decay == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps)
-    return optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1))
+    if not warmup:
+        return optax.constant_schedule(config.learning_rate)
+    return optax.linear_schedule(0.0, config.learning_rate, warmup)
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
