@@ -8,6 +8,7 @@ checkpoint could not be written or read; 75 stopped on request, saved, the same 
 import logging as std_logging
 import os
 import sys
+import uuid
 from collections.abc import Callable
 
 import jax
@@ -79,11 +80,12 @@ def check_writable(folder: epath.PathLike, flag: str) -> None:
     Raises ValueError, naming the flag and the path, when that fails.
     """
     path = epath.Path(folder)
-    probe = path / f".writable.{os.getpid()}"
+    # Of many machines that write here at once, each its own file: process numbers may be equal.
+    probe = path / f".writable.{uuid.uuid4().hex}"
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except Exception as error:  # buckets raise types of their own
         raise ValueError(f"--{flag}={folder}: cannot be written to: {error}") from error
 

@@ -51,3 +51,28 @@ def shared_data():
         return found
 
     return path
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An empty bucket of its own, s3://bucket, in memory; as there, appending overwrites."""
+    import fsspec
+    from etils.epath import backend, gpath
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Bucket(MemoryFileSystem):
+        store, pseudo_dirs, protocol, cachable = {}, [""], "s3", False
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return super()._strip_protocol(os.fspath(path).removeprefix("s3:/"))
+
+        def _open(self, path, mode="rb", **kwargs):
+            return super()._open(path, mode.replace("a", "w"), **kwargs)
+
+    filesystems = {"s3": Bucket(), "file": fsspec.filesystem("file")}
+    monkeypatch.setattr(fsspec, "filesystem", lambda name, **_: filesystems[name])
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # else TensorFlow would look
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    yield "s3://bucket"
+    backend.fsspec_backend._get_filesystem.cache_clear()

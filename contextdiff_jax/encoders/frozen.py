@@ -14,6 +14,7 @@ import numpy as np
 
 from contextdiff_jax.encoders.clip import CLIP, TextTower
 from contextdiff_jax.encoders.config import CLIPTextConfig, T5Config
+from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.preprocess import clip_preprocess
 from contextdiff_jax.encoders.t5 import T5Encoder
 from contextdiff_jax.encoders.tokenizers import Tokenizer, load_tokenizer
@@ -119,7 +120,8 @@ def text_encoder_identity(
 
 def folder_tokenizer(folder: str | pathlib.Path, max_length: int | None = None) -> Tokenizer:
     """Loads the tokenizer that is in an encoder's folder, or in its "tokenizer" sub-folder."""
-    inner = pathlib.Path(folder) / "tokenizer"
+    folder = local_folder(folder)
+    inner = folder / "tokenizer"
     return load_tokenizer(inner if inner.is_dir() else folder, max_length)
 
 

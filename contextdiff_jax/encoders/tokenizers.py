@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from contextdiff_jax.encoders.local_folder import filled_folder, local_folder
+
 _SPECIAL = _PAD, _START, _END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
 _NUM_BYTES = 256
 _MOST_CUT_WORDS = 50  # named in one warning
@@ -105,7 +107,10 @@ class Tokenizer:
 
         Without padding, and without tokens that __call__ cuts off.
         """
-        return self._backend.encode(text).offsets[: self.max_length]
+        spans = self._backend.encode(text).offsets
+        if len(spans) <= self.max_length:
+            return spans
+        return [*spans[: self.max_length - 1], (0, 0)]  # the end token stands at the cut
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         try:
@@ -143,7 +148,7 @@ def load_tokenizer(folder: str | pathlib.Path, max_length: int | None = None) ->
       ImportError: spiece.model is to be read without the package sentencepiece.
       ValueError: no length is given or recorded, or it has no end or padding token.
     """
-    folder = pathlib.Path(folder)
+    folder = local_folder(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"tokenizer folder {str(folder)!r} does not exist")
     tokenizer = _read_folder(folder)
@@ -212,9 +217,6 @@ def train_tokenizer(
     if not captions:
         raise ValueError("captions is empty; a tokenizer needs at least one to train on")
     backend = _train_bpe(captions, vocab_size - len(_SPECIAL))
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    backend.save(str(folder / "tokenizer.json"))
     description = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length,
@@ -222,7 +224,10 @@ def train_tokenizer(
         "bos_token": _START,
         "eos_token": _END,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(description, indent=2) + "\n")
+    with filled_folder(folder) as target:
+        backend.save(str(target / "tokenizer.json"))
+        text = json.dumps(description, indent=2) + "\n"
+        (target / "tokenizer_config.json").write_text(text)
     return load_tokenizer(folder)
 
 

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from contextdiff_jax.encoders.clip import CLIP, TextTower
 from contextdiff_jax.encoders.config import CLIPConfig, CLIPTextConfig, T5Config
+from contextdiff_jax.encoders.local_folder import filled_folder, local_folder
 from contextdiff_jax.encoders.name_map import Entry, from_params, to_params
 from contextdiff_jax.encoders.openai_names import config_from_shapes, is_openai, to_hugging_face
 from contextdiff_jax.encoders.published_configs import (
@@ -118,7 +119,7 @@ def load_clip(
       FileNotFoundError: the folder or a file of it is missing.
       ValueError: it is no CLIP, or tensors are missing, unexpected or of another shape.
     """
-    folder = pathlib.Path(folder)
+    folder = local_folder(folder)
     tensors = open_folder(folder)
     if is_openai(tensors) and not (folder / "config.json").is_file():
         config = config_from_shapes(tensors, str(folder))
@@ -143,7 +144,7 @@ def load_clip_text(
     `embeddings.position_ids` and whatever begins with vision_model., visual_projection.,
     text_projection. or logit_scale. Raises as load_clip does.
     """
-    folder = pathlib.Path(folder)
+    folder = local_folder(folder)
     tensors = open_folder(folder)
     if is_openai(tensors) and not (folder / "config.json").is_file():
         config = config_from_shapes(tensors, str(folder)).text
@@ -171,6 +172,7 @@ def load_t5(folder: str | pathlib.Path, dtype: Any = np.float32) -> tuple[T5Conf
     shared.weight or stand in for it. Raises as load_clip does.
     """
     folder = pathlib.Path(folder)
+    folder = local_folder(folder)
     tensors = _with_shared(open_folder(folder), str(folder))
     config = read_t5_config(folder)
     ids = jnp.zeros((1, 2), jnp.int32)
@@ -199,16 +201,15 @@ def save_clip_folder(folder: str | pathlib.Path, config: CLIPConfig, params: Any
     `params` are those of `CLIP(config)`, boxed or not. Each file appears whole or not at all.
     Raises ValueError where `params` do not fit `config`.
     """
-    folder = pathlib.Path(folder)
     description = json.dumps(clip_config_json(config), indent=2) + "\n"
     tensors = from_params(CLIP_TABLE, _abstract_clip(config), params)
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / "model.safetensors.unfinished"
-    save_file(tensors, str(unfinished), metadata={"format": "pt"})
-    os.replace(unfinished, folder / "model.safetensors")
-    unfinished = folder / "config.json.unfinished"
-    unfinished.write_text(description, encoding="utf-8")
-    os.replace(unfinished, folder / "config.json")
+    with filled_folder(folder) as target:
+        unfinished = target / "model.safetensors.unfinished"
+        save_file(tensors, str(unfinished), metadata={"format": "pt"})
+        os.replace(unfinished, target / "model.safetensors")
+        unfinished = target / "config.json.unfinished"
+        unfinished.write_text(description, encoding="utf-8")
+        os.replace(unfinished, target / "config.json")
 
 
 def folder_identity(folder: str | pathlib.Path) -> str:
@@ -217,7 +218,7 @@ def folder_identity(folder: str | pathlib.Path) -> str:
     It depends on the names, dtypes, shapes and values of the tensors, not on how they are split
     into files. Reads all of them once.
     """
-    return f"sha256:{content_hash(open_folder(folder))}"
+    return f"sha256:{content_hash(open_folder(local_folder(folder)))}"
 
 
 def _abstract_clip(config: CLIPConfig) -> Any:

@@ -104,7 +104,8 @@ class Conditioning:
         arrays = {"text_ids": ids, "text_mask": mask}
         if self.clip_text is not None:
             same = self.clip_text is self.text
-            clip_ids, clip_mask = (ids, mask) if same else self.clip_text.tokenizer(prompts)
+            clip = (ids, mask) if same else self.clip_text.tokenizer(prompts, warn=warn)
+            clip_ids, clip_mask = clip
             arrays |= {"clip_ids": clip_ids, "clip_mask": clip_mask}
         arrays["present"] = np.array([bool(prompt.strip()) for prompt in prompts])
         return arrays

@@ -1,6 +1,7 @@
 """The one training loop: every task, every mesh, resumed by giving the same command again."""
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -149,7 +150,7 @@ class Trainer:
                     window.append(metrics)
                     if step == first + 1:
                         jax.block_until_ready(state.step)
-                        progress.skip()
+                        progress.restart(step * settings.batch_size)
                     if step % settings.log_every == 0 or step == settings.steps:
                         self._report(step, state, batch, window, progress, log)
                         window = []
@@ -157,8 +158,8 @@ class Trainer:
                     stop = vote.stop(watch.triggered)
                     last = step == settings.steps or stop
                     if last or step % settings.save_every == 0:
-                        self._save(state)
-                        progress.skip()
+                        with _paused(progress, state):
+                            self._save(state)
                     if last:
                         break
                 self.checkpoints.wait()
@@ -201,7 +202,9 @@ class Trainer:
         names = [name for name in fetched[0] if name != "failed_at"]
         values = {name: float(np.mean([m[name] for m in fetched])) for name in names}
         schedule = learning_rate_schedule(self.settings.optimizer, self.settings.steps)
-        values |= {"learning_rate": float(schedule(step - 1)), "images_per_second": rate}
+        values["learning_rate"] = float(schedule(step - 1))
+        if rate > 0:  # else this is the first step, of which no time is known
+            values["images_per_second"] = rate
         if log is not None:
             log.scalars(step, values)
             done = 100 * step / self.settings.steps
@@ -211,19 +214,19 @@ class Trainer:
         """Diagnostics and previews, when this step is theirs."""
         settings = self.settings
         if settings.diagnose_every and step % settings.diagnose_every == 0:
-            key = stream_key(settings.seed, "diagnose", step)
-            values = self._diagnose(state.params, self._frozen, batch, key)
-            if log is not None and values:
-                log.scalars(step, {k: float(v) for k, v in jax.device_get(values).items()})
-            progress.skip()
+            with _paused(progress, state):
+                key = stream_key(settings.seed, "diagnose", step)
+                values = self._diagnose(state.params, self._frozen, batch, key)
+                if log is not None and values:
+                    log.scalars(step, {k: float(v) for k, v in jax.device_get(values).items()})
         if settings.preview_every and step % settings.preview_every == 0:
-            rows = [
-                self._preview(params, self._frozen, settings.seed)
-                for params in (state.params, state.ema)
-            ]
-            if log is not None and rows[0] is not None:
-                log.image(step, "preview", side_by_side(*map(np.asarray, rows)))
-            progress.skip()
+            with _paused(progress, state):
+                rows = [
+                    self._preview(params, self._frozen, settings.seed)
+                    for params in (state.params, state.ema)
+                ]
+                if log is not None and rows[0] is not None:
+                    log.image(step, "preview", side_by_side(*map(np.asarray, rows)))
 
     def _save(self, state: TrainState) -> None:
         failed_at = int(state.failed_at)
@@ -238,6 +241,14 @@ class Trainer:
         raise failure.save_and_describe(
             self.directory / "failure", failed_at, position, state, window, self.metadata
         )
+
+
+@contextlib.contextmanager
+def _paused(progress: Progress, state: TrainState) -> Iterator[None]:
+    """Leaves what happens within out of the rate, but not the steps that are still to end."""
+    jax.block_until_ready(state.step)
+    with progress.pause():
+        yield
 
 
 def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:

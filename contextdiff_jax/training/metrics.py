@@ -8,7 +8,7 @@ import csv
 import importlib.util
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,8 +93,7 @@ class MetricLog:
 
     def __init__(self, directory: epath.PathLike, resumed_at: int = 0):
         self.directory = epath.Path(directory)
-        self._rows = self.directory / "metrics.csv"
-        _drop_rows_after(self._rows, resumed_at)
+        self._rows = _Rows(self.directory / "metrics.csv", resumed_at)
         self._summary = make_summary_writer(self.directory)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -102,12 +101,7 @@ class MetricLog:
         logging.info(
             "step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         )
-        fresh = not self._rows.exists()
-        with self._rows.open("a") as file:
-            writer = csv.writer(file)
-            if fresh:
-                writer.writerow(("step", "name", "value"))
-            writer.writerows((step, name, repr(float(value))) for name, value in values.items())
+        self._rows.add([(step, name, repr(float(value))) for name, value in values.items()])
         self._summary.write_scalars(step, values)
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
@@ -124,12 +118,31 @@ class MetricLog:
         self._summary.close()
 
 
-def _drop_rows_after(path: epath.Path, step: int) -> None:
-    """Rewrites the CSV without rows of later steps; a half-written last row goes too."""
-    if not path.exists():
-        return
-    with path.open() as file:
-        rows = [row for row in csv.reader(file) if len(row) == 3]
-    kept = rows[:1] + [row for row in rows[1:] if int(row[0]) <= step]
-    with path.open("w") as file:
-        csv.writer(file).writerows(kept)
+class _Rows:
+    """The rows of a CSV file that grows; of an old one those up to a step are kept.
+
+    A half-written last row goes too. Objects in a bucket cannot be appended to: there the whole
+    file is written each time.
+    """
+
+    def __init__(self, path: epath.Path, kept_to: int):
+        self._path = path
+        self._in_bucket = "://" in os.fspath(path)
+        self._all: list[Sequence[Any]] = [("step", "name", "value")]
+        if path.exists():
+            with path.open() as file:
+                rows = [row for row in csv.reader(file) if len(row) == 3]
+            self._all += [row for row in rows[1:] if int(row[0]) <= kept_to]
+        self._write("w", self._all)
+
+    def add(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Writes further rows."""
+        if self._in_bucket:
+            self._all += rows
+            self._write("w", self._all)
+        else:
+            self._write("a", rows)
+
+    def _write(self, mode: str, rows: Sequence[Sequence[Any]]) -> None:
+        with self._path.open(mode) as file:
+            csv.writer(file).writerows(rows)

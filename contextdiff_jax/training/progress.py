@@ -1,6 +1,8 @@
 """Rate and time left of long work, measured between two looks."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 from absl import logging
 
@@ -23,9 +25,17 @@ class Progress:
         self._last = (done, now)
         return rate, (self._total - done) / rate if rate > 0 else float("inf")
 
-    def skip(self) -> None:
-        """Leaves the time since the last look (a save, a preview) out of the next rate."""
-        self._last = (self._last[0], self._clock())
+    def restart(self, done: int) -> None:
+        """Leaves all before (compiling, the first step) out of the next rate."""
+        self._last = (done, self._clock())
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves what happens within (a save, a preview) out of the next rate."""
+        began = self._clock()
+        yield
+        then, since = self._last
+        self._last = (then, since + self._clock() - began)
 
 
 def duration(seconds: float) -> str:

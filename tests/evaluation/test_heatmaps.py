@@ -39,6 +39,14 @@ def test_a_word_is_the_tokens_of_its_letters(word, covered, tokenizer):
 def test_words_cut_off_have_no_tokens(tokenizer):
     long = "x " * 60 + "red"
     assert heatmaps.word_tokens(long, "red", tokenizer.spans(long)) == []
+    # The token at the cut gives its place to the end token.
+    most = tokenizer.max_length
+    cut = [f"{'x ' * n}zzz" for n in range(most)]
+    cut = [text for text in cut if tokenizer.cut_words(text) == ["zzz"]]
+    assert cut
+    for text in cut:
+        spans = tokenizer.spans(text)
+        assert len(spans) == most and spans[-1] == (0, 0)
 
 
 def test_the_words_worth_showing():

@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from contextdiff_jax.pictures import grid, side_by_side, to_uint8
@@ -31,12 +32,30 @@ def test_tensorboard_reads_what_is_written(tensorflow, tmp_path, monkeypatch):
         assert events.Scalars("loss")[0].value == 0.25 and events.Scalars("loss")[0].step == 7
 
 
+@pytest.mark.parametrize("where", ["local", "bucket"])
+def test_rows_are_added_and_those_of_undone_work_dropped(where, tmp_path, bucket):
+    path = epath.Path(tmp_path if where == "local" else bucket) / "metrics.csv"
+    path.parent.mkdir(exist_ok=True)
+    rows = metrics._Rows(path, 0)
+    rows.add([(1, "loss", "0.5")])
+    rows.add([(2, "loss", "0.4"), (2, "size", "1.0")])
+    with path.open() as file:
+        text = file.read()
+    assert text.split() == ["step,name,value", "1,loss,0.5", "2,loss,0.4", "2,size,1.0"]
+    path.write_text(text + "3,lo")
+    metrics._Rows(path, 1).add([(2, "loss", "0.3")])
+    assert path.read_text().split() == ["step,name,value", "1,loss,0.5", "2,loss,0.3"]
+
+
 def test_rate_and_time_left():
-    times = iter([0.0, 2.0, 10.0, 11.0])
+    times = iter([0.0, 2.0, 2.5, 10.0, 10.5, 20.0, 20.5])
     progress = Progress(100, 200, clock=lambda: next(times))
     assert progress.look(120) == (10.0, 8.0)
-    progress.skip()
+    with progress.pause():
+        pass
     assert progress.look(130) == (10.0, 7.0)
+    progress.restart(140)
+    assert progress.look(160) == (40.0, 1.0)
 
 
 @pytest.mark.parametrize(
