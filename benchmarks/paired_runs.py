@@ -215,10 +215,11 @@ def train_variants(
         changed = VARIANTS[variant](config, base)
         asked = {"steps": changed.runs[base].steps, "count": args.count}
         asked |= {"what": args.what, "data": args.data}
+        asked |= {"config": args.config, "data_path": args.data_path}
         if path.exists():
             found = json.loads(path.read_text())
-            if {key: found[key] for key in asked} != asked:
-                raise ValueError(f"{path} is of another length or measure: take another --output")
+            if {key: found.get(key) for key in asked} != asked:
+                raise ValueError(f"{path} is of another call: take another --output")
             results[variant] = found["figures"]
             continue
         train_run(config, clip, shared)

@@ -111,6 +111,11 @@ class DataConfig:
             if self.flip:
                 raise ValueError(f"{where}.flip = True: the captions of scenes say left and right")
             self.scenes.validate(f"{where}.scenes")
+        if self.source == "shards" and self.split != DataConfig.split:
+            raise ValueError(
+                f"{where}.split = {self.split!r}: must be {DataConfig.split!r}, shards have no "
+                "splits; give the shards by path"
+            )
         if self.caption_template and self.caption_template.count("{}") != 1:
             raise ValueError(
                 f"{where}.caption_template = {self.caption_template!r}: must hold {{}} once, where "

@@ -55,9 +55,15 @@ class FolderSource:
             else:
                 report.damaged_file(BAD_LINE, f"{METADATA} line {number}")
         splits = sorted({str(row["split"]) for _, row in rows if "split" in row})
-        if not splits:
-            return rows
         split = self._config.split
+        if not splits:
+            own = self._folder != epath.Path(self._config.path)
+            if not own and split != DataConfig.split:
+                raise DataError(
+                    f"split {split!r}: {self.name} has no such subfolder, and its rows no column "
+                    f"'split'; must be {DataConfig.split!r}, which is all of it"
+                )
+            return rows
         if split not in splits:
             raise DataError(
                 f"split {split!r} has no rows in {self.name}: must be one of {', '.join(splits)}"

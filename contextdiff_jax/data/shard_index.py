@@ -88,7 +88,10 @@ def index_shard(path: epath.Path, options: IndexOptions, cache: epath.Path | Non
     with path.open("rb") as file:
         index = scan_shard(Window(file, stat.length), path.stem, options)
     if stored is not None:
-        _save(index, stored)
+        try:
+            _save(index, stored)
+        except OSError as error:  # the samples can be read all the same
+            logging.warning("the index of shard %s is not kept: %s", path, error)
     return index
 
 

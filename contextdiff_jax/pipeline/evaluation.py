@@ -213,7 +213,7 @@ def evaluate(settings: Settings, plans: Mapping[str, Plan]) -> None:
             results[name] = work()
             if distributed.is_main():
                 _store(evaluation, results)
-            if watch.triggered and number < len(works):
+            if distributed.from_main(watch.triggered) and number < len(works):
                 raise Interrupted(number, "measurement")
     logging.info("report: %s", evaluation.output / "report.html")
 

@@ -5,9 +5,10 @@ FOLDER/NNNNNN.npz     those of images NNNNNN .. NNNNNN + CHUNK - 1, whole or not
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 from etils import epath
@@ -15,8 +16,9 @@ from etils import epath
 from contextdiff_jax.data.atomic_write import REMAINS, written_whole
 from contextdiff_jax.data.example import SkipReport, Source
 from contextdiff_jax.data.one_pass import one_pass
+from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pipeline import manifest
-from contextdiff_jax.training.interruption import Interrupted, Watch
+from contextdiff_jax.training.interruption import Interrupted, Vote, Watch
 from contextdiff_jax.training.progress import ProgressLog
 
 CHUNK = 256  # images per file
@@ -57,34 +59,59 @@ def extract_features(
 ) -> FeatureFiles:
     """Computes what is missing of the features of `images` images; the same call resumes.
 
-    record: what decides about them, as JSON holds it.
+    record: what decides about them, as JSON holds it. All processes must call it; each takes its
+    part of the missing files.
 
     Raises ValueError where the folder holds features of something else, naming the difference;
     Interrupted once the watch was triggered.
     """
     folder = epath.Path(folder)
     record = {**record, "images": images}
-    folder.mkdir(parents=True, exist_ok=True)
-    if not manifest.is_begun(folder, record, "features"):
-        manifest.record(folder, record)
-    for remains in folder.glob(REMAINS):
-        remains.unlink(missing_ok=True)
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        if not manifest.is_begun(folder, record, "features"):
+            manifest.record(folder, record)
+        for remains in folder.glob(REMAINS):
+            remains.unlink(missing_ok=True)
+    distributed.wait_for_all(f"{folder} is begun")
     there = {path.name for path in folder.iterdir()}
     missing = [start for start in range(0, images, CHUNK) if _name(start) not in there]
-    chunks = [range(start, min(start + CHUNK, images)) for start in missing]
+    distributed.wait_for_all(f"{folder} is looked through")
+    _extract_missing(
+        folder,
+        [range(start, min(start + CHUNK, images)) for start in missing],
+        images,
+        *(read, extract, watch),
+    )
+    distributed.wait_for_all(f"{folder} is finished")
+    return FeatureFiles(folder, images)
+
+
+def _extract_missing(
+    folder: epath.Path,
+    chunks: Sequence[range],
+    images: int,
+    read: Read,
+    extract: Extract,
+    watch: Watch,
+) -> None:
     left = sum(map(len, chunks))
     if 0 < left < images:
         logging.info("%s: features of %d of %d images are there", folder, images - left, images)
-    progress = ProgressLog(images, images - left, "images")
-    for number, places in enumerate(chunks, 1):
-        pictures = read(places)
-        features = extract(pictures) if len(pictures) else {}
-        with written_whole(folder / _name(places.start)) as path, path.open("wb") as file:
-            np.savez(file, **features)
-        progress(len(places))
-        if watch.triggered and number < len(chunks):
-            raise Interrupted(images - left + sum(map(len, chunks[:number])), "image")
-    return FeatureFiles(folder, images)
+    progress, vote = ProgressLog(images, images - left, "images"), Vote()
+    count = jax.process_count()
+    # One chunk per process at a time: all go the same number of rounds, so that they can vote.
+    rounds = [chunks[start : start + count] for start in range(0, len(chunks), count)]
+    for number, together in enumerate(rounds, 1):
+        for places in together[jax.process_index() :][:1]:
+            pictures = read(places)
+            features = extract(pictures) if len(pictures) else {}
+            with written_whole(folder / _name(places.start)) as path, path.open("wb") as file:
+                np.savez(file, **features)
+        progress(sum(map(len, together)))
+        if vote.stop(watch.triggered) and number < len(rounds):
+            done = sum(len(places) for part in rounds[:number] for places in part)
+            raise Interrupted(images - left + done, "image")
 
 
 def source_reader(source: Source, side: int, threads: int, report: SkipReport) -> Read:

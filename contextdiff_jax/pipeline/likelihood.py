@@ -39,6 +39,10 @@ from contextdiff_jax.tasks.diffusion import from_uint8
 from contextdiff_jax.training.interruption import Interrupted, Vote, Watch
 from contextdiff_jax.training.progress import ProgressLog
 
+# Of the data's settings, what changes no image and no caption, or is not read here. The path is in
+# the source's name.
+_NOT_READ = {"path", "shuffle", "flip", "limit", "threads", "cache_dir", "tfds_dir", "embeddings"}
+
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodSettings:
@@ -123,11 +127,7 @@ def _describe(
         "adapter": stage.task.adapter is not None,
         "data": {
             "name": source.name,
-            "resolution": data.resolution,
-            "resize_mode": data.resize_mode,
-            "min_side": data.min_side,
-            "caption_fields": list(data.caption_fields),
-            "caption_template": data.caption_template,
+            **{k: v for k, v in dataclasses.asdict(data).items() if k not in _NOT_READ},
         },
         "protocol": {
             "bound": "discrete, 8 bits per channel, L_T with the bias b_T, decoder discretized",

@@ -70,7 +70,7 @@ def test_command(tmp_path):
     kept["figures"]["loss"] = 42.0
     path.write_text(json.dumps(kept))
     assert paired_runs.main(flags)["unbounded"]["0"]["loss"] == 42.0
-    with pytest.raises(ValueError, match="another length or measure"):
+    with pytest.raises(ValueError, match="is of another call"):
         paired_runs.main([*flags, "--count=5"])
 
 

@@ -19,6 +19,7 @@ def test_defaults_are_valid():
         ({"threads": -1}, r"data.threads = -1: must be at least 0"),
         ({"limit": -1}, r"data.limit = -1"),
         ({"min_side": 0}, r"data.min_side = 0"),
+        ({"source": "shards", "path": "x", "split": "val"}, r"data.split = 'val': must be 'train'"),
         ({"source": "folder"}, r"data.path is empty: source 'folder' needs one"),
         ({"split": "val"}, r"data.split = 'val': must be one of train, test, compositional"),
         ({"flip": True}, r"data.flip = True: the captions of scenes say left and right"),

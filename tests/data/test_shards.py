@@ -57,6 +57,14 @@ def test_original_size_filter(tiny_shards, tmp_path):
     assert len(open_shards(tiny_shards, tmp_path)[0]) == 9
 
 
+def test_an_index_that_cannot_be_kept_keeps_nobody_from_reading(tiny_shards, tmp_path, monkeypatch):
+    def full(index, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard_index, "_save", full)
+    assert len(open_shards(tiny_shards, tmp_path)[0])
+
+
 def test_original_size_unknown_is_counted(tmp_path, picture_bytes, write_tar):
     members = []
     for key, row in (("a", b"{"), ("b", b"{}"), ("c", b'{"original_width": null}'), ("d", None)):

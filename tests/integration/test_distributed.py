@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
+from contextdiff_jax.pipeline.features import CHUNK, FeatureFiles
 from contextdiff_jax.training.checkpoints import load_tree, newest_metadata
 from tests.conftest import ROOT
 from tests.integration.train_squares import BATCH, train
@@ -175,6 +176,11 @@ def test_two_processes_train_as_one(stopped, one, tmp_path):
     assert len(whole[0]) == BATCH == 2 * len(read[0][0])
     assert "step 12:" in job.log(0) and "step 12:" not in job.log(1)  # process 0 speaks for all
     assert (job.workdir / "preview/00000012.png").exists()
+    # Features: each file is one process's, and all are there.
+    seen = [(job.workdir / f"seen.{n}").read_text().split() for n in (0, 1)]
+    assert seen == [["0", str(2 * CHUNK)], [str(CHUNK), str(3 * CHUNK)]]
+    found = FeatureFiles(job.workdir / "features", 3 * CHUNK + 5).all("mean")[:, 0]
+    np.testing.assert_array_equal(found, np.arange(3 * CHUNK + 5) % 256)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 2), (1, 1, 1)])

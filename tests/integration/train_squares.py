@@ -1,7 +1,8 @@
 """A tiny training on rendered scenes with the entry points' own start-up, run by several processes.
 
 Least squares from the pixels to the caption's length, with noise as a real task draws it. What
-each process reads goes to WORKDIR/read.PROCESS.txt, one line of sample indices per batch.
+each process reads goes to WORKDIR/read.PROCESS.txt, one line of sample indices per batch. Then
+features are extracted, as an evaluation would.
 """
 
 import pathlib
@@ -19,6 +20,8 @@ from contextdiff_jax.data.pipeline import make_batches
 from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
+from contextdiff_jax.pipeline.features import CHUNK, extract_features
+from contextdiff_jax.training import interruption
 from contextdiff_jax.training.loop import LoopSettings, Trainer
 from contextdiff_jax.training.optimizer import OptimizerConfig
 
@@ -104,6 +107,21 @@ def train(workdir, mesh, steps, pause=0.0):
         trainer.checkpoints.close()
 
 
+def extract(workdir):
+    """Extracts features of three files and a part; what was read goes to WORKDIR/seen.PROCESS."""
+
+    def read(places):
+        with (workdir / f"seen.{jax.process_index()}").open("a") as file:
+            file.write(f"{places.start}\n")
+        return np.stack([np.full((2, 2, 3), place % 256, np.uint8) for place in places])
+
+    def mean(pictures):
+        return {"mean": pictures.astype(np.float32).mean((1, 2, 3))[:, None]}
+
+    with interruption.Watch() as watch:
+        extract_features(workdir / "features", {}, 3 * CHUNK + 5, read, mean, watch)
+
+
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "")
     _MESH = flags.DEFINE_list("mesh", ["2", "2", "2"], "")
@@ -114,6 +132,8 @@ if __name__ == "__main__":
     def main():
         entry.join(_PROCESSES())
         mesh = make_mesh(MeshConfig(*map(int, _MESH.value)))
-        train(pathlib.Path(_WORKDIR.value), mesh, _STEPS.value, _PAUSE.value)
+        workdir = pathlib.Path(_WORKDIR.value)
+        train(workdir, mesh, _STEPS.value, _PAUSE.value)
+        extract(workdir)
 
     entry.run(main)
