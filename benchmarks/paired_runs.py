@@ -10,6 +10,7 @@ same seed, data, batches and steps, differing in one thing alone:
   none                  plain diffusion
   bounded               the config's adapter
   bound_0.3             the same with another bound
+  adapter_rate_0.1      the adapter learns at a tenth of the denoiser's rate
   unbounded             nothing keeps the relation from growing (the warning of method, section 4)
   bound_objective       the config's adapter, trained by the exact bound (diffusion.objective)
   mixed_objective       the denoiser by the config's loss, the adapter by the bound
@@ -48,7 +49,7 @@ from contextdiff_jax.pipeline.validation import validate
 
 
 def _changed(part: str, **changes: Any) -> Callable[[Config, str], Config]:
-    """Returns the change of some fields of a section (adapter, diffusion) of the base run."""
+    """Returns the change of some fields of a section (adapter, optimizer) of the base run."""
 
     def change(config: Config, base: str) -> Config:
         run = config.runs[base]
@@ -68,6 +69,7 @@ VARIANTS: dict[str, Callable[[Config, str], Config]] = {
     "none": _without_adapter,
     "bounded": lambda config, base: config,
     "bound_0.3": _changed("adapter", bound=0.3),
+    "adapter_rate_0.1": _changed("optimizer", adapter_rate=0.1),
     "unbounded": _changed("adapter", bound=None),
     "bound_objective": _BY_BOUND,
     "mixed_objective": _changed("diffusion", objective="mixed"),

@@ -1,4 +1,4 @@
-"""Captioned 3D emoji, 64 -> 256, sized for one GPU; preset emoji.py:cpu is 32 -> 128 on a laptop.
+"""Captioned 3D emoji, 64 -> 256, sized for one GPU; preset emoji.py:cpu is 16 -> 64 on a laptop.
 
   python -m contextdiff_jax.main --config=configs/emoji.py:cpu --workdir=runs/emoji \
       --config.data_path=PATH/TO/emoji_shards
@@ -131,19 +131,19 @@ _SMALL = cfg.DiffusionConfig(prediction="x0", loss_weight="min_snr_5")
 def _base_cpu(width: int) -> cfg.RunConfig:
     return dataclasses.replace(
         _base(width),
-        data=_data(32),
+        data=_data(16),
         batch_size=32,
-        steps=4000,
+        steps=7000,
         optimizer=_optimizer(1e-3, 200, 0.998),
-        log_every=50,
-        save_every=250,
+        log_every=100,
+        save_every=500,
         diagnose_every=1000,
         preview=cfg.PreviewConfig(every=1000, prompts=PROMPTS, num_steps=15),
         unet=UNetConfig(
             width=32,
             multipliers=(1, 2, 3),
             num_blocks=1,
-            attention_levels=(2,),
+            attention_levels=(1, 2),
             head_dim=32,
             groups=8,
             text_dim=width,
@@ -161,15 +161,15 @@ def _base_cpu(width: int) -> cfg.RunConfig:
 def _super_resolution_cpu(width: int) -> cfg.RunConfig:
     return dataclasses.replace(
         _super_resolution(width),
-        data=_data(128),
+        data=_data(64),
         batch_size=8,
-        steps=1500,
+        steps=2500,
         optimizer=_optimizer(1e-3, 100, 0.995),
         log_every=50,
         save_every=250,
         diagnose_every=500,
         preview=cfg.PreviewConfig(every=500, num_steps=5),
-        low_resolution=32,
+        low_resolution=16,
         augmentation=0.5,
         efficient_unet=EfficientUNetConfig(
             channels=(24, 48, 64),

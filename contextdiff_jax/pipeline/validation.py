@@ -9,7 +9,13 @@ import jax
 from absl import logging
 from etils import epath
 
-from contextdiff_jax.config import Config, ConfigError, RunConfig, differences
+from contextdiff_jax.config import (
+    Config,
+    ConfigError,
+    RunConfig,
+    differences,
+    from_config_dict,
+)
 from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.networks.dot_product_attention import check_implementation
 from contextdiff_jax.pipeline.build import (
@@ -237,6 +243,8 @@ def _compare(ours: dict, theirs: dict, name: str) -> None:
 
 
 def _decisive(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    # Read anew: keys that came after the checkpoint have the value they stand for.
+    config = dataclasses.asdict(from_config_dict(dict(config)))
     run = {key: value for key, value in config["runs"][name].items() if key not in _FREE}
     run["data"] = {key: value for key, value in run["data"].items() if key not in _FREE_DATA}
     for section in NETWORKS:

@@ -1,9 +1,11 @@
 """The optimiser and its learning-rate schedule, through optax."""
 
 import dataclasses
+import functools
 import math
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import optax
 
 
@@ -13,6 +15,7 @@ class OptimizerConfig:
 
     decay: "constant" after the warm-up, or "cosine" down to zero at the last step.
     clip_norm: bound on the global gradient norm; 0 switches it off.
+    adapter_rate: the adapter's learning rate over the denoiser's; 0 leaves it as it began.
     accumulation: micro-batches per step, each batch_size / accumulation examples.
     ema_decay: decay of the moving average; while n steps are few, (1 + n) / (10 + n) is used.
     """
@@ -25,6 +28,7 @@ class OptimizerConfig:
     b2: float = 0.999
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    adapter_rate: float = 1.0
     accumulation: int = 1
     ema_decay: float = 0.9999
 
@@ -35,7 +39,8 @@ class OptimizerConfig:
         for key in ("b1", "b2", "ema_decay"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be in [0, 1)")
-        lowest = {"warmup_steps": 0, "weight_decay": 0, "clip_norm": 0, "accumulation": 1}
+        lowest = {"warmup_steps": 0, "weight_decay": 0, "clip_norm": 0}
+        lowest |= {"adapter_rate": 0, "accumulation": 1}
         for key, bound in lowest.items():
             if not bound <= getattr(self, key) < math.inf:
                 raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be at least {bound}")
@@ -66,6 +71,15 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         )
     else:
         update = optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
-    if config.clip_norm:
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
-    return update
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts.append(update)
+    if config.adapter_rate != 1:
+        parts.append(optax.stateless(functools.partial(_scale_adapter, config.adapter_rate)))
+    return optax.chain(*parts) if len(parts) > 1 else update
+
+
+def _scale_adapter(rate: float, updates: Any, _params: Any = None) -> Any:
+    return {
+        key: jax.tree.map(lambda leaf: rate * leaf, tree) if key == "adapter" else tree
+        for key, tree in updates.items()
+    }

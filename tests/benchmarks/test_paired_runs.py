@@ -36,6 +36,7 @@ def test_variants_differ_in_one_thing_alone():
         "none": {without},
         "bounded": set(),
         "bound_0.3": {"config.runs.base.adapter.bound: 1.0 there, 0.3 here"},
+        "adapter_rate_0.1": {"config.runs.base.optimizer.adapter_rate: 1.0 there, 0.1 here"},
         "unbounded": {"config.runs.base.adapter.bound: 1.0 there, None here"},
         "bound_objective": by_bound,
         "mixed_objective": {f"{section}.objective: 'simple' there, 'mixed' here"},

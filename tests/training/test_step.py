@@ -114,10 +114,27 @@ def test_learning_rate(decay):
         OptimizerConfig(learning_rate=2.0, warmup_steps=10, decay=decay), 110
     )
     assert float(schedule(0)) == 0.0
+    at_once = OptimizerConfig(learning_rate=2.0, warmup_steps=0, decay=decay)
+    assert float(learning_rate_schedule(at_once, 110)(0)) == 2.0
     np.testing.assert_allclose(float(schedule(5)), 1.0, rtol=1e-6)
     np.testing.assert_allclose(float(schedule(10)), 2.0, rtol=1e-6)
     expected = 2.0 if decay == "constant" else 2.0 * 0.5 * (1 + np.cos(np.pi * 0.5))
     np.testing.assert_allclose(float(schedule(60)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_the_adapter_may_learn_at_another_rate(name):
+    params = {"denoiser": jnp.ones((3,)), "adapter": {"w": jnp.ones((3,))}}
+    grads = jax.tree.map(lambda x: 0.1 * x, params)
+
+    def updates(**changes):
+        optimizer = make_optimizer(OptimizerConfig(name=name, warmup_steps=0, **changes), 9)
+        return optimizer.update(grads, optimizer.init(params), params)[0]
+
+    plain, slow = updates(), updates(adapter_rate=0.25)
+    np.testing.assert_allclose(slow["adapter"]["w"], 0.25 * plain["adapter"]["w"], rtol=1e-6)
+    np.testing.assert_array_equal(slow["denoiser"], plain["denoiser"])
+    assert float(jnp.abs(plain["adapter"]["w"]).min()) > 0
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
