@@ -150,8 +150,12 @@ def _traffic(module: Module, computation: Computation, instruction: Instruction)
     if kind in ("dynamic-update-slice", "scatter"):
         return 2 * _hbm(operands[1] if kind == "dynamic-update-slice" else operands[-1])
     if kind.removesuffix("-start") in COLLECTIVES or kind in ("copy-start", "async-start"):
-        # The shape of an asynchronous start names the operands again.
-        return sum(map(_hbm, operands)) + max(result - sum(map(_hbm, operands)), 0)
+        # The shape of an asynchronous start may name the operands again beside the result.
+        read = [array for shape in operands for array in shape]
+        written = list(instruction.shape)
+        if len(written) > len(read):
+            written = list((collections.Counter(written) - collections.Counter(read)).elements())
+        return _hbm(tuple(read)) + _hbm(tuple(written))
     if kind == "fusion" and (inner := instruction.called.get("calls")):
         return _fusion_traffic(module.computations[inner[0]], operands, instruction)
     return result + sum(map(_hbm, operands))
@@ -162,6 +166,8 @@ def _fusion_traffic(
 ) -> float:
     """Reads what the fused computation looks at of each operand; writes what it changes."""
     parameters = [i for i in inner.instructions.values() if i.opcode == "parameter"]
+    # Printed in any order; which operand one is, its number says.
+    parameters.sort(key=lambda parameter: int(re.match(r"\((\d+)\)", parameter.attributes)[1]))
     root = next(i for i in inner.instructions.values() if i.root)
     updated = [r for r in _roots(inner, root) if r.opcode == "dynamic-update-slice"]
     in_place = {r.operands[0] for r in updated}
@@ -169,7 +175,7 @@ def _fusion_traffic(
     for update in updated:
         total -= _hbm(update.shape)
         total += _hbm(inner.instructions[update.operands[1]].shape)
-    for parameter, shape in zip(parameters, operands, strict=False):
+    for parameter, shape in zip(parameters, operands, strict=True):
         users = inner.users.get(parameter.name, [])
         if parameter.name in in_place and len(users) == 1:
             continue

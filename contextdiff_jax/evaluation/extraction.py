@@ -64,11 +64,14 @@ class Extraction:
         self._rows = NamedSharding(mesh, PartitionSpec("data"))
         self._params = jax.device_put(extractor.params, NamedSharding(mesh, PartitionSpec()))
         self._resize = jax.jit(lambda images: extractor.protocol(images, extractor.size))
-        self._apply = jax.jit(
-            lambda params, pixels: jax.tree.map(
-                lambda x: x.astype(jnp.float32), extractor.apply(params, pixels)
-            )
-        )
+
+        def apply(params: Any, pixels: jax.Array) -> dict[str, jax.Array]:
+            # Accelerators round the operands of products by default; other tools' numbers do not.
+            with jax.default_matmul_precision("highest"):
+                features = extractor.apply(params, pixels)
+            return jax.tree.map(lambda x: x.astype(jnp.float32), features)
+
+        self._apply = jax.jit(apply)
 
     def __call__(
         self, batches: Iterable[np.ndarray], total: int | None = None, description: str = "features"

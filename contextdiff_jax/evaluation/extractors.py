@@ -58,9 +58,12 @@ class TextEmbedder:
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._rows = NamedSharding(mesh, PartitionSpec("data"))
         self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-        self._program = jax.jit(
-            lambda params, ids: module.apply({"params": params}, ids, method=CLIP.encode_text)[1]
-        )
+
+        def embed(params: Any, ids: np.ndarray) -> jax.Array:
+            with jax.default_matmul_precision("highest"):  # as of the images it is compared with
+                return module.apply({"params": params}, ids, method=CLIP.encode_text)[1]
+
+        self._program = jax.jit(embed)
 
     def __call__(self, captions: Sequence[str]) -> np.ndarray:
         """Returns embeddings (N, D) float32, not normalized; a warning names words cut off."""

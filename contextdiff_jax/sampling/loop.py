@@ -69,7 +69,9 @@ def sample(
         (_, t, s), coefficients = inputs
         x0_hat = estimate(x, t)
         midpoint = midpoint_estimate(coefficients, x0_hat, previous)
-        bias_t, bias_s = biases(schedule, relation, midpoint, (t, s))
+        # Extrapolation leaves the range that the threshold keeps, and that the adapter knows.
+        seen = midpoint if sampler.threshold == "none" else jnp.clip(midpoint, -1.0, 1.0)
+        bias_t, bias_s = biases(schedule, relation, seen, (t, s))
         return (solver_step(coefficients, x, midpoint, bias_t, bias_s), x0_hat), None
 
     if sampler.name == "dpm_solver++":

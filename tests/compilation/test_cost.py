@@ -157,6 +157,60 @@ def test_a_loop_over_slices_reads_each_once():
     assert whole <= cost.hbm_bytes(module) < 4 * whole  # not 32 times
 
 
+FUSION = """HloModule m
+
+fused (operands: f32[]) -> f32[1,64] {{
+{parameters}
+  %zero = s32[] constant(0)
+  %slice = f32[1,64] dynamic-slice(%all, %at, %zero), dynamic_slice_sizes={{1,64}}
+  ROOT %sum = f32[1,64] add(%slice, %row)
+}}
+
+ENTRY main (weights: f32[512,64]) -> f32[1,64] {{
+  %weights = f32[512,64] parameter(0)
+  %number = s32[] parameter(1)
+  %x = f32[1,64] parameter(2)
+  ROOT %f = f32[1,64] fusion(%weights, %number, %x), kind=kLoop, calls=fused
+}}
+"""
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_operands_of_a_fusion_are_told_by_number_not_by_order(order):
+    lines = [
+        "  %all = f32[512,64] parameter(0)",
+        "  %at = s32[] parameter(1)",
+        "  %row = f32[1,64] parameter(2)",
+    ]
+    text = FUSION.format(parameters="\n".join(lines[number] for number in order))
+    # One row of the weights is read, the number, the row x; one row is written.
+    assert cost.hbm_bytes(hlo.parse(text)) == 3 * 64 * 4 + 4
+
+
+START = """HloModule m
+
+ENTRY main (x: f32[8,64]) -> f32[8,64] {{
+  %x = f32[8,64] parameter(0)
+  ROOT %r = {shape} {opcode}(%x), replica_groups={{{{0,1}}}}
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("shape", "opcode", "values"),
+    [
+        ("f32[8,64]", "all-reduce", 2 * 8 * 64),
+        ("f32[8,64]", "all-reduce-start", 2 * 8 * 64),
+        ("f32[16,64]", "all-gather", 3 * 8 * 64),
+        ("(f32[8,64], f32[16,64])", "all-gather-start", 3 * 8 * 64),
+        ("(f32[8,64]{1,0:S(1)}, f32[8,64], u32[])", "copy-start", 8 * 64 + 1),
+    ],
+)
+def test_collectives_read_their_operands_and_write_their_result(shape, opcode, values):
+    module = hlo.parse(START.format(shape=shape, opcode=opcode))
+    assert cost.hbm_bytes(module) == 4 * values
+
+
 def test_a_text_without_entry_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.parse("HloModule nothing")

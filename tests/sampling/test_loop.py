@@ -250,7 +250,7 @@ def test_the_adapter_sees_the_thresholded_estimate_and_times_it_knows(name):
     seen = []
 
     def wild(x, t, keep):
-        return 5.0 + 0 * x
+        return jnp.where(t < 600, 5.0, 0.3)[:, None] + 0 * x  # multistep extrapolates the jump
 
     def watching(x0_hat, times):
         jax.debug.callback(lambda *a: seen.append(a), x0_hat, *times)
@@ -262,7 +262,9 @@ def test_the_adapter_sees_the_thresholded_estimate_and_times_it_knows(name):
     jax.effects_barrier()
     np.testing.assert_allclose(drawn, np.ones((2, 3)), atol=1e-6)
     assert len(seen) == 4
-    assert all(np.all(x0_hat == 1) for x0_hat, _, _ in seen)
+    by_time = {float(t[0]): x0_hat for x0_hat, t, _ in seen}
+    assert [float(by_time[t].max()) for t in (500, 250)] == [1, 1]
+    assert all(np.allclose(by_time[t], 0.3) for t in (1000, 750))
     asked = {(float(t[0]), float(s[0])) for _, t, s in seen}
     assert asked == {(1000, 750), (750, 500), (500, 250), (250, 1)}
     # Guidance doubles the denoiser's batch of 2, never the adapter's.
