@@ -10,6 +10,7 @@ same seed, data, batches and steps, differing in one thing alone:
   none                  plain diffusion
   bounded               the config's adapter
   bound_0.3             the same with another bound
+  consistency           the adapter is held to make of an estimate what it makes of the image
   adapter_rate_0.1      the adapter learns at a tenth of the denoiser's rate
   unbounded             nothing keeps the relation from growing (the warning of method, section 4)
   bound_objective       the config's adapter, trained by the exact bound (diffusion.objective)
@@ -37,7 +38,7 @@ from etils import epath
 
 from benchmarks.adapter_vs_plain import collect, with_data
 from benchmarks.configuration import load_config
-from contextdiff_jax.config import Config, RunConfig
+from contextdiff_jax.config import Config, RunConfig, from_config_dict
 from contextdiff_jax.entry import hide_libraries
 from contextdiff_jax.evaluate import PLANS
 from contextdiff_jax.evaluation.results import read_results
@@ -69,6 +70,7 @@ VARIANTS: dict[str, Callable[[Config, str], Config]] = {
     "none": _without_adapter,
     "bounded": lambda config, base: config,
     "bound_0.3": _changed("adapter", bound=0.3),
+    "consistency": _changed("diffusion", consistency=1.0),
     "adapter_rate_0.1": _changed("optimizer", adapter_rate=0.1),
     "unbounded": _changed("adapter", bound=None),
     "bound_objective": _BY_BOUND,
@@ -217,10 +219,11 @@ def train_variants(
         changed = VARIANTS[variant](config, base)
         asked = {"steps": changed.runs[base].steps, "count": args.count}
         asked |= {"what": args.what, "data": args.data}
-        asked |= {"config": args.config, "data_path": args.data_path}
         if path.exists():
             found = json.loads(path.read_text())
-            if {key: found.get(key) for key in asked} != asked:
+            same = {key: found.get(key) for key in asked} == asked
+            # Read anew: keys that are newer than the result have the value they stand for.
+            if not same or from_config_dict(found["config"]) != changed:
                 raise ValueError(f"{path} is of another call: take another --output")
             results[variant] = found["figures"]
             continue
@@ -229,7 +232,8 @@ def train_variants(
         shutil.copytree(shared / clip, workdir / clip, dirs_exist_ok=True)
         train_run(changed, base, workdir)
         results[variant] = measure(changed, workdir, base, args, output)
-        path.write_text(json.dumps({**asked, "figures": results[variant]}, indent=1) + "\n")
+        kept = {**asked, "figures": results[variant], "config": dataclasses.asdict(changed)}
+        path.write_text(json.dumps(kept, indent=1) + "\n")
         print(f"seed {seed}, {variant}: {json.dumps(results[variant])}", flush=True)
     return results
 

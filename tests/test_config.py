@@ -75,6 +75,11 @@ def test_an_unknown_preset_lists_the_known(name):
             "eps",
             r"prediction = 'eps': must be 'x0' where .*residual",
         ),
+        (
+            "runs.base.diffusion",
+            {"prediction": "eps", "loss_weight": "x0"},
+            r"runs.base.diffusion.loss_weight = 'x0': not with prediction 'eps'",
+        ),
         ("runs.base.diffusion.objective", "elbo", r"objective = 'elbo': must be one of simple"),
         (
             "runs.base.diffusion.objective",

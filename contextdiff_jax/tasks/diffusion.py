@@ -25,7 +25,7 @@ from contextdiff_jax.tasks.conditioning import Condition, Conditioning, hidden
 from contextdiff_jax.tasks.config import DiffusionConfig
 from contextdiff_jax.training.task import Batch, Metrics, Params
 
-_LAST_STEPS = 5  # of the forward process, where an unbounded adapter hides its cost
+_LAST_SHARE = 40  # the last T / 40 steps, where an unbounded adapter hides its cost
 _DIAGNOSED = 8  # examples
 
 
@@ -138,7 +138,7 @@ class DiffusionTask:
         return condition, keep
 
     def diagnose(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Metrics:
-        """Divergence (eq. 4, nats per example) summed over the last steps of the process.
+        """Divergence (eq. 4, nats per example) summed over the last T / 40 steps of the process.
 
         Rises when the adapter hides in x_t what the sampler must then invent at its start.
         """
@@ -162,7 +162,8 @@ class DiffusionTask:
             )
             return jnp.mean(step.nats)
 
-        return {"last_steps_kl": jnp.sum(jax.lax.map(divergence, jnp.arange(_LAST_STEPS)))}
+        last = min(-(-self.schedule.num_steps // _LAST_SHARE), self.schedule.num_steps - 1)
+        return {"last_steps_kl": jnp.sum(jax.lax.map(divergence, jnp.arange(last)))}
 
     # -- the two networks as functions ------------------------------------------------------------
 

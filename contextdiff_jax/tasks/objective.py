@@ -61,7 +61,19 @@ def simple_loss(
     predicted = predict(denoise, x_t, draw.t, draw.keep)
     error = _error(config, schedule, draw, x_t, predicted)
     weight = weights.loss_weight(config.loss_weight, config.prediction, schedule, draw.t)
-    return jnp.mean(weight * error), _metrics(schedule, relation, draw, bias, x_t, error)
+    loss, metrics = jnp.mean(weight * error), _metrics(schedule, relation, draw, bias, x_t, error)
+    if config.consistency and relation is not None:
+        gap = _consistency_gap(config, schedule, relation, draw, bias, x_t, predicted)
+        return loss + config.consistency * gap, metrics | {"consistency_gap": gap}
+    return loss, metrics
+
+
+def _consistency_gap(config, schedule, relation, draw: Draw, bias, x_t, predicted) -> jax.Array:
+    """How far the bias of x0 is from that of the estimate, in units of the noise; see config."""
+    x0_hat = predictions.to_x0(config.prediction, schedule, predicted, x_t, draw.t)
+    x0_hat = jax.lax.stop_gradient(jnp.clip(x0_hat, -1.0, 1.0))
+    (bias_hat,) = biases(schedule, relation, x0_hat, (draw.t,))
+    return jnp.mean(jnp.square(bias - bias_hat) / expand(schedule.variance(draw.t), bias))
 
 
 def bound_loss(

@@ -14,7 +14,8 @@ class OptimizerConfig:
     """Optimiser, its schedule, and the moving average of the weights.
 
     decay: "constant" after the warm-up, or "cosine" down to zero at the last step.
-    clip_norm: bound on the global gradient norm; 0 switches it off.
+    clip_norm: bound on the gradient norm of each network (denoiser, adapter) by itself, so that
+        an objective of one does not scale the updates of the other; 0 switches it off.
     adapter_rate: the adapter's learning rate over the denoiser's; 0 leaves it as it began.
     accumulation: micro-batches per step, each batch_size / accumulation examples.
     ema_decay: decay of the moving average; while n steps are few, (1 + n) / (10 + n) is used.
@@ -57,25 +58,31 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Gradient clipping by global norm, then AdamW or Adafactor with the schedule."""
+    """Gradient clipping by each network's norm, then AdamW or Adafactor with the schedule."""
     schedule = learning_rate_schedule(config, steps)
     if config.name == "adafactor":
         update = optax.adafactor(
             schedule,
             min_dim_size_to_factor=128,
             multiply_by_parameter_scale=False,
-            # The global norm is clipped once, above, for both optimisers alike.
+            # The norm is clipped once, below, for both optimisers alike.
             clipping_threshold=None,
             momentum=config.b1 or None,
             weight_decay_rate=config.weight_decay or None,
         )
     else:
         update = optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
-    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    parts.append(update)
+    parts = [update]
+    if config.clip_norm:
+        clip = optax.clip_by_global_norm(config.clip_norm)
+        parts.insert(0, optax.stateless(functools.partial(_of_each, clip)))
     if config.adapter_rate != 1:
         parts.append(optax.stateless(functools.partial(_scale_adapter, config.adapter_rate)))
     return optax.chain(*parts) if len(parts) > 1 else update
+
+
+def _of_each(clip: optax.GradientTransformation, updates: Any, _params: Any = None) -> Any:
+    return {key: clip.update(tree, optax.EmptyState())[0] for key, tree in updates.items()}
 
 
 def _scale_adapter(rate: float, updates: Any, _params: Any = None) -> Any:

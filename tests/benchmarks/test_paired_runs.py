@@ -36,6 +36,7 @@ def test_variants_differ_in_one_thing_alone():
         "none": {without},
         "bounded": set(),
         "bound_0.3": {"config.runs.base.adapter.bound: 1.0 there, 0.3 here"},
+        "consistency": {f"{section}.consistency: 0.0 there, 1.0 here"},
         "adapter_rate_0.1": {"config.runs.base.optimizer.adapter_rate: 1.0 there, 0.1 here"},
         "unbounded": {"config.runs.base.adapter.bound: 1.0 there, None here"},
         "bound_objective": by_bound,
@@ -73,6 +74,10 @@ def test_command(tmp_path):
     assert paired_runs.main(flags)["unbounded"]["0"]["loss"] == 42.0
     with pytest.raises(ValueError, match="is of another call"):
         paired_runs.main([*flags, "--count=5"])
+    kept["config"]["runs"]["base"]["sampler"]["guidance_scale"] = 9.0
+    path.write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match="is of another call"):
+        paired_runs.main(flags)
 
 
 @pytest.mark.parametrize(

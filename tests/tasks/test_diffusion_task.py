@@ -32,7 +32,7 @@ def test_gradients_reach_the_adapter_through_x_t(make_task, make_batch, awake):
         jax.grad(lambda p: task.loss(p, task.frozen, make_batch(task), jax.random.key(0))[0])
     )(params)
     norms = [float(jnp.linalg.norm(leaf)) for leaf in jax.tree.leaves(grads["adapter"])]
-    assert min(norms) >= 0 and sum(norm > 0 for norm in norms) > 0.8 * len(norms)
+    assert sum(norm > 0 for norm in norms) > 0.8 * len(norms)
 
 
 def test_the_true_denoiser_has_no_loss_however_biased_the_process(

@@ -78,6 +78,34 @@ def test_the_bound_of_a_constant_estimate_term_by_term(phi):
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
+def test_consistency_by_hand_and_whom_it_teaches():
+    """With r(x) = phi x^2 and x0_hat = w: mean k^2 phi^2 (x0^2 - w^2)^2 / (1 - ab)."""
+    x0 = np.random.default_rng(0).uniform(-1, 1, (T, 2, 2, 3))
+    draw = objective.Draw(
+        *(jnp.float32(x0), jnp.arange(1, T + 1), jnp.zeros_like(x0, jnp.float32)),
+        jnp.ones(T, bool),
+    )
+    plain = DiffusionConfig(num_steps=T, prediction="x0")
+
+    def loss_of(config, phi, w):
+        relation = lambda x, times: tuple(phi * x**2 for _ in times)  # noqa: E731
+        denoise = lambda x, t, keep: jnp.full_like(x, w)  # noqa: E731
+        return objective.simple_loss(config, SCHEDULE, denoise, relation, draw)[0]
+
+    def extra(phi, w):
+        with_it = dataclasses.replace(plain, consistency=2.0)
+        return loss_of(with_it, phi, w) - loss_of(plain, phi, w)
+
+    factor = np.mean(
+        [gain(t) ** 2 / (1 - SCHEDULE.alpha_bar[t]) * (x0[t - 1] ** 2 - 0.3**2) ** 2
+         for t in range(1, T + 1)]
+    )  # fmt: skip
+    value, (by_adapter, by_denoiser) = jax.value_and_grad(extra, (0, 1))(0.5, 0.3)
+    assert float(value) == pytest.approx(2 * 0.25 * factor, rel=1e-4)
+    assert float(by_adapter) == pytest.approx(2 * factor, rel=1e-4)
+    assert float(by_denoiser) == pytest.approx(0, abs=1e-6)
+
+
 class Scaled:
     """Stands in for either network: the image times a learned number and an odd function of it."""
 

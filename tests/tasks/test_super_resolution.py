@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from flax import linen as nn
 
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.tasks.super_resolution import augment, downsample
@@ -65,3 +66,16 @@ def test_training_draws_levels_and_reports_consistency(make_task, make_batch, aw
     assert narrow.extras(jnp.zeros((64, 32, 32, 3)), jax.random.key(0))["aug_level"].max() <= 0.2
     values = jax.jit(task.diagnose)(params, task.frozen, batch, jax.random.key(0))
     assert {"last_steps_kl", "consistency_rms", "consistency_rms_unrelated"} <= set(values)
+
+
+def test_consistency_is_of_the_result_with_its_own_input(make_task, make_batch, monkeypatch):
+    task = make_task("sr", use_adapter=False)
+    params = nn.unbox(task.init(jax.random.key(0)))
+
+    def upsampled(self, params, frozen, batch, keys, sampler, extras):
+        low = extras["low_res"]
+        return jax.image.resize(low, (*low.shape[:1], 32, 32, 3), "nearest")
+
+    monkeypatch.setattr(type(task), "sample", upsampled)
+    values = task.diagnose(params, task.frozen, make_batch(task), jax.random.key(0))
+    assert float(values["consistency_rms"]) < 0.5 * float(values["consistency_rms_unrelated"])

@@ -1,5 +1,7 @@
 """The step against hand-written NumPy and optax alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from contextdiff_jax.training.optimizer import (
     OptimizerConfig,
+    _of_each,
     learning_rate_schedule,
     make_optimizer,
 )
@@ -120,6 +123,26 @@ def test_learning_rate(decay):
     np.testing.assert_allclose(float(schedule(10)), 2.0, rtol=1e-6)
     expected = 2.0 if decay == "constant" else 2.0 * 0.5 * (1 + np.cos(np.pi * 0.5))
     np.testing.assert_allclose(float(schedule(60)), expected, rtol=1e-5)
+
+
+def test_gradients_of_one_network_do_not_scale_the_other():
+    """By sgd's linearity: each update is the gradient over its own norm, where that exceeds 1."""
+    grads = {"denoiser": {"w": jnp.full((4,), 3.0)}, "adapter": jnp.array([300.0, 400.0])}
+    clipped = _of_each(optax.clip_by_global_norm(1.0), grads)
+    np.testing.assert_allclose(clipped["denoiser"]["w"], np.full(4, 0.5), rtol=1e-6)
+    np.testing.assert_allclose(clipped["adapter"], [0.6, 0.8], rtol=1e-6)
+    config = OptimizerConfig(warmup_steps=0, b1=0.0, b2=0.0)
+
+    def update(grads):
+        optimizer = make_optimizer(config, 9)
+        state = optimizer.init(grads)
+        for scale in (1.0, 0.5):  # Adam forgets a scale that stays the same
+            scaled = jax.tree.map(functools.partial(jnp.multiply, scale), grads)
+            updates, state = optimizer.update(scaled, state, grads)
+        return updates
+
+    small = update(grads | {"adapter": jnp.array([3e-4, 4e-4])})
+    np.testing.assert_array_equal(update(grads)["denoiser"]["w"], small["denoiser"]["w"])
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
