@@ -50,6 +50,8 @@ def main() -> None:
     name = _RUN.value or config.pipeline[0]
     devices = topologies.devices(_TOPOLOGY.value, _SLICES.value)
     validate(config, name, files=False, platform=devices[0].platform)
+    if _OUTPUT.value:
+        entry.check_writable(epath.Path(_OUTPUT.value).parent, "output")
     try:
         found = compile_report(config, name, _TOPOLOGY.value, devices)
     except jax.errors.JaxRuntimeError as error:

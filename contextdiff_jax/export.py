@@ -20,6 +20,7 @@ flags.mark_flags_as_required(["workdir", "output"])
 
 def main() -> None:
     workdir = epath.Path(_WORKDIR.value)
+    entry.check_writable(_OUTPUT.value, "output")
     export_pipeline(trained_config(workdir), workdir, _OUTPUT.value, _DTYPE.value, _COPY.value)
 
 

@@ -42,6 +42,7 @@ def main(options: Sequence[str]) -> None:
     config = from_config_dict(_CONFIG.value)
     validate(config, _RUN.value, platform=None)
     check_text_run(config, _RUN.value, _WORKDIR.value)
+    entry.check_writable(_OUTPUT.value, "output")
     if _WORKDIR.value is not None:
         entry.keep_compiled_programs(epath.Path(_WORKDIR.value) / "compiled")
     job = Job(

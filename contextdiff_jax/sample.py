@@ -45,6 +45,7 @@ def main() -> None:
     if not prompts:
         raise ValueError("no prompts: give --prompt=TEXT or --prompts=FILE")
     prompts = [prompt for prompt in prompts for _ in range(_REPEAT.value)]
+    entry.check_writable(_OUTPUT.value, "output")
     cascade = Cascade.load(_EXPORT.value, dtype=_DTYPE.value, sampler=_SAMPLER.value)
     drawn = cascade.draw(
         prompts,
@@ -55,6 +56,7 @@ def main() -> None:
     for name, images in drawn.items() if distributed.is_main() else ():
         write_pictures(epath.Path(_OUTPUT.value) / name, images, prompts)
         logging.info("wrote %d pictures and grid.png to %s/%s", len(images), _OUTPUT.value, name)
+    distributed.wait_for_all("pictures")  # else JAX takes the one that writes for lost
 
 
 if __name__ == "__main__":

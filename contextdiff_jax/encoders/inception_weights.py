@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import traverse_util
 
 from contextdiff_jax.encoders.inception import (
@@ -23,6 +24,7 @@ from contextdiff_jax.encoders.inception import (
     InceptionV3,
     check_features,
 )
+from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.name_map import Entry, to_params
 from contextdiff_jax.encoders.tensor_files import content_hash, open_file
 
@@ -56,8 +58,8 @@ def load_inception(
         convert it), no safetensors or no Inception v3; or tensors are missing, unexpected or of
         another shape.
     """
-    path = pathlib.Path(path)
     check_features(features)
+    path = local_folder(epath.Path(path).parent) / epath.Path(path).name
     if not path.is_file():
         raise FileNotFoundError(f"Inception weights {str(path)!r} do not exist")
     if path.suffix in _PICKLES:

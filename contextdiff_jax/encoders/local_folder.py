@@ -1,21 +1,22 @@
 """Encoder folders in a bucket: safetensors and tokenizers know files of this machine alone."""
 
 import contextlib
+import getpass
+import hashlib
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 
 from etils import epath
 
-# Copies live as long as the process: {(folder, what it holds): copy}.
-_COPIES: dict[tuple, tempfile.TemporaryDirectory] = {}
-
 
 def local_folder(folder: epath.PathLike) -> pathlib.Path:
     """Returns the folder, or of one in a bucket a copy on this machine.
 
-    The copy is made once per process, and again when the files in the bucket have changed.
+    The copy is kept in the machine's folder for temporary files, for later processes too, and made
+    again when the files in the bucket have changed.
 
     Raises FileNotFoundError where a folder in a bucket has no files.
     """
@@ -25,15 +26,30 @@ def local_folder(folder: epath.PathLike) -> pathlib.Path:
     if not files:
         raise FileNotFoundError(f"folder {os.fspath(folder)!r} does not exist")
     stats = [(name, (stat := path.stat()).length, stat.mtime) for name, path in files]
-    key = (os.fspath(folder), *stats)
-    if key not in _COPIES:
-        copy = tempfile.TemporaryDirectory(prefix="contextdiff_jax_")
+    digest = hashlib.sha256(repr((os.fspath(folder), stats)).encode()).hexdigest()[:16]
+    copies = pathlib.Path(tempfile.gettempdir()) / f"contextdiff_jax_{getpass.getuser()}"
+    copies.mkdir(exist_ok=True)
+    copy = copies / digest
+    if not copy.exists():
+        _copy_whole(files, copy)
+    return copy
+
+
+def _copy_whole(files: list[tuple[str, epath.Path]], copy: pathlib.Path) -> None:
+    """Copies files to a folder that appears when all are there."""
+    unfinished = pathlib.Path(tempfile.mkdtemp(dir=copy.parent))
+    try:
         for name, path in files:
-            target = epath.Path(copy.name) / name
+            target = epath.Path(unfinished / name)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.copy(target)
-        _COPIES[key] = copy
-    return pathlib.Path(_COPIES[key].name)
+        with contextlib.suppress(FileExistsError):
+            unfinished.rename(copy)
+    except OSError:
+        if not copy.exists():  # else another process of this machine was faster
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextlib.contextmanager

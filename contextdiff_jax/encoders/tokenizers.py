@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -225,9 +226,11 @@ def train_tokenizer(
         "eos_token": _END,
     }
     with filled_folder(folder) as target:
-        backend.save(str(target / "tokenizer.json"))
         text = json.dumps(description, indent=2) + "\n"
         (target / "tokenizer_config.json").write_text(text)
+        # Last, and at once: where it stands, the tokenizer is whole.
+        backend.save(str(target / "tokenizer.json.unfinished"))
+        os.replace(target / "tokenizer.json.unfinished", target / "tokenizer.json")
     return load_tokenizer(folder)
 
 

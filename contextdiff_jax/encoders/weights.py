@@ -171,7 +171,6 @@ def load_t5(folder: str | pathlib.Path, dtype: Any = np.float32) -> tuple[T5Conf
     decoder. or lm_head.; a tied copy of the token table, encoder.embed_tokens.weight, must equal
     shared.weight or stand in for it. Raises as load_clip does.
     """
-    folder = pathlib.Path(folder)
     folder = local_folder(folder)
     tensors = _with_shared(open_folder(folder), str(folder))
     config = read_t5_config(folder)

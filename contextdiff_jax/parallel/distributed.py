@@ -176,6 +176,22 @@ def from_main(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def check_same(value: int, what: str) -> None:
+    """Raises ValueError on every process where a number differs between them; all must call it.
+
+    value: within int32. what: a sentence's begin that {} in it completes, e.g. "finds {} samples".
+    """
+    if jax.process_count() == 1:
+        return
+    values = np.ravel(multihost_utils.process_allgather(np.int32(value)))
+    other = next((index for index, found in enumerate(values) if found != values[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"process {other} {what.format(values[other])}, process 0 {what.format(values[0])}: "
+            "must be the same for all"
+        )
+
+
 def wait_for_all(what: str) -> None:
     """Returns when every process has called this with the same `what`."""
     multihost_utils.sync_global_devices(what)

@@ -8,6 +8,7 @@ milliseconds.
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -97,4 +98,6 @@ def _ids(pattern: str, status: str) -> str:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # meant for the process it speaks for, and outlives
     follow(int(sys.argv[1]))

@@ -37,6 +37,7 @@ from contextdiff_jax.training.task import Task
 NETWORKS = ("unet", "efficient_unet", "adapter")  # sections of a run
 RUN_PREFIX = "run:"
 ENCODER_FOLDER = "encoder"  # inside a finished contrastive run
+ENCODER_MARK = "finished"  # inside that, once all of it is there
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -185,13 +186,17 @@ def _tokenizer(run: RunConfig, source: Source, folder: epath.Path, seed: int) ->
 
 
 def copy_tokenizer(run: RunConfig, directory: epath.Path) -> None:
-    """Puts the tokenizer of a contrastive run beside its encoder, so that one folder holds both."""
+    """Puts the tokenizer of a contrastive run beside its encoder, so that one folder holds both.
+
+    Marks the folder as finished.
+    """
     source = epath.Path(run.tokenizer.path) if run.tokenizer.path else directory / "tokenizer"
-    target = directory / ENCODER_FOLDER / "tokenizer"
-    target.mkdir(parents=True, exist_ok=True)
+    encoder = directory / ENCODER_FOLDER
+    (encoder / "tokenizer").mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).exists():
-            (source / name).copy(target / name, overwrite=True)
+            (source / name).copy(encoder / "tokenizer" / name, overwrite=True)
+    (encoder / ENCODER_MARK).write_text("")
 
 
 def with_preview(

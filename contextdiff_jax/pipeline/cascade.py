@@ -270,4 +270,5 @@ def draw_samples(export: epath.PathLike, samples: SamplesConfig, output: epath.P
     )
     for name, images in drawn.items() if distributed.is_main() else ():
         write_pictures(epath.Path(output) / name, images, samples.prompts)
+    distributed.wait_for_all("samples")  # else JAX takes the one that writes for lost
     logging.info("samples are in %s", output)

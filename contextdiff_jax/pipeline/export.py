@@ -18,6 +18,7 @@ from absl import logging
 from etils import epath
 
 from contextdiff_jax.config import Config, EncoderRef, differences, from_config_dict
+from contextdiff_jax.data.atomic_write import written_whole
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pipeline.build import RUN_PREFIX, Locate, diffusion_runs, locate_in
 from contextdiff_jax.training.checkpoints import (
@@ -29,6 +30,7 @@ from contextdiff_jax.training.checkpoints import (
 )
 
 _FORMAT = 1
+_DESCRIPTION = "export.json"
 DTYPES = ("float32", "bfloat16")
 
 
@@ -52,13 +54,18 @@ def export_pipeline(
     workdir, output = epath.Path(workdir), epath.Path(output)
     found = _trained_stages(config, workdir)
     content = {"format": _FORMAT, "dtype": dtype, **_described(found)}
+    if distributed.is_main():
+        # An export half replaced is none; its description comes back last.
+        (output / _DESCRIPTION).unlink(missing_ok=True)
+    distributed.wait_for_all("export begins")
     for name in found:
         weights, metadata = newest_ema(workdir / name / "checkpoints")
         save_tree(output / name, jax.tree.map(lambda w: np.asarray(w, jnp.dtype(dtype)), weights))
         content["stages"][name]["step"] = metadata["step"]  # a run may be training on
     if distributed.is_main():
         _copy_encoders(config, workdir, output, copy_encoders)
-        (output / "export.json").write_text(json.dumps(content, indent=2))
+        with written_whole(output / _DESCRIPTION) as file:
+            file.write_text(json.dumps(content, indent=2))
     distributed.wait_for_all("export")
     logging.info("exported %s to %s", ", ".join(found), output)
 
@@ -162,7 +169,7 @@ def read_export(folder: epath.PathLike) -> tuple[dict[str, Any], Locate]:
     Raises CheckpointError when the folder is no export of a format this version reads.
     """
     folder = epath.Path(folder)
-    file = folder / "export.json"
+    file = folder / _DESCRIPTION
     if not file.exists():
         raise CheckpointError(
             f"{folder} is not an export: export.json is missing; "

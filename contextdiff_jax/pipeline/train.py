@@ -49,6 +49,7 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
     logging.info("run %s: %s to step %d", name, run.task, run.steps)
     report = SkipReport()
     source = open_source(run.data, report)
+    distributed.check_same(len(source), f"finds {{}} samples in {source.name}")
     probe(source, report=report)
     task, texts = _build_task(config, run, source, workdir, directory)
     metadata = build.checkpoint_metadata(config, name, task, source, texts.get("embeddings"))
@@ -119,7 +120,7 @@ def _write_report(report: SkipReport, path: epath.Path) -> None:
 
 def _is_finished(run: RunConfig, saved: dict[str, Any] | None, directory: epath.Path) -> bool:
     """Whether the last step is saved and, for a contrastive run, its encoder written."""
-    encoder = directory / build.ENCODER_FOLDER / "tokenizer"
+    encoder = directory / build.ENCODER_FOLDER / build.ENCODER_MARK
     if saved is None or (run.task == "contrastive" and not encoder.exists()):
         return False
     return saved["step"] >= run.steps

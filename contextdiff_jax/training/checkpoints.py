@@ -146,7 +146,8 @@ def newest_ema(directory: epath.PathLike) -> tuple[Any, dict[str, Any]]:
     metadata = newest_metadata(directory)
     if metadata is None:
         raise CheckpointError(f"{directory} holds no finished checkpoint yet; train this run first")
-    return _load(epath.Path(directory) / str(metadata["step"]) / "state")["ema"], metadata
+    state = epath.Path(directory) / str(metadata["step"]) / "state"
+    return _load(state, only="ema")["ema"], metadata
 
 
 def save_tree(directory: epath.PathLike, tree: Any) -> None:
@@ -163,8 +164,15 @@ def load_tree(directory: epath.PathLike) -> Any:
     return _load(path)
 
 
-def _load(path: epath.Path) -> Any:
+def _load(path: epath.Path, only: str | None = None) -> Any:
+    """Returns a saved tree, or of a dict one entry alone: the others are not read."""
     with ocp.PyTreeCheckpointer() as checkpointer:
-        structure = checkpointer.metadata(path.resolve()).item_metadata
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), structure)
-        return checkpointer.restore(path.resolve(), restore_args=args)
+        item = checkpointer.metadata(path.resolve()).item_metadata.tree
+        if only is not None:
+            item = {only: item[only]}
+        args = ocp.args.PyTreeRestore(
+            item=item,
+            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item),
+            partial_restore=only is not None,
+        )
+        return checkpointer.restore(path.resolve(), args=args)

@@ -23,7 +23,11 @@ class Interrupted(RuntimeError):
 
 
 class Watch:
-    """While entered, the first SIGTERM or SIGINT sets `triggered`; a second one acts as usual."""
+    """While entered, SIGTERM or SIGINT sets `triggered`; a second SIGINT acts as usual.
+
+    A second SIGTERM does not: a machine that is taken away sends it to every process it finds, and
+    the launcher's script passes its own on.
+    """
 
     def __init__(self):
         self.triggered = False
@@ -40,7 +44,8 @@ class Watch:
 
     def _handle(self, number: int, _frame) -> None:
         self.triggered = True
-        signal.signal(number, self._before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
 
 
 class Vote:

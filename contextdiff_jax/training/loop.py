@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated, shardings_of
 from contextdiff_jax.pictures import side_by_side
 from contextdiff_jax.training import failure, interruption
-from contextdiff_jax.training.checkpoints import Checkpoints
+from contextdiff_jax.training.checkpoints import CheckpointError, Checkpoints
 from contextdiff_jax.training.metrics import MetricLog
 from contextdiff_jax.training.optimizer import (
     OptimizerConfig,
@@ -39,6 +40,7 @@ from contextdiff_jax.training.state import (
 from contextdiff_jax.training.step import jit_train_step, make_train_step
 from contextdiff_jax.training.task import Task
 
+_OWNER = "owner"  # file in a run's folder: which process trains it
 _AHEAD = 2  # batches on the device before the step that reads them
 
 
@@ -138,6 +140,7 @@ class Trainer:
             logging.info("finished already, at step %d", first)
             return state
         self.describe(state)
+        self._claim()
         batches = open_batches(position)
         log = MetricLog(self.directory, first) if distributed.is_main() else None
         progress = Progress(first * settings.batch_size, settings.steps * settings.batch_size)
@@ -228,7 +231,21 @@ class Trainer:
                 if log is not None and rows[0] is not None:
                     log.image(step, "preview", side_by_side(*map(np.asarray, rows)))
 
+    def _claim(self) -> None:
+        """Makes the run this process's: one that trained it until now saves nothing more."""
+        self._owner = uuid.uuid4().hex
+        if distributed.is_main():
+            (self.directory / _OWNER).write_text(self._owner)
+
+    def _check_owner(self) -> None:
+        path = self.directory / _OWNER
+        if distributed.is_main() and path.read_text() != self._owner:
+            raise CheckpointError(
+                f"another process trains in {self.directory} since; this one stops, unsaved"
+            )
+
     def _save(self, state: TrainState) -> None:
+        self._check_owner()
         failed_at = int(state.failed_at)
         if failed_at >= 0:
             self._fail(failed_at, state, [])

@@ -5,8 +5,10 @@ import pytest
 from etils import epath
 
 from contextdiff_jax.encoders.frozen import folder_tokenizer
+from contextdiff_jax.encoders.inception_weights import load_inception
 from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.tokenizers import train_tokenizer
+from contextdiff_jax.encoders.weights import load_clip, load_clip_text, load_t5
 
 
 def test_a_tokenizer_in_a_bucket(bucket, tmp_path):
@@ -33,5 +35,8 @@ def test_a_copy_is_made_once_and_again_after_a_change(bucket):
 
 
 def test_a_folder_that_is_not_in_the_bucket(bucket):
-    with pytest.raises(FileNotFoundError, match="'s3://bucket/none' does not exist"):
-        local_folder(f"{bucket}/none")
+    for load in (local_folder, load_clip, load_clip_text, load_t5, folder_tokenizer):
+        with pytest.raises(FileNotFoundError, match="'s3://bucket/none' does not exist"):
+            load(f"{bucket}/none")
+    with pytest.raises(FileNotFoundError, match="'s3://bucket' does not exist"):
+        load_inception(f"{bucket}/inception.safetensors")

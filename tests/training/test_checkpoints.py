@@ -1,6 +1,8 @@
-"""Looking at a run's checkpoints leaves a save that is under way alone."""
+"""Looking at a run's checkpoints leaves a save that is under way alone; a run has one owner."""
 
-from contextdiff_jax.training.checkpoints import Checkpoints, newest_metadata
+import pytest
+
+from contextdiff_jax.training.checkpoints import CheckpointError, Checkpoints, newest_metadata
 
 
 def test_a_look_at_a_run_removes_nothing(make_trainer, stream, tmp_path):
@@ -17,3 +19,15 @@ def test_a_look_at_a_run_removes_nothing(make_trainer, stream, tmp_path):
 def test_a_look_makes_no_folder(tmp_path):
     assert newest_metadata(tmp_path / "checkpoints") is None
     assert not list(tmp_path.iterdir())
+
+
+def test_who_began_later_owns_the_run(make_trainer, stream, tmp_path):
+    first = make_trainer(8, directory=tmp_path, save_every=4)
+
+    def second_starts(position):
+        make_trainer(4, directory=tmp_path, save_every=4).train(stream)
+        return stream(position)
+
+    with pytest.raises(CheckpointError, match="another process trains in .* since"):
+        first.train(second_starts)
+    assert newest_metadata(tmp_path / "checkpoints")["step"] == 4
