@@ -75,10 +75,11 @@ on_signal() {
 }
 
 supervise() {
-  local attempt code=0
+  local attempt code=0 began
   trap on_signal TERM
   for ((attempt = 0; ; attempt++)); do
     echo "$(date -u +%FT%TZ) start $attempt: $(quote "${REST[@]}")"
+    began=$SECONDS
     "${REST[@]}" &
     child=$!
     code=0
@@ -86,6 +87,8 @@ supervise() {
     child=""
     echo "$(date -u +%FT%TZ) exit code $code"
     [[ " 0 2 3 4 " != *" $code "* ]] || break
+    # Hiccups of weeks are not counted together: an hour's work begins the count anew.
+    ((SECONDS - began < 3600)) || attempt=0
     ((attempt < OPTION[retries])) || break
     # In the background, so that SIGTERM does not wait for the sleep.
     $told || { sleep "${OPTION[delay-s]}" & wait $! || true; }

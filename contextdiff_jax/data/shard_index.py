@@ -75,10 +75,10 @@ def index_shard(path: epath.Path, options: IndexOptions, cache: epath.Path | Non
 
     Raises OSError if the shard cannot be opened or read.
     """
-    stat = path.stat()
+    length, modified = _length_and_time(path)
     stored = None
     if cache is not None:
-        identity = (_VERSION, os.fspath(path), stat.length, stat.mtime, options)
+        identity = (_VERSION, os.fspath(path), length, modified, options)
         digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
         stored = cache / f"{path.stem}-{digest}.npz"
         if stored.exists():
@@ -86,13 +86,22 @@ def index_shard(path: epath.Path, options: IndexOptions, cache: epath.Path | Non
             if index is not None:
                 return index
     with path.open("rb") as file:
-        index = scan_shard(Window(file, stat.length), path.stem, options)
+        index = scan_shard(Window(file, length), path.stem, options)
     if stored is not None:
         try:
             _save(index, stored)
         except OSError as error:  # the samples can be read all the same
             logging.warning("the index of shard %s is not kept: %s", path, error)
     return index
+
+
+def _length_and_time(path: epath.Path) -> tuple[int, int]:
+    # epath would look up the names of a local file's owner and group, which need not have any.
+    if "://" in os.fspath(path):
+        stat = path.stat()
+        return stat.length, stat.mtime
+    local = os.stat(path)
+    return local.st_size, int(local.st_mtime)
 
 
 def scan_shard(window: Window, shard: str, options: IndexOptions) -> ShardIndex:

@@ -160,6 +160,9 @@ def index_shards(
         try:
             return index_shard(path, options, cache)
         except OSError as error:
+            denied = isinstance(error, (FileNotFoundError, PermissionError))
+            if _remote(path) and not denied:
+                raise  # a bucket's bad moment: the job is worth starting again
             raise DataError(f"shard {path} cannot be read: {error}") from error
 
     with futures.ThreadPoolExecutor(_SCANNERS) as pool:

@@ -1,8 +1,10 @@
 """Shards read in place: real ones, damaged ones, and small ones made here."""
 
 import dataclasses
+import grp
 import io
 import json
+import pwd
 import tarfile
 
 import numpy as np
@@ -55,6 +57,15 @@ def test_original_size_filter(tiny_shards, tmp_path):
     assert report.counts() == {shard_index.ORIGINAL_SMALL: 3}
     # The unfiltered index is another one in the cache.
     assert len(open_shards(tiny_shards, tmp_path)[0]) == 9
+
+
+def test_shards_of_an_owner_without_a_name(tiny_shards, tmp_path, monkeypatch):
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for module, name in ((pwd, "getpwuid"), (grp, "getgrgid")):
+        monkeypatch.setattr(module, name, unknown)
+    assert len(open_shards(tiny_shards, tmp_path)[0])
 
 
 def test_an_index_that_cannot_be_kept_keeps_nobody_from_reading(tiny_shards, tmp_path, monkeypatch):

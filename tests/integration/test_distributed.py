@@ -120,8 +120,8 @@ def incomplete(tmp_path_factory):
     """Jobs that wait, beside the other tests, for their third and their first process."""
     folder = tmp_path_factory.mktemp("incomplete")
     return (
-        Job(folder / "third", "--join_timeout_s=2", count=3),
-        Job(folder / "first", "--join_timeout_s=2", started=(1,)),
+        Job(folder / "third", "--join_timeout_s=10", count=3),
+        Job(folder / "first", "--join_timeout_s=10", started=(1,)),
     )
 
 
@@ -213,6 +213,6 @@ def test_a_process_that_never_joins_is_named(incomplete):
     third, first = incomplete
     assert third.end() == {0: -signal.SIGABRT, 1: -signal.SIGABRT}, third.log(0)
     for number in (0, 1):
-        assert "process 2 did not join within 2 s: check that it" in third.last_line(number)
+        assert "process 2 did not join within 10 s: check that it" in third.last_line(number)
     assert first.end() == {1: -signal.SIGABRT}
-    assert "could not join through process 0 within 2 s" in first.last_line(1)
+    assert "could not join through process 0 within 10 s" in first.last_line(1)
