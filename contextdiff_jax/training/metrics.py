@@ -8,6 +8,8 @@ import csv
 import importlib.util
 import io
 import os
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,6 +17,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 from PIL import Image
+
+_UPLOAD_SECONDS = 60
 
 
 class SummaryWriter(Protocol):
@@ -41,12 +45,19 @@ def make_summary_writer(directory: epath.PathLike) -> SummaryWriter:
 
 
 class _EventFileWriter:
-    """Scalars and images as TensorBoard events, without TensorFlow."""
+    """Scalars and images as TensorBoard events, without TensorFlow.
+
+    tensorboard's writer appends to its file, which objects in a bucket do not allow: there the file
+    grows on this machine and is uploaded, whole, every minute and at the end.
+    """
 
     def __init__(self, directory: epath.PathLike):
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._writer = EventFileWriter(str(directory))
+        self._target = epath.Path(directory)
+        self._local = epath.Path(tempfile.mkdtemp()) if _in_bucket(directory) else self._target
+        self._uploaded = time.monotonic()
+        self._writer = EventFileWriter(str(self._local))
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -72,17 +83,23 @@ class _EventFileWriter:
         self._add(step, Summary(value=values))
 
     def _add(self, step: int, summary: Any) -> None:
-        import time
-
         from tensorboard.compat.proto.event_pb2 import Event
 
         self._writer.add_event(Event(step=step, wall_time=time.time(), summary=summary))
+        if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
         self._writer.flush()
+        self._uploaded = time.monotonic()
+        for file in self._local.iterdir() if self._local != self._target else ():
+            file.copy(self._target / file.name, overwrite=True)
 
     def close(self) -> None:
+        self.flush()
         self._writer.close()
+        if self._local != self._target:
+            self._local.rmtree()
 
 
 class MetricLog:
@@ -118,6 +135,10 @@ class MetricLog:
         self._summary.close()
 
 
+def _in_bucket(path: epath.PathLike) -> bool:
+    return "://" in os.fspath(path)
+
+
 class _Rows:
     """The rows of a CSV file that grows; of an old one those up to a step are kept.
 
@@ -127,7 +148,7 @@ class _Rows:
 
     def __init__(self, path: epath.Path, kept_to: int):
         self._path = path
-        self._in_bucket = "://" in os.fspath(path)
+        self._in_bucket = _in_bucket(path)
         self._all: list[Sequence[Any]] = [("step", "name", "value")]
         if path.exists():
             with path.open() as file:

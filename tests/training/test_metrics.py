@@ -32,6 +32,18 @@ def test_tensorboard_reads_what_is_written(tensorflow, tmp_path, monkeypatch):
         assert events.Scalars("loss")[0].value == 0.25 and events.Scalars("loss")[0].step == 7
 
 
+def test_tensorboard_files_in_a_bucket_are_whole(tmp_path, monkeypatch, bucket):
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    log = metrics.MetricLog(epath.Path(bucket) / "run")
+    for step in range(5):
+        log.scalars(step, {"loss": 0.5 * step})
+    log.close()
+    (file,) = (epath.Path(bucket) / "run").glob("events.*")
+    file.copy(tmp_path / file.name)
+    found = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [event.value for event in found] == [0.5 * step for step in range(5)]
+
+
 @pytest.mark.parametrize("where", ["local", "bucket"])
 def test_rows_are_added_and_those_of_undone_work_dropped(where, tmp_path, bucket):
     path = epath.Path(tmp_path if where == "local" else bucket) / "metrics.csv"
