@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,13 +17,14 @@ from contextdiff_jax.config import Config, RunConfig, SamplesConfig, from_config
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.parallel.programs import jit_on_mesh
-from contextdiff_jax.parallel.sharding import batch_sharding, replicated
+from contextdiff_jax.parallel.sharding import batch_sharding, replicated, shardings_of
 from contextdiff_jax.pictures import grid, to_uint8
-from contextdiff_jax.pipeline.build import NETWORKS, build_diffusion_task
+from contextdiff_jax.pipeline.build import NETWORKS, build_conditioning, diffusion_task
 from contextdiff_jax.pipeline.export import load_stage, read_export
 from contextdiff_jax.pipeline.sampler_flags import overridden, parse_overrides
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.tasks.conditioning import Conditioning
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.tasks.super_resolution import SuperResolutionTask
 from contextdiff_jax.training.checkpoints import CheckpointError
@@ -50,11 +51,14 @@ class Stage:
         return jit_on_mesh(draw, self.mesh)
 
     def identity(self) -> dict[str, str]:
-        """Returns digests of the weights (all are read) and the identities of the encoders."""
+        """Returns digests of the weights (all are read) and the identities of the encoders.
+
+        All processes must call it.
+        """
         digest = hashlib.sha256()
         for path, leaf in jax.tree.leaves_with_path(self.params):
             digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}\n".encode())
-            digest.update(np.ascontiguousarray(leaf.addressable_data(0)))
+            digest.update(np.ascontiguousarray(distributed.to_host(leaf)))
         return {"weights": digest.hexdigest()[:16], **self.task.conditioning.identities()}
 
 
@@ -75,6 +79,9 @@ class Cascade:
     ) -> "Cascade":
         """Reads an export. sampler: settings such as "num_steps=20" or "base.guidance_scale=3".
 
+        Weights lie on the mesh that the config names, where the devices here fit it; else each
+        device holds them whole. Stages share their encoders.
+
         Raises CheckpointError when the encoders found are not the ones trained with, ValueError
         for a sampler setting that does not exist.
         """
@@ -82,12 +89,21 @@ class Cascade:
         config = from_config_dict(content["config"])
         if dtype is not None:
             config = dataclasses.replace(config, dtype=dtype)
-        mesh = make_mesh(MeshConfig())
+        mesh = _sampling_mesh(config)
         overrides = parse_overrides(sampler, list(content["stages"]))
-        stages = [
-            _load_stage(folder, config, name, recorded, locate, mesh, overrides[name])
-            for name, recorded in content["stages"].items()
-        ]
+        conditioning = build_conditioning(config, locate)
+        frozen = None
+        stages = []
+        for name, recorded in content["stages"].items():
+            _check_encoders(conditioning, name, recorded["encoders"])
+            run = _for_this_machine(config.runs[name])
+            task = diffusion_task(config, run, conditioning)
+            if frozen is None:
+                frozen = _on_mesh(task.frozen, task.boxed_frozen, mesh)
+            boxed = functools.partial(jax.eval_shape, task.init, jax.random.key(0))
+            params = _on_mesh(load_stage(folder, name), boxed, mesh)
+            sampler = overridden(run.sampler, overrides[name], f"sampler of {name}")
+            stages.append(Stage(name, task, params, frozen, sampler, mesh))
         return cls(stages, mesh)
 
     def until(self, stage: str) -> "Cascade":
@@ -205,29 +221,32 @@ class Cascade:
         return stage.params, stage.frozen, batch, keys, extras
 
 
-def _load_stage(
-    folder: epath.PathLike,
-    config: Config,
-    name: str,
-    recorded: Mapping[str, Any],
-    locate,
-    mesh: jax.sharding.Mesh,
-    override: Mapping[str, Any],
-) -> Stage:
-    run = _for_this_machine(config.runs[name])
-    task = build_diffusion_task(config, run, locate)
-    found = task.conditioning.identities()
-    for key, identity in recorded["encoders"].items():
+def _sampling_mesh(config: Config) -> jax.sharding.Mesh:
+    """The mesh of the training, where the devices fill it: its fsdp and tensor split the weights.
+
+    Elsewhere (one GPU, a laptop) every device is a replica.
+    """
+    try:
+        return make_mesh(config.mesh)
+    except ValueError:
+        return make_mesh(MeshConfig())
+
+
+def _on_mesh(tree: Any, boxed: Callable[[], Any], mesh: jax.sharding.Mesh) -> Any:
+    """Puts parameters on the mesh, split as in training. boxed: returns them with their axes."""
+    if mesh.devices.size == 1:
+        return distributed.place(tree, replicated(mesh))
+    return distributed.place(tree, shardings_of(boxed(), mesh))
+
+
+def _check_encoders(conditioning: Conditioning, name: str, trained_with: Mapping[str, str]) -> None:
+    found = conditioning.identities()
+    for key, identity in trained_with.items():
         if found.get(key) != identity:
             raise CheckpointError(
                 f"stage {name!r} was trained with {key} {identity}, found {found.get(key)}; "
                 "give the folder of the same weights"
             )
-    sampler = overridden(run.sampler, override, f"sampler of {name}")
-    params = distributed.place(load_stage(folder, name), replicated(mesh))
-    return Stage(
-        name, task, params, distributed.place(task.frozen, replicated(mesh)), sampler, mesh
-    )
 
 
 def _for_this_machine(run: RunConfig) -> RunConfig:

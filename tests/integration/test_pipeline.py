@@ -1,6 +1,7 @@
 """From one command to pictures: training, resuming, exporting, sampling, checking."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -72,7 +73,13 @@ def test_a_picture_depends_on_seed_and_place_alone(quickstart, run, tmp_path):
 
 
 def test_eight_devices_draw_the_same_pictures(quickstart, run, tmp_path):
-    flags = [f"--export={quickstart[0] / 'export'}", "--prompt=a red circle", "--repeat=3"]
+    """With the weights split over fsdp and tensor, as they were in training."""
+    export = tmp_path / "export"
+    shutil.copytree(quickstart[0] / "export", export)
+    content = json.loads((export / "export.json").read_text())
+    content["config"]["mesh"] = {"data": -1, "fsdp": 2, "tensor": 2}
+    (export / "export.json").write_text(json.dumps(content))
+    flags = [f"--export={export}", "--prompt=a red circle", "--repeat=3"]
     flags += ["--sampler=num_steps=2", "--augmentation=0.1"]
     for count in (1, 8):
         done = run(

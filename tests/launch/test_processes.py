@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -168,7 +169,10 @@ def test_local_really_joins_two_jax_processes(trial):
         "from jax.experimental import multihost_utils\n"
         "print('ranks', multihost_utils.process_allgather(jax.numpy.array([rank])).ravel())\n"
     )
-    script = trial.start(["", ""], "--port=47613", "--grace-s=5")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    script = trial.start(["", ""], f"--port={port}", "--grace-s=5")
     output = script.communicate(timeout=60)[0]
     assert script.returncode == 0, output
     assert "ranks [0 1]" in output and "ranks [0 1]" in (trial.logs / "process-1.log").read_text()
