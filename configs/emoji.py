@@ -170,7 +170,7 @@ def _super_resolution_cpu(width: int) -> cfg.RunConfig:
         diagnose_every=500,
         preview=cfg.PreviewConfig(every=500, num_steps=5),
         low_resolution=16,
-        augmentation=0.5,
+        augmentation=0.25,
         efficient_unet=EfficientUNetConfig(
             channels=(24, 48, 64),
             num_blocks=(1, 1, 2),
@@ -182,7 +182,11 @@ def _super_resolution_cpu(width: int) -> cfg.RunConfig:
             scan_blocks=False,
             residual=True,
         ),
-        adapter=small_adapter(64, 2, patch_size=16, encoder_width=width),
-        diffusion=_SMALL,
+        # Within 1.0 and without consistency, results left their low-resolution image further:
+        # consistency_rms 0.12 instead of 0.07 at the end.
+        adapter=dataclasses.replace(
+            small_adapter(64, 2, patch_size=16, encoder_width=width), bound=0.3
+        ),
+        diffusion=dataclasses.replace(_SMALL, consistency=1.0),
         sampler=SamplerConfig(name="ddim", num_steps=10, threshold="static"),
     )
