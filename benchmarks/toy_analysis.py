@@ -34,7 +34,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (after the backend is chosen)
 
 STRENGTHS = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0)
-LAST_STEPS = 5  # of the process, as the training metric last_steps_kl has them
+LAST_STEPS = 5  # of the process
 
 
 @dataclasses.dataclass(frozen=True)
