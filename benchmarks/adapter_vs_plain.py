@@ -133,9 +133,10 @@ def collect(workdir: epath.Path, name: str, output: pathlib.Path) -> dict[str, A
         logged[row["name"]].append(float(row["value"]))
     step = newest_metadata(workdir / name / "checkpoints")["step"]
     last = {key: values[-1] for key, values in logged.items()}
+    rates = logged.get("images_per_second")  # none where the run ended with its first step
     return {
         "step": step,
-        "median_images_per_second": statistics.median(logged["images_per_second"]),
+        "median_images_per_second": statistics.median(rates) if rates else None,
         "last": last,
     }
 

@@ -154,15 +154,17 @@ class _Rows:
             with path.open() as file:
                 rows = [row for row in csv.reader(file) if len(row) == 3]
             self._all += [row for row in rows[1:] if int(row[0]) <= kept_to]
-        self._write("w", self._all)
+            self._write("w", self._all)
+        self._begun = path.exists()
 
     def add(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Writes further rows."""
-        if self._in_bucket:
-            self._all += rows
-            self._write("w", self._all)
-        else:
+        """Writes further rows; the first make the file."""
+        if self._begun and not self._in_bucket:
             self._write("a", rows)
+            return
+        self._all += rows
+        self._write("w", self._all)
+        self._begun = True
 
     def _write(self, mode: str, rows: Sequence[Sequence[Any]]) -> None:
         with self._path.open(mode) as file:

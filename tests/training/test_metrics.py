@@ -49,6 +49,7 @@ def test_rows_are_added_and_those_of_undone_work_dropped(where, tmp_path, bucket
     path = epath.Path(tmp_path if where == "local" else bucket) / "metrics.csv"
     path.parent.mkdir(exist_ok=True)
     rows = metrics._Rows(path, 0)
+    assert not path.exists()  # there is nothing to read before the first row
     rows.add([(1, "loss", "0.5")])
     rows.add([(2, "loss", "0.4"), (2, "size", "1.0")])
     with path.open() as file:
