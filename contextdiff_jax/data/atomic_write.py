@@ -12,6 +12,11 @@ REMAINS = "*.tmp"
 """Pattern of what killed writers leave beside the files they were writing."""
 
 
+def in_bucket(path: epath.PathLike) -> bool:
+    """Whether a path is one of a bucket (gs://, s3://), not of this machine."""
+    return "://" in os.fspath(path)
+
+
 @contextlib.contextmanager
 def written_whole(path: epath.Path) -> Iterator[epath.Path]:
     """Gives the path of a local file to write; when the block ends well, it stands at `path`.
@@ -19,7 +24,7 @@ def written_whole(path: epath.Path) -> Iterator[epath.Path]:
     `path` may lie in a bucket: it then receives the finished file in one upload. Nothing appears
     there when the block raises. Writers of one path do not disturb each other, the last stays.
     """
-    bucket = "://" in os.fspath(path)
+    bucket = in_bucket(path)
     folder = epath.Path(tempfile.gettempdir()) if bucket else path.parent
     unfinished = folder / f"{path.name}.{uuid.uuid4().hex}.tmp"
     try:

@@ -19,7 +19,7 @@ from absl import logging
 from etils import epath
 
 from contextdiff_jax.data import decode, tar_index
-from contextdiff_jax.data.atomic_write import written_whole
+from contextdiff_jax.data.atomic_write import in_bucket, written_whole
 from contextdiff_jax.data.example import SkipReport
 from contextdiff_jax.data.tar_index import BLOCK, Member, Window
 
@@ -97,7 +97,7 @@ def index_shard(path: epath.Path, options: IndexOptions, cache: epath.Path | Non
 
 def _length_and_time(path: epath.Path) -> tuple[int, int]:
     # epath would look up the names of a local file's owner and group, which need not have any.
-    if "://" in os.fspath(path):
+    if in_bucket(path):
         stat = path.stat()
         return stat.length, stat.mtime
     local = os.stat(path)

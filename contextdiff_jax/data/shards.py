@@ -19,6 +19,7 @@ from etils import epath
 from tqdm import tqdm
 
 from contextdiff_jax.data import decode
+from contextdiff_jax.data.atomic_write import in_bucket
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, DataError, Example, SkipReport
 from contextdiff_jax.data.shard_index import IndexOptions, ShardIndex, index_shard, split_name
@@ -161,7 +162,7 @@ def index_shards(
             return index_shard(path, options, cache)
         except OSError as error:
             denied = isinstance(error, (FileNotFoundError, PermissionError))
-            if _remote(path) and not denied:
+            if in_bucket(path) and not denied:
                 raise  # a bucket's bad moment: the job is worth starting again
             raise DataError(f"shard {path} cannot be read: {error}") from error
 
@@ -179,17 +180,13 @@ def _cache(config: DataConfig, folder: epath.Path) -> epath.Path | None:
     cache = folder / _INDEX_FOLDER
     try:
         # A folder closed to its owner is meant to stay as it is, even where root could write.
-        if not _remote(folder) and not os.stat(folder).st_mode & 0o222:
+        if not in_bucket(folder) and not os.stat(folder).st_mode & 0o222:
             raise PermissionError(f"{folder} is read-only")
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         logging.warning("the shard index is not kept (%s); set data.cache_dir to keep it", error)
         return None
     return cache
-
-
-def _remote(path: epath.PathLike) -> bool:
-    return "://" in os.fspath(path)
 
 
 class _OpenFiles:
@@ -200,7 +197,7 @@ class _OpenFiles:
         self._lock = threading.Lock()
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        if _remote(path):
+        if in_bucket(path):
             with epath.Path(path).open("rb") as file:
                 file.seek(offset)
                 data = file.read(size)

@@ -307,7 +307,7 @@ def test_a_shard_that_shrinks_in_use_is_an_error_not_a_skip(tiny_shards, tmp_pat
 
 
 def test_bucket_paths_are_read_through_epath(tiny_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("contextdiff_jax.data.shards._remote", lambda path: True)
+    monkeypatch.setattr("contextdiff_jax.data.shards.in_bucket", lambda path: True)
     source, _ = open_shards(tiny_shards, tmp_path)
     for i in (8, 0, 5):
         assert source.captions(i) == (f"sample {i}",) and (source[i].image == 20 * i).all()
