@@ -123,6 +123,10 @@ progress() {
   echo "$now"
 }
 
+still_there() {
+  echo "$name is still there and costs until: launch/tpu_vm.sh delete --name=$name ${where[*]}" >&2
+}
+
 do_watch() {
   local now
   [[ ${OPTION[direct]} == false ]] || die "--direct: watch needs a queued resource"
@@ -131,9 +135,9 @@ do_watch() {
     now=$(progress)
     echo "$(date -u +%FT%TZ) $name: $now" >&2
     case $now in
-      "ended 0") return ;;
+      "ended 0") still_there && return ;;
       "ended 75" | died | "not started" | new) do_setup && do_start || true ;;
-      "ended "*) exit "${now#ended }" ;;
+      "ended "*) still_there && exit "${now#ended }" ;;
       FAILED | SUSPENDED) do_delete --quiet && do_create ;;
     esac
     if $DRY_RUN; then do_setup && do_start && return; fi # a slice that has come again

@@ -14,14 +14,14 @@ PACKAGE = ROOT / "contextdiff_jax"
 ALLOWED = {
     "diffusion": set(),
     "networks": {"diffusion"},
-    "encoders": {"networks"},
-    "data": set(),
+    "encoders": {"networks", "atomic_write"},
+    "data": {"atomic_write"},
     "parallel": {"networks"},  # the table of logical axis names
-    "training": {"parallel", "pictures"},
+    "training": {"parallel", "pictures", "atomic_write"},
     "sampling": {"diffusion"},
     "tasks": {"diffusion", "networks", "encoders", "sampling", "training"},
     # Encoders to compare images by; the bound, of networks as functions.
-    "evaluation": {"data", "diffusion", "encoders", "sampling"},
+    "evaluation": {"atomic_write", "data", "diffusion", "encoders", "sampling"},
 }
 FORBIDDEN = {"diffusion": {"flax"}, "sampling": {"flax"}, "data": {"jax", "flax"}}
 

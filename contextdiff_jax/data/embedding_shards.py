@@ -21,7 +21,7 @@ import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
-from contextdiff_jax.data.atomic_write import written_whole
+from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.data.example import DataError, SkipReport
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}

@@ -18,8 +18,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from contextdiff_jax.atomic_write import in_bucket, written_whole
 from contextdiff_jax.data import decode, tar_index
-from contextdiff_jax.data.atomic_write import in_bucket, written_whole
 from contextdiff_jax.data.example import SkipReport
 from contextdiff_jax.data.tar_index import BLOCK, Member, Window
 

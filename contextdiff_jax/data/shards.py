@@ -18,8 +18,8 @@ from absl import logging
 from etils import epath
 from tqdm import tqdm
 
+from contextdiff_jax.atomic_write import in_bucket
 from contextdiff_jax.data import decode
-from contextdiff_jax.data.atomic_write import in_bucket
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, DataError, Example, SkipReport
 from contextdiff_jax.data.shard_index import IndexOptions, ShardIndex, index_shard, split_name

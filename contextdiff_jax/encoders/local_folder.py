@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from contextdiff_jax.atomic_write import in_bucket
+
 
 def local_folder(folder: epath.PathLike) -> pathlib.Path:
     """Returns the folder, or of one in a bucket a copy on this machine.
@@ -20,7 +22,7 @@ def local_folder(folder: epath.PathLike) -> pathlib.Path:
 
     Raises FileNotFoundError where a folder in a bucket has no files.
     """
-    if not _in_bucket(folder):
+    if not in_bucket(folder):
         return pathlib.Path(folder)
     files = list(_files(epath.Path(folder)))
     if not files:
@@ -50,26 +52,6 @@ def _copy_whole(files: list[tuple[str, epath.Path]], copy: pathlib.Path) -> None
             raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def filled_folder(folder: epath.PathLike) -> Iterator[pathlib.Path]:
-    """Gives a local folder to write files to; those for a bucket are uploaded when all is well."""
-    if not _in_bucket(folder):
-        path = pathlib.Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="contextdiff_jax_") as temporary:
-        yield pathlib.Path(temporary)
-        for name, path in _files(epath.Path(temporary)):
-            target = epath.Path(folder) / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.copy(target, overwrite=True)
-
-
-def _in_bucket(folder: epath.PathLike) -> bool:
-    return "://" in os.fspath(folder)
 
 
 def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:

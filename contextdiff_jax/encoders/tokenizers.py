@@ -7,14 +7,15 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from contextdiff_jax.encoders.local_folder import filled_folder, local_folder
+from contextdiff_jax.atomic_write import written_whole
+from contextdiff_jax.encoders.local_folder import local_folder
 
 _SPECIAL = _PAD, _START, _END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
 _NUM_BYTES = 256
@@ -225,12 +226,13 @@ def train_tokenizer(
         "bos_token": _START,
         "eos_token": _END,
     }
-    with filled_folder(folder) as target:
-        text = json.dumps(description, indent=2) + "\n"
-        (target / "tokenizer_config.json").write_text(text)
-        # Last, and at once: where it stands, the tokenizer is whole.
-        backend.save(str(target / "tokenizer.json.unfinished"))
-        os.replace(target / "tokenizer.json.unfinished", target / "tokenizer.json")
+    target = epath.Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    with written_whole(target / "tokenizer_config.json") as path:
+        path.write_text(json.dumps(description, indent=2) + "\n")
+    # Last: where it stands, the tokenizer is whole.
+    with written_whole(target / "tokenizer.json") as path:
+        backend.save(str(path))
     return load_tokenizer(folder)
 
 

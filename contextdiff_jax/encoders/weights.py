@@ -6,7 +6,6 @@ Parameters are float32 whatever the files hold, unless another dtype is asked fo
 """
 
 import json
-import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -15,11 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from safetensors.numpy import save_file
 
+from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.encoders.clip import CLIP, TextTower
 from contextdiff_jax.encoders.config import CLIPConfig, CLIPTextConfig, T5Config
-from contextdiff_jax.encoders.local_folder import filled_folder, local_folder
+from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.name_map import Entry, from_params, to_params
 from contextdiff_jax.encoders.openai_names import config_from_shapes, is_openai, to_hugging_face
 from contextdiff_jax.encoders.published_configs import (
@@ -202,13 +203,12 @@ def save_clip_folder(folder: str | pathlib.Path, config: CLIPConfig, params: Any
     """
     description = json.dumps(clip_config_json(config), indent=2) + "\n"
     tensors = from_params(CLIP_TABLE, _abstract_clip(config), params)
-    with filled_folder(folder) as target:
-        unfinished = target / "model.safetensors.unfinished"
-        save_file(tensors, str(unfinished), metadata={"format": "pt"})
-        os.replace(unfinished, target / "model.safetensors")
-        unfinished = target / "config.json.unfinished"
-        unfinished.write_text(description, encoding="utf-8")
-        os.replace(unfinished, target / "config.json")
+    target = epath.Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    with written_whole(target / "model.safetensors") as path:
+        save_file(tensors, str(path), metadata={"format": "pt"})
+    with written_whole(target / "config.json") as path:
+        path.write_text(description)
 
 
 def folder_identity(folder: str | pathlib.Path) -> str:

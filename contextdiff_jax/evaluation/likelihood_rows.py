@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from contextdiff_jax.data.atomic_write import REMAINS, written_whole
+from contextdiff_jax.atomic_write import written_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +74,6 @@ def _read(file: epath.Path) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in _FIELDS}
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{os.fspath(file)} cannot be read: {error}; remove it") from error
-
-
-def remove_remains(folder: epath.PathLike) -> None:
-    """Removes what killed writers left in the folder."""
-    for remains in epath.Path(folder).glob(REMAINS):
-        remains.unlink(missing_ok=True)
 
 
 def summary(rows: Rows, times: Sequence[int], snr: np.ndarray) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 from PIL import Image
 
-from contextdiff_jax.data.atomic_write import written_whole
+from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.evaluation.results import Cell, Figure, Gallery, Result, Table
 
 REPORT = "report.html"

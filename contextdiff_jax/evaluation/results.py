@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from contextdiff_jax.data.atomic_write import written_whole
+from contextdiff_jax.atomic_write import written_whole
 
 _FORMAT = 1
 RESULTS = "results.json"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from contextdiff_jax.data.atomic_write import written_whole
+from contextdiff_jax.atomic_write import written_whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -228,8 +228,11 @@ def _sampling_mesh(config: Config) -> jax.sharding.Mesh:
     """
     try:
         return make_mesh(config.mesh)
-    except ValueError:
-        return make_mesh(MeshConfig())
+    except ValueError as error:
+        mesh = make_mesh(MeshConfig())
+        if mesh.devices.size > 1:
+            logging.warning("the mesh of the training does not fit, weights are whole: %s", error)
+        return mesh
 
 
 def _on_mesh(tree: Any, boxed: Callable[[], Any], mesh: jax.sharding.Mesh) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from contextdiff_jax.data.atomic_write import REMAINS, written_whole
+from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.data.example import SkipReport, Source
 from contextdiff_jax.data.one_pass import one_pass
 from contextdiff_jax.parallel import distributed
@@ -66,14 +66,7 @@ def extract_features(
     Interrupted once the watch was triggered.
     """
     folder = epath.Path(folder)
-    record = {**record, "images": images}
-    if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        if not manifest.is_begun(folder, record, "features"):
-            manifest.record(folder, record)
-        for remains in folder.glob(REMAINS):
-            remains.unlink(missing_ok=True)
-    distributed.wait_for_all(f"{folder} is begun")
+    manifest.begin(folder, {**record, "images": images}, "features")
     there = {path.name for path in folder.iterdir()}
     missing = [start for start in range(0, images, CHUNK) if _name(start) not in there]
     distributed.wait_for_all(f"{folder} is looked through")

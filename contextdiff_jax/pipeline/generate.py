@@ -21,7 +21,7 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
-from contextdiff_jax.data.atomic_write import REMAINS, written_whole
+from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.pipeline import manifest
@@ -98,9 +98,13 @@ def generate(
     """
     folder = epath.Path(folder)
     names = tuple(stage.name for stage in cascade.stages)
-    if distributed.is_main():
-        _start(folder, _manifest(cascade, networks, captions, noise), captions, names)
-    distributed.wait_for_all(f"{folder} is begun")
+    manifest.begin(
+        folder,
+        _manifest(cascade, networks, captions, noise),
+        "pictures",
+        subfolders=names,
+        texts={"captions.json": json.dumps(list(captions), indent=0, ensure_ascii=False)},
+    )
     done = _finished(folder / names[-1], len(captions))
     distributed.wait_for_all(f"{folder} is looked through")
     if len(done) < len(captions):
@@ -154,21 +158,6 @@ def _manifest(
         "augmentation": noise.augmentation,
         "stages": stages,
     }
-
-
-def _start(
-    folder: epath.Path, content: dict[str, Any], captions: Sequence[str], names: Sequence[str]
-) -> None:
-    """Records what the folder will hold, or checks that it began to hold just that."""
-    begun = manifest.is_begun(folder, content, "pictures")
-    for name in names:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for remains in (folder / name).glob(REMAINS):
-            remains.unlink(missing_ok=True)
-    if not begun:
-        with written_whole(folder / "captions.json") as file:
-            file.write_text(json.dumps(list(captions), indent=0, ensure_ascii=False))
-        manifest.record(folder, content)
 
 
 def _finished(folder: epath.Path, count: int) -> frozenset[int]:

@@ -24,7 +24,6 @@ from contextdiff_jax.evaluation.likelihood import BoundTerms, bound_terms, visit
 from contextdiff_jax.evaluation.likelihood_rows import (
     Rows,
     read_rows,
-    remove_remains,
     summary,
     write_rows,
 )
@@ -81,12 +80,7 @@ def bits_per_dim(
     times = visited_times(stage.task.schedule, settings.num_terms)
     source = _open(stage, data, settings, report)
     described = _describe(stage, data, source, settings, len(times) - 1)
-    if distributed.is_main():
-        if not manifest.is_begun(folder, described, "terms"):
-            folder.mkdir(parents=True, exist_ok=True)
-            manifest.record(folder, described)
-        remove_remains(folder)
-    distributed.wait_for_all(f"{folder} is begun")
+    manifest.begin(folder, described, "terms")
     finished = read_rows(folder, settings.count or len(source))
     distributed.wait_for_all(f"{folder} is looked through")
     done = frozenset() if finished is None else frozenset(finished.index.tolist())

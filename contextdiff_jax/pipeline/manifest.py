@@ -1,22 +1,49 @@
 """What a folder of results holds, recorded before the first of them: others are not mixed in."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
+from contextdiff_jax.atomic_write import REMAINS, written_whole
 from contextdiff_jax.config import differences
-from contextdiff_jax.data.atomic_write import written_whole
+from contextdiff_jax.parallel import distributed
 
 _FILE = "manifest.json"
 
 
-def is_begun(folder: epath.PathLike, manifest: dict[str, Any], what: str) -> bool:
-    """Returns whether the folder has begun to hold just that; `what` names it, for messages.
+def begin(
+    folder: epath.PathLike,
+    manifest: Mapping[str, Any],
+    what: str,
+    subfolders: Sequence[str] = (),
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Makes the folder, or checks that it began to hold just that; all processes must call it.
 
-    Raises ValueError, naming the differences, where it holds something else.
+    manifest: what decides about the results, as JSON holds it. what: names them, for messages.
+    texts: small files that belong to the manifest, by name; written once, before it. What killed
+    writers left in the folder and its subfolders is removed.
+
+    Raises ValueError, naming the differences, where the folder holds something else.
     """
-    path = epath.Path(folder) / _FILE
+    folder = epath.Path(folder)
+    if distributed.is_main():
+        begun = _is_begun(folder, manifest, what)
+        for path in (folder, *(folder / name for name in subfolders)):
+            path.mkdir(parents=True, exist_ok=True)
+            for remains in path.glob(REMAINS):
+                remains.unlink(missing_ok=True)
+        if not begun:
+            for name, text in {**(texts or {}), _FILE: json.dumps(manifest, indent=1)}.items():
+                with written_whole(folder / name) as file:
+                    file.write_text(text)
+    distributed.wait_for_all(f"{folder} is begun")
+
+
+def _is_begun(folder: epath.Path, manifest: Mapping[str, Any], what: str) -> bool:
+    path = folder / _FILE
     if not path.exists():
         return False
     lines = differences(manifest, json.loads(path.read_text()), what)
@@ -27,9 +54,3 @@ def is_begun(folder: epath.PathLike, manifest: dict[str, Any], what: str) -> boo
             + "; use another --output, or give back the old values"
         )
     return True
-
-
-def record(folder: epath.PathLike, manifest: dict[str, Any]) -> None:
-    """Writes the manifest, JSON values, whole."""
-    with written_whole(epath.Path(folder) / _FILE) as file:
-        file.write_text(json.dumps(manifest, indent=1))

@@ -13,9 +13,9 @@ import grain
 from absl import logging
 from etils import epath
 
+from contextdiff_jax.atomic_write import REMAINS, written_whole
 from contextdiff_jax.config import Config, differences
 from contextdiff_jax.data import embedding_shards as shards
-from contextdiff_jax.data.atomic_write import REMAINS, written_whole
 from contextdiff_jax.data.embedding_shards import Metadata, StoredEncoder
 from contextdiff_jax.data.example import DamagedSample, SkipReport
 from contextdiff_jax.data.sources import open_source

@@ -18,6 +18,8 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
+from contextdiff_jax.atomic_write import in_bucket
+
 _UPLOAD_SECONDS = 60
 
 
@@ -55,7 +57,7 @@ class _EventFileWriter:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._target = epath.Path(directory)
-        self._local = epath.Path(tempfile.mkdtemp()) if _in_bucket(directory) else self._target
+        self._local = epath.Path(tempfile.mkdtemp()) if in_bucket(directory) else self._target
         self._uploaded = time.monotonic()
         self._writer = EventFileWriter(str(self._local))
 
@@ -135,10 +137,6 @@ class MetricLog:
         self._summary.close()
 
 
-def _in_bucket(path: epath.PathLike) -> bool:
-    return "://" in os.fspath(path)
-
-
 class _Rows:
     """The rows of a CSV file that grows; of an old one those up to a step are kept.
 
@@ -148,7 +146,7 @@ class _Rows:
 
     def __init__(self, path: epath.Path, kept_to: int):
         self._path = path
-        self._in_bucket = _in_bucket(path)
+        self._in_bucket = in_bucket(path)
         self._all: list[Sequence[Any]] = [("step", "name", "value")]
         if path.exists():
             with path.open() as file:
