@@ -21,7 +21,9 @@ def compiler_options(platform: str) -> dict[str, str] | None:
     """Returns what XLA is told for a platform, beside XLA_FLAGS; None for nothing.
 
     On CPUs jaxlib 0.10 hands convolutions to YNNPACK, with which a U-Net trains 1.3 times slower
-    than with Eigen (two cores with AVX2, benchmarks/unet_vs_diffusers); matrix products stay there.
+    than with Eigen (two cores with AVX2, benchmarks/unet_vs_diffusers). Matrix products stay there,
+    and reductions go there too, which XLA leaves to scalar loops: the gradients of the quickstart's
+    base take 0.88 of the time (two cores with AVX-512).
     """
     if platform != "cpu":
         return None
