@@ -9,7 +9,7 @@ For each seed one CLIP is trained, then the config's base model in several varia
 same seed, data, batches and steps, differing in one thing alone:
   none                  plain diffusion
   bounded               the config's adapter
-  bound_0.3             the same with another bound
+  bound_0.3, bound_1    the same with these bounds of |r|
   consistency           the adapter is held to make of an estimate what it makes of the image
   adapter_rate_0.1      the adapter learns at a tenth of the denoiser's rate
   unbounded             nothing keeps the relation from growing (the warning of method, section 4)
@@ -70,6 +70,7 @@ VARIANTS: dict[str, Callable[[Config, str], Config]] = {
     "none": _without_adapter,
     "bounded": lambda config, base: config,
     "bound_0.3": _changed("adapter", bound=0.3),
+    "bound_1": _changed("adapter", bound=1.0),
     "consistency": _changed("diffusion", consistency=1.0),
     "adapter_rate_0.1": _changed("optimizer", adapter_rate=0.1),
     "unbounded": _changed("adapter", bound=None),
@@ -88,6 +89,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     def names(text: str) -> list[str]:
         return text.split(",")
 
+    def scales(text: str) -> list[float]:
+        return [float(part) for part in text.split(",")]
+
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.paired_runs",
         description=__doc__,
@@ -98,10 +102,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--config", default="quickstart", help="NAME[:PRESET] of configs/")
     add("--data_path", default="", help="of every run")
     add("--seeds", type=names, default=["0", "1", "2"], help="comma-separated")
-    add("--variants", type=names, default=["none", "bounded", "bound_0.3", "unbounded"])
+    add("--variants", type=names, default=["none", "bound_0.3", "bound_1", "unbounded"])
     add("--steps", type=int, help="of the base model; the config's by default")
     add("--what", type=names, default=["scenes", "fid"], help=f"measured: {', '.join(WHAT)}")
     add("--count", type=int, default=256, help="prompts or images measured")
+    add("--guidance", type=scales, default=[], help="further guidance scales to draw at, w1,w2,...")
     add("--data", action="append", default=[], help="field=value of what is measured on")
     args = parser.parse_args(argv)
     for flag, allowed in (("variants", VARIANTS), ("what", WHAT)):
@@ -135,17 +140,22 @@ def measure(
 ) -> dict[str, float]:
     """Evaluates a finished training; returns its figures and the last ones logged in training."""
     export_pipeline(config, workdir, workdir / "export")
-    settings = Settings(
-        output=str(output / "check"),
-        export=str(workdir / "export"),
-        count=args.count,
-        data=tuple(args.data),
-    )
-    evaluate(settings, {name: PLANS[name] for name in args.what})
-    results = read_results(epath.Path(output) / "check")
-    found = collect(workdir, base, output)
-    logged = {name: found["last"][name] for name in LOGGED if name in found["last"]}
-    return figures(results, base) | logged
+    found: dict[str, float] = {}
+    for scale in (None, *args.guidance):
+        check = output / ("check" if scale is None else f"check_{scale:g}")
+        settings = Settings(
+            output=str(check),
+            export=str(workdir / "export"),
+            count=args.count,
+            data=tuple(args.data),
+            sampler=() if scale is None else (f"{base}.guidance_scale={scale:g}",),
+        )
+        evaluate(settings, {name: PLANS[name] for name in args.what})
+        values = figures(read_results(epath.Path(check)), base)
+        suffix = "" if scale is None else f", guidance {scale:g}"
+        found |= {f"{name}{suffix}": value for name, value in values.items()}
+    last = collect(workdir, base, output)["last"]
+    return found | {name: last[name] for name in LOGGED if name in last}
 
 
 def figures(results: Mapping[str, Any], base: str) -> dict[str, float]:
@@ -218,7 +228,7 @@ def train_variants(
         path, workdir = output / "result.json", epath.Path(output) / "work"
         changed = VARIANTS[variant](config, base)
         asked = {"steps": changed.runs[base].steps, "count": args.count}
-        asked |= {"what": args.what, "data": args.data}
+        asked |= {"what": args.what, "data": args.data, "guidance": args.guidance}
         if path.exists():
             found = json.loads(path.read_text())
             same = {key: found.get(key) for key in asked} == asked

@@ -78,14 +78,14 @@ def _base() -> cfg.RunConfig:
         task="text_to_image",
         data=_data(16),
         batch_size=16,
-        steps=3000,
+        steps=2000,
         optimizer=cfg.OptimizerConfig(
-            learning_rate=2e-3, warmup_steps=100, decay="cosine", ema_decay=0.995
+            learning_rate=4e-3, warmup_steps=100, decay="cosine", ema_decay=0.99
         ),
         log_every=100,
         save_every=500,
-        diagnose_every=1500,
-        preview=cfg.PreviewConfig(every=1500, prompts=PROMPTS[:9], num_steps=10),
+        diagnose_every=1000,
+        preview=cfg.PreviewConfig(every=1000, prompts=PROMPTS[:9], num_steps=10),
         unet=UNetConfig(
             width=24,
             multipliers=(1, 2),
@@ -108,14 +108,14 @@ def _super_resolution() -> cfg.RunConfig:
         task="super_resolution",
         data=_data(64),
         batch_size=4,
-        steps=1000,
+        steps=800,
         optimizer=cfg.OptimizerConfig(
             learning_rate=2e-3, warmup_steps=50, decay="cosine", ema_decay=0.995
         ),
         log_every=200,
-        save_every=500,
-        diagnose_every=500,
-        preview=cfg.PreviewConfig(every=500, num_steps=5),
+        save_every=400,
+        diagnose_every=400,
+        preview=cfg.PreviewConfig(every=400, num_steps=5),
         low_resolution=16,
         augmentation=0.1,
         efficient_unet=EfficientUNetConfig(

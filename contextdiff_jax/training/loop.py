@@ -109,6 +109,7 @@ class Trainer:
         init = jit_on_mesh(
             lambda key: new_state(self.task, self.optimizer, key),
             self.mesh,
+            runs_once=True,
             out_shardings=self._shardings,
         )
         return init(self._init_key), 0

@@ -35,10 +35,11 @@ def test_variants_differ_in_one_thing_alone():
     assert {name: set(lines) for name, lines in found.items()} == {
         "none": {without},
         "bounded": set(),
-        "bound_0.3": {"config.runs.base.adapter.bound: 1.0 there, 0.3 here"},
+        "bound_0.3": set(),
+        "bound_1": {"config.runs.base.adapter.bound: 0.3 there, 1.0 here"},
         "consistency": {f"{section}.consistency: 0.0 there, 1.0 here"},
         "adapter_rate_0.1": {"config.runs.base.optimizer.adapter_rate: 1.0 there, 0.1 here"},
-        "unbounded": {"config.runs.base.adapter.bound: 1.0 there, None here"},
+        "unbounded": {"config.runs.base.adapter.bound: 0.3 there, None here"},
         "bound_objective": by_bound,
         "mixed_objective": {f"{section}.objective: 'simple' there, 'mixed' here"},
         "none_bound_objective": {without, *by_bound},
@@ -59,14 +60,15 @@ def test_summary_is_mean_deviation_and_differences_of_pairs():
 
 def test_command(tmp_path):
     flags = [f"--output={tmp_path}", "--config=quickstart:test", "--variants=unbounded"]
-    flags += ["--seeds=0", "--count=4", "--steps=2", "--what=scenes,fid"]
+    flags += ["--seeds=0", "--count=4", "--steps=2", "--what=scenes,fid", "--guidance=6"]
     # A child of its own sees one device, and compiles for one.
     command = [sys.executable, "-m", "benchmarks.paired_runs", *flags]
     subprocess.run(command, check=True, cwd=ROOT)
     path = tmp_path / "0/unbounded/result.json"
     kept = json.loads(path.read_text())
     assert set(kept["figures"]) >= {
-        *("colour and shape", "Frechet distance on CLIP features", "loss", "relation_rms")
+        *("colour and shape", "colour and shape, guidance 6"),
+        *("Frechet distance on CLIP features", "loss", "relation_rms"),
     }
     assert (tmp_path / "0/unbounded/check/report.html").exists()
     kept["figures"]["loss"] = 42.0

@@ -44,6 +44,14 @@ def test_convolutions_are_eigens_on_a_cpu():
     np.testing.assert_allclose(program(*inputs), convolve(*inputs), rtol=1e-5)
 
 
+def test_what_runs_once_computes_the_same():
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    draw = lambda key: jax.random.normal(key, (64, 64))  # noqa: E731
+    known, key = jax.jit(draw)(jax.random.key(0)), jax.random.key(0)
+    found = programs.jit_on_mesh(draw, mesh, runs_once=True)(key)
+    np.testing.assert_allclose(found, known, atol=1e-6)
+
+
 def test_other_platforms_are_told_nothing():
     assert programs.compiler_options("tpu") is None and programs.compiler_options("gpu") is None
 
