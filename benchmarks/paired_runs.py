@@ -26,6 +26,7 @@ on. OUTPUT/summary.md has mean and standard deviation over the seeds, and each p
 import argparse
 import dataclasses
 import json
+import math
 import pathlib
 import shutil
 import statistics
@@ -79,7 +80,8 @@ VARIANTS: dict[str, Callable[[Config, str], Config]] = {
     "none_bound_objective": lambda config, base: _without_adapter(_BY_BOUND(config, base), base),
 }
 REFERENCE = "none"  # what the others are paired with
-WHAT = ("scenes", "fid", "bits_per_dim")
+DRAWN = ("scenes", "fid")  # of drawn pictures: what guidance changes
+WHAT = (*DRAWN, "bits_per_dim")
 LOGGED = ("loss", "relation_rms", "signal_gain", "last_steps_kl")  # of training, beside --what
 
 
@@ -90,7 +92,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         return text.split(",")
 
     def scales(text: str) -> list[float]:
-        return [float(part) for part in text.split(",")]
+        found = [float(part) for part in text.split(",")]
+        if not all(0 <= scale < math.inf for scale in found):
+            raise argparse.ArgumentTypeError(f"{text!r}: must be numbers from 0, comma-separated")
+        return found
 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.paired_runs",
@@ -150,7 +155,8 @@ def measure(
             data=tuple(args.data),
             sampler=() if scale is None else (f"{base}.guidance_scale={scale:g}",),
         )
-        evaluate(settings, {name: PLANS[name] for name in args.what})
+        what = [name for name in args.what if scale is None or name in DRAWN]
+        evaluate(settings, {name: PLANS[name] for name in what})
         values = figures(read_results(epath.Path(check)), base)
         suffix = "" if scale is None else f", guidance {scale:g}"
         found |= {f"{name}{suffix}": value for name, value in values.items()}
@@ -231,8 +237,8 @@ def train_variants(
         asked |= {"what": args.what, "data": args.data, "guidance": args.guidance}
         if path.exists():
             found = json.loads(path.read_text())
-            same = {key: found.get(key) for key in asked} == asked
-            # Read anew: keys that are newer than the result have the value they stand for.
+            # Keys that are newer than the result have the value they stand for.
+            same = {key: {"guidance": [], **found}.get(key) for key in asked} == asked
             if not same or from_config_dict(found["config"]) != changed:
                 raise ValueError(f"{path} is of another call: take another --output")
             results[variant] = found["figures"]

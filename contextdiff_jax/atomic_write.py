@@ -8,13 +8,21 @@ from collections.abc import Iterator
 
 from etils import epath
 
-REMAINS = "*.tmp"
-"""Pattern of what killed writers leave beside the files they were writing."""
+_REMAINS = "*.tmp"  # of what killed writers leave beside the files they were writing
 
 
 def in_bucket(path: epath.PathLike) -> bool:
     """Whether a path is one of a bucket (gs://, s3://), not of this machine."""
     return "://" in os.fspath(path)
+
+
+def cleared(folder: epath.PathLike) -> epath.Path:
+    """Makes the folder, rid of what killed writers left in it; no other may be writing there."""
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for remains in folder.glob(_REMAINS):
+        remains.unlink(missing_ok=True)
+    return folder
 
 
 @contextlib.contextmanager

@@ -13,10 +13,10 @@ def keep_freed_memory() -> bool:
     """Lets the process keep and reuse what it frees, where JAX will compute on the CPU with glibc.
 
     Every step frees large buffers and asks for them again; by default glibc returns them to the
-    system each time, and the next step pays for clearing the pages (a quarter of the time of a
-    small U-Net's training step). Buffers above 64 MiB that other threads than the first ask for are
-    returned all the same. One arena for all threads would keep them too, but the compiler leaves it
-    in pieces, and searching it under one lock made the quickstart's step 1.5 times slower.
+    system each time, and the next step pays for clearing the pages. Blocks that outgrow a thread's
+    arena (64 MiB) are returned all the same. One arena for all threads would keep them too, but the
+    compiler leaves it in pieces, and searching it under one lock made the quickstart's step 1.5
+    times slower.
 
     Call it before JAX's backend starts. Returns whether it was done.
     """

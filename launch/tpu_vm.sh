@@ -8,7 +8,8 @@
 #   launch/tpu_vm.sh status|logs|stop --name=cd --zone=ZONE
 #   launch/tpu_vm.sh delete --name=cd --zone=ZONE       the slice and its queued resource
 #   launch/tpu_vm.sh watch  ...                         all of create, setup, start, and again
-#                                                       after each preemption, until it is done
+#                                                       after each preemption, until it is done;
+#                                                       the slice stays and costs: then delete
 #
 # Resume: the same start. It also goes on from the checkpoints on a slice of another size.
 #

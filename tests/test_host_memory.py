@@ -3,8 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
-import ctypes, resource
+import ctypes, resource, threading
 from contextdiff_jax.host_memory import keep_freed_memory
 if {kept}:
     assert keep_freed_memory()
@@ -13,24 +15,34 @@ libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
 
 def round_trip():
-    block = libc.malloc(64 * 2**20)
-    ctypes.memset(block, 1, 64 * 2**20)
+    block = libc.malloc({size})
+    ctypes.memset(block, 1, {size})
     libc.free(block)
 
-round_trip()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+def count():
     round_trip()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        round_trip()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+if {thread}:
+    worker = threading.Thread(target=count)
+    worker.start()
+    worker.join()
+else:
+    count()
 """
 
 
-def faults(kept):
+def faults(**settings):
     run = subprocess.run(
-        [sys.executable, "-c", CODE.format(kept=kept)], check=True, capture_output=True, text=True
+        [sys.executable, "-c", CODE.format(**settings)], check=True, capture_output=True, text=True
     )
     return int(run.stdout)
 
 
-def test_freed_memory_is_reused_without_page_faults():
-    assert faults(kept=True) < 100 < 10 * 100 < faults(kept=False)
+@pytest.mark.parametrize(("thread", "size"), [(False, 64 * 2**20), (True, 16 * 2**20)])
+def test_freed_memory_is_reused_without_page_faults(thread, size):
+    kept, returned = (faults(kept=kept, thread=thread, size=size) for kept in (True, False))
+    assert kept < 100 < 10 * 100 < returned

@@ -12,9 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
-from contextdiff_jax.atomic_write import written_whole
+from contextdiff_jax.atomic_write import cleared, written_whole
 from contextdiff_jax.encoders.local_folder import local_folder
 
 _SPECIAL = _PAD, _START, _END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
@@ -226,8 +225,7 @@ def train_tokenizer(
         "bos_token": _START,
         "eos_token": _END,
     }
-    target = epath.Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    target = cleared(folder)
     with written_whole(target / "tokenizer_config.json") as path:
         path.write_text(json.dumps(description, indent=2) + "\n")
     # Last: where it stands, the tokenizer is whole.

@@ -14,10 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from safetensors.numpy import save_file
 
-from contextdiff_jax.atomic_write import written_whole
+from contextdiff_jax.atomic_write import cleared, written_whole
 from contextdiff_jax.encoders.clip import CLIP, TextTower
 from contextdiff_jax.encoders.config import CLIPConfig, CLIPTextConfig, T5Config
 from contextdiff_jax.encoders.local_folder import local_folder
@@ -203,8 +202,7 @@ def save_clip_folder(folder: str | pathlib.Path, config: CLIPConfig, params: Any
     """
     description = json.dumps(clip_config_json(config), indent=2) + "\n"
     tensors = from_params(CLIP_TABLE, _abstract_clip(config), params)
-    target = epath.Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    target = cleared(folder)
     with written_whole(target / "model.safetensors") as path:
         save_file(tensors, str(path), metadata={"format": "pt"})
     with written_whole(target / "config.json") as path:

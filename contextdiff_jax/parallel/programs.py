@@ -29,18 +29,19 @@ def jit_on_mesh(
 def compiler_options(platform: str) -> dict[str, Any] | None:
     """Returns what XLA is told for a platform, beside XLA_FLAGS; None for nothing.
 
-    On CPUs jaxlib 0.10 hands convolutions to YNNPACK, with which a U-Net trains 1.3 times slower
+    On CPUs jaxlib 0.10 hands convolutions to YNNPACK, with which a U-Net trains 1.2 times slower
     than with Eigen (two cores with AVX2, benchmarks/unet_vs_diffusers). Matrix products stay there,
     and reductions go there too, which XLA leaves to scalar loops: the gradients of the quickstart's
     base take 0.88 of the time (two cores with AVX-512).
     """
     if platform != "cpu":
         return None
-    options = {
-        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
-    }
-    try:
-        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:  # an XLA without this experimental option
-        return None
-    return options
+    for kinds in (("DOT", "REDUCE"), ("DOT",)):
+        names = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)
+        options = {"xla_cpu_experimental_ynn_fusion_type": names}
+        try:
+            jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+        except jax.errors.JaxRuntimeError:  # an XLA without this experimental option, or value
+            continue
+        return options
+    return None

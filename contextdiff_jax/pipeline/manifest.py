@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from contextdiff_jax.atomic_write import REMAINS, written_whole
+from contextdiff_jax.atomic_write import cleared, written_whole
 from contextdiff_jax.config import differences
 from contextdiff_jax.parallel import distributed
 
@@ -32,9 +32,7 @@ def begin(
     if distributed.is_main():
         begun = _is_begun(folder, manifest, what)
         for path in (folder, *(folder / name for name in subfolders)):
-            path.mkdir(parents=True, exist_ok=True)
-            for remains in path.glob(REMAINS):
-                remains.unlink(missing_ok=True)
+            cleared(path)
         if not begun:
             for name, text in {**(texts or {}), _FILE: json.dumps(manifest, indent=1)}.items():
                 with written_whole(folder / name) as file:

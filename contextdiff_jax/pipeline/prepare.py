@@ -13,7 +13,7 @@ import grain
 from absl import logging
 from etils import epath
 
-from contextdiff_jax.atomic_write import REMAINS, written_whole
+from contextdiff_jax.atomic_write import cleared, written_whole
 from contextdiff_jax.config import Config, differences
 from contextdiff_jax.data import embedding_shards as shards
 from contextdiff_jax.data.embedding_shards import Metadata, StoredEncoder
@@ -195,8 +195,7 @@ def _start(worker: Worker) -> None:
                 f"{folder} holds embeddings of something else: {'; '.join(lines)}; "
                 "use another --output, or give back the old values"
             )
-    for remains in folder.glob(REMAINS):
-        remains.unlink(missing_ok=True)
+    cleared(folder)
 
 
 def _decisive(metadata: Metadata) -> dict:

@@ -26,6 +26,8 @@ def test_variants_differ_in_one_thing_alone():
         name: differences(dataclasses.asdict(change(config, base)), plain)
         for name, change in paired_runs.VARIANTS.items()
     }
+    variants = paired_runs.VARIANTS
+    assert variants["bound_0.3"](variants["bound_1"](config, base), base) == config
     without = "config.use_adapter: True there, False here"
     section = "config.runs.base.diffusion"
     by_bound = {

@@ -32,7 +32,7 @@ def test_convolutions_are_eigens_on_a_cpu():
     known = programs.compiler_options("cpu")
     if known is None:
         pytest.skip("this XLA has no such option")
-    assert set(known) == {OPTION}
+    assert set(known) == {OPTION} and known[OPTION].endswith("DOT,LIBRARY_FUSION_TYPE_REDUCE")
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     # Small ones are Eigen's anyway.
     inputs = jnp.ones((8, 32, 32, 64)), jnp.ones((3, 3, 64, 64))
@@ -44,12 +44,20 @@ def test_convolutions_are_eigens_on_a_cpu():
     np.testing.assert_allclose(program(*inputs), convolve(*inputs), rtol=1e-5)
 
 
-def test_what_runs_once_computes_the_same():
+def test_what_runs_once_is_compiled_sooner_and_computes_the_same(monkeypatch):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     draw = lambda key: jax.random.normal(key, (64, 64))  # noqa: E731
-    known, key = jax.jit(draw)(jax.random.key(0)), jax.random.key(0)
+    key, known = jax.random.key(0), jax.jit
     found = programs.jit_on_mesh(draw, mesh, runs_once=True)(key)
-    np.testing.assert_allclose(found, known, atol=1e-6)
+    np.testing.assert_allclose(found, known(draw)(key), atol=1e-6)
+    told = []
+    monkeypatch.setattr(
+        programs.jax, "jit", lambda f, compiler_options: told.append(compiler_options)
+    )
+    programs.jit_on_mesh(draw, mesh, runs_once=True)
+    programs.jit_on_mesh(draw, mesh)
+    level = "xla_backend_optimization_level"
+    assert told[0][level] == 0 and level not in (told[1] or {})
 
 
 def test_other_platforms_are_told_nothing():
