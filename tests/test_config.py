@@ -171,7 +171,7 @@ def test_resuming_with_another_config_names_the_keys():
         check_same_run(saved, same, "base")
     assert "encoders.text: 'sha256:1' there, 'sha256:2' here" in str(error.value)
     assert "config.data.samples: 5 there, 6 here" in str(error.value)
-    assert re.search(r"optimizer.learning_rate: 0.002 there, 0.5 here", str(error.value))
+    assert re.search(r"optimizer.learning_rate: 0.004 there, 0.5 here", str(error.value))
 
 
 def test_another_length_is_said_where_the_learning_rate_follows_it(caplog):
@@ -182,7 +182,7 @@ def test_another_length_is_said_where_the_learning_rate_follows_it(caplog):
     warn_of_new_length(saved, saved, "base")
     assert not caplog.messages
     warn_of_new_length(saved, longer, "base")
-    assert "steps = 3000 and goes on with 9000: the learning rate" in caplog.text
+    assert "steps = 2000 and goes on with 9000: the learning rate" in caplog.text
 
 
 def test_a_finished_run_of_another_config_is_not_taken_for_this_one():

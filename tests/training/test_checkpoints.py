@@ -1,5 +1,7 @@
 """Looking at a run's checkpoints leaves a save that is under way alone; a run has one owner."""
 
+import time
+
 import pytest
 
 from contextdiff_jax.training.checkpoints import CheckpointError, Checkpoints, newest_metadata
@@ -12,7 +14,13 @@ def test_a_look_at_a_run_removes_nothing(make_trainer, stream, tmp_path):
     before = sorted(folder.rglob("*"))
     assert newest_metadata(folder)["step"] == 4
     assert sorted(folder.rglob("*")) == before
-    Checkpoints(folder).close()  # the run itself does, when it starts again
+    again = Checkpoints(
+        folder
+    )  # the run itself does, when it starts again: Orbax, in the background
+    deadline = time.monotonic() + 30
+    while (folder / "8.orbax-checkpoint-tmp").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    again.close()
     assert not (folder / "8.orbax-checkpoint-tmp").exists()
 
 
