@@ -92,10 +92,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         return text.split(",")
 
     def scales(text: str) -> list[float]:
-        found = [float(part) for part in text.split(",")]
-        if not all(0 <= scale < math.inf for scale in found):
-            raise argparse.ArgumentTypeError(f"{text!r}: must be numbers from 0, comma-separated")
-        return found
+        return [float(part) for part in text.split(",")]
 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.paired_runs",
@@ -118,6 +115,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         for name in getattr(args, flag):
             if name not in allowed:
                 raise ValueError(f"{flag} = {name!r}: must be of {', '.join(allowed)}")
+    for scale in args.guidance:
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"guidance = {scale:g}: must be numbers from 0, comma-separated")
+    if args.guidance and not set(args.what) & set(DRAWN):
+        raise ValueError(
+            f"guidance = {args.guidance}: changes {' and '.join(DRAWN)} alone; --what must have one"
+        )
     for seed in args.seeds:
         if not seed.isdecimal():
             raise ValueError(f"seeds = {seed!r}: must be whole numbers, comma-separated")

@@ -90,9 +90,12 @@ def test_command(tmp_path):
         ("--variants=none,best", "variants = 'best': must be of none, bounded"),
         ("--what=fid,cost", "what = 'cost': must be of scenes, fid"),
         ("--seeds=1,x", "seeds = 'x': must be whole numbers"),
+        ("--guidance=3,-1", "guidance = -1: must be numbers from 0"),
+        ("--guidance=nan", "guidance = nan: must be numbers from 0"),
+        ("--what=bits_per_dim --guidance=6", "guidance = .*: changes scenes and fid alone"),
         ("--config=cifar10:cpu", "what = 'scenes': cifar10:cpu trains on 'tfds'"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, flag, sentence):
     with pytest.raises(ValueError, match=sentence):
-        paired_runs.main([f"--output={tmp_path}", flag])
+        paired_runs.main([f"--output={tmp_path}", *flag.split()])

@@ -14,9 +14,8 @@ def test_a_look_at_a_run_removes_nothing(make_trainer, stream, tmp_path):
     before = sorted(folder.rglob("*"))
     assert newest_metadata(folder)["step"] == 4
     assert sorted(folder.rglob("*")) == before
-    again = Checkpoints(
-        folder
-    )  # the run itself does, when it starts again: Orbax, in the background
+    # The run itself does, when it starts again: Orbax, in the background.
+    again = Checkpoints(folder)
     deadline = time.monotonic() + 30
     while (folder / "8.orbax-checkpoint-tmp").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
