@@ -145,8 +145,6 @@ def _adapter(patch_size: int) -> AdapterConfig:
         time_width=64,
         image_dim=WIDTH,
         text_dim=WIDTH,
-        # The relation saturates at any bound; what that costs: docs/evidence.md.
-        bound=0.3,
     )
 
 

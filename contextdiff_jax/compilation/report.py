@@ -26,7 +26,8 @@ class Report:
     bytes sent)}. compute_s, memory_s, network_s: the roofline's three times at published peaks;
     the step takes at least the largest (traffic counts as if no value stayed on chip, so memory_s
     is an upper estimate). mfu_bound: model operations over what the chips could do in that time.
-    fits: whether peak_bytes is within USABLE of HBM. None where the chip's figures are unknown.
+    fits: whether peak_bytes is within USABLE of HBM. effort: the compiler's, -1 to 1; 0 runs.
+    None where the chip's figures are unknown.
     """
 
     config: str
@@ -57,6 +58,7 @@ class Report:
     mfu_bound: float | None
     lower_s: float
     compile_s: float
+    effort: float | None
     versions: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
@@ -141,7 +143,8 @@ def describe(report: Report) -> str:
         lines.append(f"not counted      custom call {name}, {count:,} times")
     if report.uncounted_loops:
         lines.append(f"counted once     {report.uncounted_loops} loops of unknown length")
-    lines.append(f"lowered in {report.lower_s:.0f} s, compiled in {report.compile_s:.0f} s")
+    effort = "" if report.effort is None else f" at effort {report.effort:g}"
+    lines.append(f"lowered in {report.lower_s:.0f} s, compiled in {report.compile_s:.0f} s{effort}")
     return "\n".join(lines)
 
 

@@ -187,7 +187,9 @@ class AdapterConfig:
       image_dim: width of the image encoder's tokens.
       text_dim: width of the text encoder's tokens.
       bound: s in r = s tanh(raw / s), the largest possible |r|. None leaves r unbounded: nothing in
-        the training loss then stops it from growing, and samples deteriorate.
+        the training loss then stops it from growing, and samples deteriorate. Training drives |r|
+        to whatever the bound is, and the larger it is the less pictures follow their prompts
+        (docs/evidence.md).
       attention_implementation: as that of the denoisers.
     """
 
@@ -200,7 +202,7 @@ class AdapterConfig:
     time_width: int = 256
     image_dim: int = 768
     text_dim: int = 512
-    bound: float | None = 1.0
+    bound: float | None = 0.3
     attention_implementation: Implementation = "auto"
 
     def validate(self, where: str = "adapter") -> None:

@@ -155,6 +155,9 @@ def _evaluate_missing(
         logging.info("%s: %d of %d images are there", folder, len(done), count)
     devices = stage.mesh.devices.size
     size = -(-min(settings.batch_size, count - len(done)) // devices) * devices
+    logging.info(
+        "%d images, %d at a time, at %d times each", count - len(done), size, len(times) - 1
+    )
     program = _program(stage, times, settings.clip)
     progress, vote, evaluated = ProgressLog(count, len(done), "images"), Vote(), len(done)
     for numbered in one_pass(source, missing, size, report, threads):

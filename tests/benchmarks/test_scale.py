@@ -35,6 +35,7 @@ REPORT = Report(
     mfu_bound=0.781,
     lower_s=5.0,
     compile_s=400.0,
+    effort=-1.0,
     versions={"jax": "0.10.2"},
 )
 
