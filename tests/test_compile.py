@@ -32,8 +32,26 @@ def test_virtual_devices_give_every_figure(tmp_path):
     assert 0.9 < found["flops_ratio"] < 2
     assert found["collectives"]["all-reduce"][0] > 0
     assert found["fits"] is None  # nothing is published of this CPU
+    assert found["effort"] is None
     for words in ("memory per chip", "operations", "all-reduce", "compiled in"):
         assert words in done.stdout
+
+
+@needs_libtpu
+def test_little_effort_changes_the_code_and_not_the_operations(tmp_path):
+    found = {}
+    for effort in ("-1", "0"):
+        output = tmp_path / f"{effort}.json"
+        flags = ("--topology=v5e:2x2", f"--effort={effort}", f"--output={output}")
+        done = compile_command(*CLIP, *flags)
+        assert done.returncode == 0, done.stderr
+        found[effort] = json.loads(output.read_text())
+        assert found[effort]["effort"] == float(effort)
+    low, full = found["-1"], found["0"]
+    assert low["code_bytes"] < full["code_bytes"]
+    for key in ("compiled_flops", "argument_bytes"):
+        assert low[key] == full[key], key
+    assert low["network_s"] == pytest.approx(full["network_s"], rel=0.01)
 
 
 @needs_libtpu
