@@ -26,7 +26,7 @@ class Report:
     bytes sent)}. compute_s, memory_s, network_s: the roofline's three times at published peaks;
     the step takes at least the largest (traffic counts as if no value stayed on chip, so memory_s
     is an upper estimate). mfu_bound: model operations over what the chips could do in that time.
-    fits: whether peak_bytes is within USABLE of HBM. effort: the compiler's, -1 to 1; 0 runs.
+    fits: whether peak_bytes is within USABLE of HBM. effort: the compiler's; a run compiles with 0.
     None where the chip's figures are unknown.
     """
 
