@@ -35,7 +35,11 @@ export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$VENV/inductor}
 
 install() {
     if [ ! -x "$VENV/bin/python" ]; then
-        "${PYTHON:-python3}" -m venv --system-site-packages "$VENV"
+        "${PYTHON:-python3}" -m venv "$VENV"
+        # Not --system-site-packages: where PYTHON is itself a virtual environment's, that shows
+        # the packages of the system's Python instead of its own.
+        "${PYTHON:-python3}" -c 'import site; print(*site.getsitepackages(), sep="\n")' \
+            > "$(echo "$VENV"/lib/python3*/site-packages)/packages_of_python.pth"
     fi
     local source=()
     if [ -n "${WHEELS:-}" ]; then source=(--no-index --find-links "$WHEELS"); fi

@@ -71,7 +71,8 @@ class MultiHeadAttention(nn.Module):
         mask = None if self.keys == "self" else jnp.concatenate([m for *_, m in sources], 1)
         weights = attention_weights(query, key, mask) if return_weights else None
         if weights is None:
-            attended = attend(query, key, value, mask, self.implementation)
+            real_keys = queries if self.keys == "both" else 0
+            attended = attend(query, key, value, mask, self.implementation, real_keys)
         else:
             attended = weighted_sum(weights, value)
         out = Dense(
@@ -125,7 +126,7 @@ class AttentionPooling(nn.Module):
             return split_heads(dense(x), self.heads)
 
         key, value = project(tokens, "key"), project(tokens, "value")
-        pooled = attend(project(query, "query"), key, value, mask, self.implementation)
+        pooled = attend(project(query, "query"), key, value, mask, self.implementation, real_keys=1)
         out = Dense(self.features, (axes.HEADS, axes.EMBED), dtype=self.dtype, name="out")
         return LayerNorm(name="pooled_norm")(out(pooled.reshape(batch, width)))
 

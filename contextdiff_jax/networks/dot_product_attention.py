@@ -34,6 +34,7 @@ def attend(
     value: jax.Array,
     mask: jax.Array | None = None,
     implementation: Implementation = "auto",
+    real_keys: int = 0,
 ) -> jax.Array:
     """Scaled dot-product attention, softmax in float32.
 
@@ -44,6 +45,8 @@ def attend(
       mask: (B, K) bool, True for keys that may be attended. A row without any such key yields
         zeros, so the content of padding can never leak.
       implementation: see the module; "auto" decides by platform, dtype and length.
+      real_keys: how many of the first keys mask has True for in every row, as far as the caller
+        knows; cuDNN then has fewer to put in order.
 
     Returns:
       The attended values (B, Q, heads, D) in value's dtype.
@@ -54,7 +57,7 @@ def attend(
     check_implementation(implementation, platform(), query.dtype)
     chosen = implementation if implementation != "auto" else _automatic(query)
     if chosen == "cudnn":
-        return cudnn_attention(query, key, value, mask)
+        return cudnn_attention(query, key, value, mask, real_keys)
     if chosen == "flash":
         return flash_attention(query, key, value, mask)
     return weighted_sum(attention_weights(query, key, mask), value)
@@ -110,6 +113,7 @@ def cudnn_attention(
     key: jax.Array,
     value: jax.Array,
     mask: jax.Array | None = None,
+    real_keys: int = 0,
     backend: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
     """attend by jax.nn.dot_product_attention, which splits over a mesh by itself.
@@ -121,8 +125,11 @@ def cudnn_attention(
     if mask is not None:
         # cuDNN skips keys beyond a length; any other mask it reads as a (B, heads, Q, K) bias. The
         # order of keys is free, so the real ones move to the front.
-        order = jnp.argsort(~mask, axis=1, stable=True)[:, :, None, None]
-        key, value = (jnp.take_along_axis(x, order, axis=1) for x in (key, value))
+        order = jnp.argsort(~mask[:, real_keys:], axis=1, stable=True)
+        key, value = (
+            jnp.concatenate([x[:, :real_keys], _permuted(x[:, real_keys:], order)], axis=1)
+            for x in (key, value)
+        )
         lengths = jnp.maximum(mask.sum(1, dtype=jnp.int32), 1)
     elif keys % 2:
         lengths = jnp.full(key.shape[:1], keys, jnp.int32)
@@ -210,6 +217,16 @@ def _splash(
     inputs = ((query, query_length), (key, key_length), (value, key_length))
     attended = jax.vmap(kernel)(*(_padded(x, n).swapaxes(1, 2) for x, n in inputs), segments)
     return attended.swapaxes(1, 2)[:, :queries]
+
+
+def _permuted(x: jax.Array, order: jax.Array) -> jax.Array:
+    """Takes x (B, L, ...) in the order (B, L), a permutation in each row.
+
+    Its gradient writes every element once; that of take_along_axis adds them up atomically.
+    """
+    return jax.vmap(
+        lambda row, taken: row.at[taken].get(unique_indices=True, mode="promise_in_bounds")
+    )(x, order)
 
 
 def _padded(x: jax.Array, length: int) -> jax.Array:

@@ -149,18 +149,24 @@ class GroupNorm(nn.Module):
         if scale is not None:
             gain = gain * (1.0 + scale.astype(jnp.float32))
             bias = bias * (1.0 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)
-        gain, bias = (jnp.broadcast_to(v, (x.shape[0], channels)) for v in (gain, bias))
+        # Both moments in one pass, the affine in a second: large images are bound by memory. The
+        # shift, any number near the mean, keeps the squares from cancelling; its gradient is 0.
+        start = lax.stop_gradient(x[:, :1, :1]).astype(jnp.float32)
+        shifted = x.astype(jnp.float32) - start
         # Space is reduced first, groups second: the large reduction keeps channels innermost.
-        centred = x.astype(jnp.float32)
-        centred = centred - self._group_mean(centred)
-        variance = self._group_mean(jnp.square(centred))
-        gain = lax.rsqrt(variance + self.epsilon) * gain[:, None, None]
-        return (centred * gain + bias[:, None, None]).astype(self.dtype)
+        mean, square = shifted.mean((1, 2)), jnp.square(shifted).mean((1, 2))
+        offset = mean + start[:, 0, 0]
+        offset -= self._over_groups(offset)
+        variance = self._over_groups(square - jnp.square(mean) + jnp.square(offset))
+        gain = lax.rsqrt(variance + self.epsilon) * gain
+        bias = bias + gain * (offset - mean)
+        return (shifted * gain[:, None, None] + bias[:, None, None]).astype(self.dtype)
 
-    def _group_mean(self, x: jax.Array) -> jax.Array:
-        batch, _, _, channels = x.shape
-        means = x.mean((1, 2)).reshape(batch, self.groups, -1).mean(-1)
-        return jnp.repeat(means, channels // self.groups, axis=1)[:, None, None]
+    def _over_groups(self, means: jax.Array) -> jax.Array:
+        """Returns the mean over a channel's group for every channel, (B, C) for (B, C)."""
+        batch, channels = means.shape
+        means = means.reshape(batch, self.groups, -1).mean(-1)
+        return jnp.repeat(means, channels // self.groups, axis=1)
 
 
 class LayerNorm(nn.Module):

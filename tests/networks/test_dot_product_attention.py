@@ -1,6 +1,7 @@
 """Fused attention against plain attention and JAX's own; who gets which implementation."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,27 @@ def test_fused_attention_is_plain_attention(name, queries, keys, masked):
     for got, expected in zip(value_and_gradients(FUSED[name], *arguments), want, strict=True):
         assert np.all(np.isfinite(got))
         np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_only_keys_that_may_be_padding_are_put_in_order():
+    query, key, value, mask = inputs(5, 12)
+    mask = mask.at[:, :4].set(True)
+    got = value_and_gradients(
+        functools.partial(FUSED["cudnn"], real_keys=4), query, key, value, mask
+    )
+    for found, expected in zip(
+        got, value_and_gradients(plain, query, key, value, mask), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    def loss(key):
+        return FUSED["cudnn"](query, key, value, mask, real_keys=4).sum()
+
+    text = jax.jit(jax.grad(loss)).lower(key).as_text()
+    scatters = re.findall(
+        r'"stablehlo.scatter".*?unique_indices = (\w+).*?tensor<3x8x2x8xf32>', text, re.S
+    )
+    assert scatters == ["true"], "others would add atomically"
 
 
 def test_the_kernel_takes_bfloat16():
@@ -229,7 +251,7 @@ def test_a_scanned_rematerialized_network_trains_with_the_kernel_on_a_mesh(
 
     want = jax.jit(jax.grad(loss))(params, *given)
     kernel = FUSED["flash"]
-    monkeypatch.setattr(attention, "attend", lambda q, k, v, mask, _: kernel(q, k, v, mask))
+    monkeypatch.setattr(attention, "attend", lambda q, k, v, mask, *_, **__: kernel(q, k, v, mask))
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     placed = jax.device_put((params, *given), replicated(mesh))
     got = jax.jit(on_mesh(jax.grad(lambda *a: loss(*a)), mesh))(*placed)

@@ -60,6 +60,20 @@ def test_group_norm_is_torch_group_norm(random_params, oracle):
     np.testing.assert_allclose(got, oracle.numpy_image(want), atol=1e-5)
 
 
+def test_the_gradient_of_group_norm_is_torch_s(random_params, oracle):
+    module = GroupNorm(groups=4)
+    params = random_params(module, IMAGE)
+    weights = RNG.normal(size=IMAGE.shape).astype(np.float32)
+
+    def loss(x):
+        return jnp.sum(weights * module.apply({"params": params}, x))
+
+    image = oracle.image(IMAGE).requires_grad_()
+    (oracle.image(weights) * oracle.group_norm(params, image, 4)).sum().backward()
+    want = oracle.numpy_image(image.grad)
+    np.testing.assert_allclose(jax.grad(loss)(IMAGE), want, atol=1e-5)
+
+
 def test_group_norm_keeps_precision_far_from_zero(random_params, oracle):
     far = IMAGE + 1000.0
     module = GroupNorm(groups=4)
