@@ -321,7 +321,7 @@ NETWORKS = {
 def test_the_config_reaches_every_attention(monkeypatch, name):
     asked = []
 
-    def record(query, key, value, mask=None, implementation="auto"):
+    def record(query, key, value, mask=None, implementation="auto", real_keys=0):
         asked.append(implementation)
         return plain(query, key, value, mask)
 
