@@ -1,8 +1,12 @@
-"""Grids of images as one picture."""
+"""Images as pictures: pixels, grids, PNG files."""
 
 import math
 
 import numpy as np
+from etils import epath
+from PIL import Image
+
+from contextdiff_jax.atomic_write import written_whole
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -32,3 +36,9 @@ def side_by_side(left: np.ndarray, right: np.ndarray, gap: int = 8) -> np.ndarra
     """Returns two equal grids (e.g. raw and EMA samples) beside each other."""
     one, other = grid(left), grid(right)
     return np.concatenate([one, np.full((one.shape[0], gap, 3), 255, np.uint8), other], axis=1)
+
+
+def write_png(path: epath.Path, pixels: np.ndarray) -> None:
+    """Writes uint8 (H, W, 3) as a PNG that appears whole or not at all."""
+    with written_whole(path) as unfinished:
+        Image.fromarray(pixels).save(unfinished, "PNG")

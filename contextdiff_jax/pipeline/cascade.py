@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from PIL import Image
 from tqdm import tqdm
 
 from contextdiff_jax.config import Config, RunConfig, SamplesConfig, from_config_dict
@@ -18,7 +17,7 @@ from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated, shardings_of
-from contextdiff_jax.pictures import grid, to_uint8
+from contextdiff_jax.pictures import grid, to_uint8, write_png
 from contextdiff_jax.pipeline.build import NETWORKS, build_conditioning, diffusion_task
 from contextdiff_jax.pipeline.export import load_stage, read_export
 from contextdiff_jax.pipeline.sampler_flags import overridden, parse_overrides
@@ -271,14 +270,9 @@ def write_pictures(
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(to_uint8(images)):
-        _write_png(folder / f"{index:04d}.png", image)
-    _write_png(folder / "grid.png", grid(images, columns))
+        write_png(folder / f"{index:04d}.png", image)
+    write_png(folder / "grid.png", grid(images, columns))
     (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
-
-
-def _write_png(path: epath.Path, pixels: np.ndarray) -> None:
-    with path.open("wb") as file:
-        Image.fromarray(pixels).save(file, "PNG")
 
 
 def draw_samples(export: epath.PathLike, samples: SamplesConfig, output: epath.PathLike) -> None:

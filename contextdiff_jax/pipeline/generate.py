@@ -21,9 +21,8 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
-from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.parallel import distributed
-from contextdiff_jax.pictures import to_uint8
+from contextdiff_jax.pictures import to_uint8, write_png
 from contextdiff_jax.pipeline import manifest
 from contextdiff_jax.pipeline.cascade import Cascade, Stage
 from contextdiff_jax.training.interruption import Interrupted, Vote, Watch
@@ -174,12 +173,6 @@ def _check_finite(images: Mapping[str, np.ndarray], places: range) -> None:
                 f"picture {places[int(np.argmax(bad))]} of stage {stage!r} is not finite (NaN or "
                 "infinity): the export's weights or the sampler's settings do not work"
             )
-
-
-def write_png(path: epath.Path, pixels: np.ndarray) -> None:
-    """Writes uint8 (H, W, 3) as a PNG that appears whole or not at all."""
-    with written_whole(path) as unfinished:
-        Image.fromarray(pixels).save(unfinished, "PNG")
 
 
 def _read_png(path: epath.Path) -> np.ndarray:

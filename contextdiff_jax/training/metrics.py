@@ -19,6 +19,7 @@ from etils import epath
 from PIL import Image
 
 from contextdiff_jax.atomic_write import in_bucket
+from contextdiff_jax.pictures import write_png
 
 _UPLOAD_SECONDS = 60
 
@@ -127,8 +128,7 @@ class MetricLog:
         """Writes one uint8 picture (H, W, 3) to NAME/STEP.png and to TensorBoard."""
         folder = self.directory / name
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{step:08d}.png").open("wb") as file:
-            Image.fromarray(picture).save(file, "PNG")
+        write_png(folder / f"{step:08d}.png", picture)
         self._summary.write_images(step, {name: picture[None]})
 
     def close(self) -> None:
