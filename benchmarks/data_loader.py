@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     images = count * args.batch_size
     print(
         f"{source.name}: {len(source)} samples, {np.mean([len(f) for f in files]) / 1e3:.1f} kB a "
-        f"file, to {data.resolution}x{data.resolution}, {data.threads} loader threads, "
+        f"file, to {data.resolution}x{data.resolution}, {data.reading_threads} loader threads, "
         f"batch {args.batch_size}, {cores()} cores"
     )
     results = {"settings": vars(args) | {"json": None}, "cores": cores(), "load_before": load()}

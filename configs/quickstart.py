@@ -52,9 +52,7 @@ def get_config(preset: str = ""):
 
 
 def _data(resolution: int) -> DataConfig:
-    return DataConfig(
-        source="scenes", resolution=resolution, threads=1, scenes=ScenesConfig(pairs=0.1)
-    )
+    return DataConfig(source="scenes", resolution=resolution, scenes=ScenesConfig(pairs=0.1))
 
 
 def _clip() -> cfg.RunConfig:

@@ -1,11 +1,15 @@
 """What a run reads: the data section of the configuration."""
 
 import dataclasses
+import os
 from typing import Literal
+
+from contextdiff_jax.atomic_write import in_bucket
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan", "pink", "black")
 SCENE_SPLITS = ("train", "test", "compositional")
+_MOST_THREADS = 8  # what is done in Python itself keeps more from working at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +72,10 @@ class DataConfig:
     shuffle: a new order every epoch; False keeps the source's order.
     flip: mirror every second picture at random. Not for captions with left and right in them.
     limit: use only the first so many samples; 0 uses all.
-    threads: threads that read and decode, ahead of need; 0 does it when asked. Decoding files
-        profits from several, scenes do not: drawing holds Python's lock.
+    threads: threads that read and decode, ahead of need; 0 does it when asked. -1: 8 from a
+        bucket, whose answers are waited for; else as many as cores, at most 8 (beyond that they
+        wait for each other: benchmarks/data_loader), and 1 for scenes, whose drawing holds
+        Python's lock.
     cache_dir: where the index of tar shards is kept; empty: beside the shards, if writable.
     tfds_dir: folder of the prepared TFDS data sets; empty: TFDS's own default.
     embeddings: folder of text tokens that contextdiff_jax.prepare made of this very data, with the
@@ -89,15 +95,24 @@ class DataConfig:
     shuffle: bool = True
     flip: bool = False
     limit: int = 0
-    threads: int = 8
+    threads: int = -1
     cache_dir: str = ""
     tfds_dir: str = ""
     embeddings: str = ""
     scenes: ScenesConfig = ScenesConfig()
 
+    @property
+    def reading_threads(self) -> int:
+        """`threads`, or what -1 stands for on this machine."""
+        if self.threads >= 0:
+            return self.threads
+        if self.source == "scenes":
+            return 1
+        return _MOST_THREADS if in_bucket(self.path) else min(_cores(), _MOST_THREADS)
+
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key whose value cannot work."""
-        lowest = {"resolution": 8, "min_side": 1, "min_original_side": 0, "limit": 0, "threads": 0}
+        lowest = {"resolution": 8, "min_side": 1, "min_original_side": 0, "limit": 0, "threads": -1}
         for key, bound in lowest.items():
             if getattr(self, key) < bound:
                 raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be at least {bound}")
@@ -126,3 +141,10 @@ class DataConfig:
                 f"{where}.min_original_side = {self.min_original_side}: "
                 f"only shards know the original size, the source is {self.source!r}"
             )
+
+
+def _cores() -> int:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

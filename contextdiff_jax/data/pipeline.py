@@ -196,11 +196,11 @@ def make_batches(
         examples = list(itertools.chain.from_iterable(pieces))
         return _collated(examples, tokenize, embeddings, with_text)
 
-    ahead = max(places.pieces, 2 * config.threads)
-    read = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=ahead)
+    ahead = max(places.pieces, 2 * config.reading_threads)
+    read = grain.ReadOptions(num_threads=config.reading_threads, prefetch_buffer_size=ahead)
     pieces = grain.MapDataset.source(places).to_iter_dataset(read)
     batches = pieces.batch(places.pieces, drop_remainder=True, batch_fn=collate)
-    if config.threads:
+    if config.reading_threads:
         batches = grain.experimental.ThreadPrefetchIterDataset(
             batches, prefetch_buffer_size=_READY_BATCHES
         )

@@ -84,7 +84,9 @@ def bits_per_dim(
     finished = read_rows(folder, settings.count or len(source))
     distributed.wait_for_all(f"{folder} is looked through")
     done = frozenset() if finished is None else frozenset(finished.index.tolist())
-    _evaluate_missing(stage, source, folder, settings, times, done, report, data.threads, watch)
+    _evaluate_missing(
+        stage, source, folder, settings, times, done, report, data.reading_threads, watch
+    )
     distributed.wait_for_all(f"{folder} is finished")
     rows = read_rows(folder, settings.count or len(source))
     if rows is None:

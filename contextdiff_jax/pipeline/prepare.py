@@ -125,7 +125,7 @@ class Worker:
             except DamagedSample as error:
                 return error
 
-        threads = self.job.config.runs[self.job.run].data.threads
+        threads = self.job.config.runs[self.job.run].data.reading_threads
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4 * threads, 1))
         found = []
         for index, captions in zip(

@@ -88,7 +88,7 @@ class Reference:
             folder / "features",
             {"features": network.identity.to_json(), "data": dataclasses.asdict(config)},
             count,
-            source_reader(self._source, config.resolution, config.threads, self._report),
+            source_reader(self._source, config.resolution, config.reading_threads, self._report),
             network.extract,
             watch,
         )

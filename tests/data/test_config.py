@@ -16,7 +16,7 @@ def test_defaults_are_valid():
     ("options", "sentence"),
     [
         ({"resolution": 4}, r"runs.base.data.resolution = 4: must be at least 8"),
-        ({"threads": -1}, r"data.threads = -1: must be at least 0"),
+        ({"threads": -2}, r"data.threads = -2: must be at least -1"),
         ({"limit": -1}, r"data.limit = -1"),
         ({"min_side": 0}, r"data.min_side = 0"),
         ({"source": "shards", "path": "x", "split": "val"}, r"data.split = 'val': must be 'train'"),
@@ -42,6 +42,22 @@ def test_defaults_are_valid():
 def test_sentences(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         DataConfig(**options).validate("runs.base.data")
+
+
+@pytest.mark.parametrize(
+    ("options", "cores", "threads"),
+    [
+        ({"source": "shards", "path": "x"}, 2, 2),
+        ({"source": "shards", "path": "x"}, 240, 8),
+        ({"source": "shards", "path": "gs://bucket/x"}, 2, 8),
+        ({"source": "scenes"}, 16, 1),
+        ({"source": "folder", "path": "x", "threads": 5}, 2, 5),
+        ({"source": "folder", "path": "x", "threads": 0}, 2, 0),
+    ],
+)
+def test_threads_by_source_and_cores(monkeypatch, options, cores, threads):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert DataConfig(**options).reading_threads == threads
 
 
 def test_every_key_is_documented():
