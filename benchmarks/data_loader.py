@@ -4,22 +4,24 @@
 
 Measured, in turns (loader, bare, loader, bare, ...) in one process after a warm-up:
   loader: make_batches as training calls it: shuffled, reading the files, decoding, drawing
-    captions, tokenizing, numpy batches. A unit of work opens it, takes its batches and closes it;
-    what it has read ahead by then is lost, so a unit should be long.
+    captions, tokenizing, numpy batches. It stays open, as in training; after the other
+    side's turn it first takes, uncounted, as many batches as may have become ready meanwhile.
   bare: the same pictures, their files' bytes already in memory: PIL opens, decodes at the reduced
     scale that JPEG offers, converts to RGB and resizes to the same side; as many threads as cores.
 The loader reads --copies of the data as one set: grain's shuffle is made for large ones, and takes
 ten times as long for an index of a small one.
 Two ratios are printed: of images per second, in which waiting for Python's lock and for other
-programs counts, and of images per second of processor time, all threads together.
+programs counts, and of images per second of processor time, all threads and processes together.
 Equal: cores, files, resolution, resize mode. Sources with image files in them: shards and folder.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import itertools
 import json
+import math
 import pathlib
 import statistics
 import tarfile
@@ -29,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from benchmarks.configuration import load_config
@@ -45,6 +48,7 @@ from contextdiff_jax.encoders.tokenizers import Tokenizer, load_tokenizer, train
 AIM = 0.85
 _LENGTH = 77  # tokens of a tokenizer trained here
 _VOCABULARY = 4096
+_REST = 0.1  # seconds; longer, and batches have become ready
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -61,10 +65,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--source", choices=("shards", "folder"), help="in place of the config's")
     add("--resolution", type=int, help="in place of the config's")
     add("--threads", type=int, help="of the loader, in place of the config's")
+    add("--processes", type=int, help="of the loader, in place of the config's")
     add("--tokenizer", help="folder; without one, a tokenizer is trained on the captions")
     add("--copies", type=int, default=100, help="of the data set, one after the other")
     add("--batch_size", type=int, default=64)
-    add("--images", type=int, default=8192, help="of a unit of work; whole batches")
+    add("--images", type=int, default=16384, help="of a unit of work; whole batches")
     add("--turns", type=int, default=5)
     add("--seconds", type=float, default=6.0, help="of a turn; at least one unit of work is done")
     add("--cores", type=int, help="for either side; all by default")
@@ -82,6 +87,7 @@ def data_config(args: argparse.Namespace) -> DataConfig:
         "source": args.source,
         "resolution": args.resolution,
         "threads": args.threads,
+        "processes": args.processes,
     }
     given = {key: value for key, value in named.items() if value is not None}
     data = dataclasses.replace(config.runs[args.run].data, **given)
@@ -93,28 +99,30 @@ def data_config(args: argparse.Namespace) -> DataConfig:
 
 @dataclasses.dataclass
 class Metered:
-    """A unit of work, and the processor time of the process per image whenever it ran.
-
-    count: how many images were decoded so far. The loader reads ahead of what is taken.
-    """
+    """A unit of work of so many images, and the processor time per image whenever it ran."""
 
     run: Callable[[], None]
-    count: Callable[[], int]
+    images: int
     seconds: list[float] = dataclasses.field(default_factory=list)
 
     def __call__(self) -> None:
-        begin, before = time.process_time(), self.count()
+        begin = _processor_seconds()
         self.run()
-        self.seconds.append((time.process_time() - begin) / (self.count() - before))
+        self.seconds.append((_processor_seconds() - begin) / self.images)
+
+
+def _processor_seconds() -> float:
+    """Returns what this process and those it has started have used."""
+    this = psutil.Process()
+    children = [child.cpu_times() for child in this.children()]
+    return time.process_time() + sum(times.user + times.system for times in children)
 
 
 class Copies:
-    """A source, so many times over. reads: how many samples were read."""
+    """A source, so many times over."""
 
     def __init__(self, source: Source, copies: int):
         self.name = f"{source.name}, {copies} times"
-        self.reads = 0
-        self._counter = itertools.count(1)  # threads may share it
         self._source = source
         self._copies = copies
 
@@ -122,7 +130,6 @@ class Copies:
         return self._copies * len(self._source)
 
     def __getitem__(self, index: int) -> Example:
-        self.reads = next(self._counter)
         return self._source[index % len(self._source)]
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -130,22 +137,37 @@ class Copies:
         return self._source.captions(index % len(self._source))
 
 
-def loader(
-    source: Source, data: DataConfig, batch_size: int, count: int, tokenizer: Tokenizer
-) -> Callable[[], None]:
-    """Returns a function that takes `count` batches as training does."""
+class Loader:
+    """Batches as training takes them."""
 
-    def tokenize(captions: Sequence[str]) -> dict[str, np.ndarray]:
-        ids, mask = tokenizer(captions)
-        return {"text_ids": ids, "text_mask": mask}
+    def __init__(self, source: Source, data: DataConfig, batch_size: int, tokenizer: Tokenizer):
+        def tokenize(captions: Sequence[str]) -> dict[str, np.ndarray]:
+            ids, mask = tokenizer(captions)
+            return {"text_ids": ids, "text_mask": mask}
 
-    def run() -> None:
-        batches = make_batches(source, data, batch_size, seed=0, tokenize=tokenize)
-        for _ in itertools.islice(batches, count):
+        self._batches = make_batches(source, data, batch_size, seed=0, tokenize=tokenize)
+        # 4, and 5 of each process, by the time that taking them took after a rest.
+        self._ready = 4 + 5 * data.processes
+        self._ended = -math.inf
+
+    def take(self, count: int) -> None:
+        """Takes so many batches, of which none was ready."""
+        if time.monotonic() - self._ended > _REST:
+            count += self._ready
+        for _ in itertools.islice(self._batches, count):
             pass
-        batches.close()
+        self._ended = time.monotonic()
 
-    return run
+    def settle(self) -> None:
+        """Returns when as much is read ahead as may be."""
+        begin = -math.inf
+        while (now := _processor_seconds()) - begin > 0.1 * _REST:
+            begin = now
+            time.sleep(_REST)
+
+    def close(self) -> None:
+        """Stops reading."""
+        self._batches.close()
 
 
 def decode(content: bytes, data: DataConfig) -> np.ndarray:
@@ -218,22 +240,22 @@ def main(argv: Sequence[str] | None = None) -> dict:
             )
     count = max(1, args.images // args.batch_size)
     images = count * args.batch_size
+    readers = f"{data.reading_threads} threads"
+    if data.processes:
+        readers = f"{data.processes} processes of {readers}"
     print(
         f"{source.name}: {len(source)} samples, {np.mean([len(f) for f in files]) / 1e3:.1f} kB a "
-        f"file, to {data.resolution}x{data.resolution}, {data.reading_threads} loader threads, "
-        f"batch {args.batch_size}, {cores()} cores"
+        f"file, to {data.resolution}x{data.resolution}, batch {args.batch_size}; "
+        f"loader: {readers}, {cores()} cores"
     )
     results = {"settings": vars(args) | {"json": None}, "cores": cores(), "load_before": load()}
-    units = itertools.count(0, images)
-    runs = {
-        "loader": Metered(
-            loader(source, data, args.batch_size, count, tokenizer), lambda: source.reads
-        ),
-        "bare": Metered(bare(files, data, images), lambda: next(units)),
-    }
-    rates = take_turns(
-        [Side(name, run, images) for name, run in runs.items()], args.turns, args.seconds
-    )
+    with contextlib.closing(Loader(source, data, args.batch_size, tokenizer)) as loader:
+        runs = {
+            "loader": Metered(lambda: loader.take(count), images),
+            "bare": Metered(bare(files, data, images), images),
+        }
+        sides = [Side(name, run, images, loader.settle) for name, run in runs.items()]
+        rates = take_turns(sides, args.turns, args.seconds)
     results |= {"rates": rates, "aim": AIM} | compare(rates, "loader", "bare")
     busy = {name: statistics.median(run.seconds) for name, run in runs.items()}
     results |= {"cpu_seconds_per_image": busy, "ratio_of_cpu": busy["bare"] / busy["loader"]}

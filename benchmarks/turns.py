@@ -15,12 +15,14 @@ _REST_SECONDS = 0.5
 class Side:
     """One competitor. run() does one unit of work and returns when it is done.
 
-    images: images per unit, or whatever else its throughput is counted in.
+    images: images per unit, or whatever else its throughput is counted in. settle() returns when
+    nothing that a turn has started still runs.
     """
 
     name: str
     run: Callable[[], object]
     images: int
+    settle: Callable[[], object] = lambda: None
 
 
 def seconds_of(run: Callable[[], object]) -> float:
@@ -40,6 +42,7 @@ def take_turns(sides: Sequence[Side], turns: int, seconds: float) -> dict[str, l
     for side in sides:
         side.run()
         repeats[side.name] = max(1, math.ceil(seconds / seconds_of(side.run)))
+        side.settle()
     rates: dict[str, list[float]] = {side.name: [] for side in sides}
     for turn in range(turns):
         for side in sides:
@@ -47,6 +50,7 @@ def take_turns(sides: Sequence[Side], turns: int, seconds: float) -> dict[str, l
             count = repeats[side.name]
             taken = sum(seconds_of(side.run) for _ in range(count))
             rates[side.name].append(count * side.images / taken)
+            side.settle()
         shown = ", ".join(f"{side.name} {rates[side.name][-1]:.3f}" for side in sides)
         print(f"  turn {turn + 1}: {shown} images/s", flush=True)
     return rates

@@ -76,6 +76,9 @@ class DataConfig:
         bucket, whose answers are waited for; else as many as cores, at most 8 (beyond that they
         wait for each other: benchmarks/data_loader), and 1 for scenes, whose drawing holds
         Python's lock.
+    processes: processes that read batches in turns, each with `threads` threads (-1: 8 from a
+        bucket, else 1). For machines with many cores and small files, where one process's lock is
+        the limit. Each takes memory for the source's index and starts in seconds. 0: none.
     cache_dir: where the index of tar shards is kept; empty: beside the shards, if writable.
     tfds_dir: folder of the prepared TFDS data sets; empty: TFDS's own default.
     embeddings: folder of text tokens that contextdiff_jax.prepare made of this very data, with the
@@ -96,6 +99,7 @@ class DataConfig:
     flip: bool = False
     limit: int = 0
     threads: int = -1
+    processes: int = 0
     cache_dir: str = ""
     tfds_dir: str = ""
     embeddings: str = ""
@@ -103,16 +107,18 @@ class DataConfig:
 
     @property
     def reading_threads(self) -> int:
-        """`threads`, or what -1 stands for on this machine."""
+        """`threads`, or what -1 stands for on this machine; of each process where there are any."""
         if self.threads >= 0:
             return self.threads
-        if self.source == "scenes":
-            return 1
-        return _MOST_THREADS if in_bucket(self.path) else min(_cores(), _MOST_THREADS)
+        if in_bucket(self.path):
+            return _MOST_THREADS
+        alone = self.source == "scenes" or self.processes
+        return 1 if alone else min(_cores(), _MOST_THREADS)
 
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key whose value cannot work."""
-        lowest = {"resolution": 8, "min_side": 1, "min_original_side": 0, "limit": 0, "threads": -1}
+        lowest = {"resolution": 8, "min_side": 1, "min_original_side": 0, "limit": 0}
+        lowest |= {"threads": -1, "processes": 0}
         for key, bound in lowest.items():
             if getattr(self, key) < bound:
                 raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be at least {bound}")

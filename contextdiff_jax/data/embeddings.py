@@ -39,6 +39,9 @@ class Embeddings:
         self._dtype = shards.DTYPES[metadata.dtype]
         self._reader = functools.lru_cache(_OPEN_SHARDS)(shards.open_records)
 
+    def __reduce__(self) -> tuple:
+        return Embeddings, (self.folder, self.names)
+
     def read(self, index: int, caption: str) -> dict[str, np.ndarray]:
         """Returns, by encoder, the tokens (length, width) of a caption of sample `index`.
 

@@ -70,6 +70,9 @@ class SkipReport:
         self._seen = {"skipped": _IndexSet(), "repaired": _IndexSet()}
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple:
+        return SkipReport.from_json, (self.to_json(),)
+
     def skip(self, reason: str, name: str, index: int | None = None) -> None:
         """Counts a sample that is not used."""
         self._count("skipped", (reason,), name, index)
@@ -133,7 +136,10 @@ class SkipReport:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "SkipReport":
-        """Reads `to_json` back. It no longer knows which samples it counted."""
+        """Reads `to_json` back. It no longer knows which samples it counted.
+
+        A copy made by pickling is such a one.
+        """
         report = cls()
         for section in ("skipped", "repaired", "files"):
             getattr(report, section).update(

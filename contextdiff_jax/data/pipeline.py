@@ -8,6 +8,7 @@ the same for every number of processes and threads, and the position is all ther
 
 import collections
 import dataclasses
+import functools
 import itertools
 import sys
 import weakref
@@ -17,6 +18,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from contextdiff_jax.data import workers
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.embeddings import Embeddings
 from contextdiff_jax.data.example import DamagedSample, DataError, Example, SkipReport, Source
@@ -77,6 +79,13 @@ class Stream:
             # grain adds the epoch to the seed; neighbouring seeds must not share their epochs.
             order = order.shuffle(seed=int(self._random("order", 0).integers(2**32)))
         self._order = order.repeat()
+        self._set_up()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        self._set_up()
+
+    def _set_up(self) -> None:
         self._order[0]  # grain sets itself up on the first access, which threads must not share
 
     def __getitem__(self, position: int) -> Loaded:
@@ -137,7 +146,8 @@ class Batches:
     def __next__(self) -> dict[str, np.ndarray]:
         if not self._open:
             raise ValueError("these batches are closed")
-        batch, records = next(self._open[0])
+        with workers.lost_process_is_data_error():
+            batch, records = next(self._open[0])
         # Counted when handed out, not when read ahead: the report belongs to the position.
         for record in records:
             record.count(self._report)
@@ -145,7 +155,7 @@ class Batches:
         return batch
 
     def close(self) -> None:
-        """Stops the threads that read ahead."""
+        """Stops the threads and processes that read ahead."""
         self._finish()
 
 
@@ -171,8 +181,9 @@ def make_batches(
 
     batch_size is global; process h of P gets places [h b, (h + 1) b), b = batch_size / P, of every
     batch. `tokenize` or `embeddings` give the arrays of the captions. `report` counts the samples
-    passed over. Raises ValueError for numbers that do not fit;
-    iteration raises what reading raises, DataError when no usable sample is left.
+    passed over. With config.processes, `source` and `embeddings` are pickled for each of them and
+    `tokenize` is called in this one. Raises ValueError for numbers that do not fit; iteration
+    raises what reading raises, DataError when no usable sample is left.
     """
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(
@@ -190,16 +201,17 @@ def make_batches(
         part,
         batch_size,
         embeddings,
+        # Workers take elements in turns, so theirs are whole batches.
+        part if config.processes else _PIECE,
     )
-
-    def collate(pieces: Sequence[list[Loaded]]) -> tuple[dict[str, np.ndarray], list[Record]]:
-        examples = list(itertools.chain.from_iterable(pieces))
-        return _collated(examples, tokenize, embeddings, with_text)
-
     ahead = max(places.pieces, 2 * config.reading_threads)
     read = grain.ReadOptions(num_threads=config.reading_threads, prefetch_buffer_size=ahead)
     pieces = grain.MapDataset.source(places).to_iter_dataset(read)
-    batches = pieces.batch(places.pieces, drop_remainder=True, batch_fn=collate)
+    stack = functools.partial(_stacked, embeddings)
+    stacked = pieces.batch(places.pieces, drop_remainder=True, batch_fn=stack)
+    if config.processes:
+        stacked = workers.in_processes(stacked, config.processes)
+    batches = stacked.map(functools.partial(_with_captions, tokenize, with_text))
     if config.reading_threads:
         batches = grain.experimental.ThreadPrefetchIterDataset(
             batches, prefetch_buffer_size=_READY_BATCHES
@@ -209,20 +221,28 @@ def make_batches(
     )
 
 
-def _collated(
-    examples: Sequence[Loaded],
-    tokenize: Tokenize | None,
-    embeddings: Embeddings | None,
-    with_text: bool,
-) -> tuple[dict[str, np.ndarray], list[Record]]:
-    captions = [loaded.caption for loaded in examples]
+def _stacked(
+    embeddings: Embeddings | None, pieces: Sequence[list[Loaded]]
+) -> tuple[dict[str, np.ndarray], list[str], list[Record]]:
+    """Returns a batch's arrays, captions and records."""
+    examples = list(itertools.chain.from_iterable(pieces))
     records = [loaded.record for loaded in examples]
-    batch = {
+    arrays = {
         "image": np.stack([loaded.image for loaded in examples]),
         "index": np.array([record.index for record in records], np.int64),
-        **({} if tokenize is None else tokenize(captions)),
         **({} if embeddings is None else embeddings.collate([e.tokens for e in examples])),
     }
+    return arrays, [loaded.caption for loaded in examples], records
+
+
+def _with_captions(
+    tokenize: Tokenize | None,
+    with_text: bool,
+    stacked: tuple[dict[str, np.ndarray], list[str], list[Record]],
+) -> tuple[dict[str, np.ndarray], list[Record]]:
+    """Returns the batch with its captions' arrays, and the records."""
+    arrays, captions, records = stacked
+    batch = arrays | ({} if tokenize is None else dict(tokenize(captions)))
     if with_text:
         batch["captions"] = np.array(captions, object)
     return batch, records
@@ -231,8 +251,8 @@ def _collated(
 class _Places:
     """This process's positions, in order, as grain's random access source.
 
-    An element is a piece of a batch, a few examples: handing each over by itself would cost as
-    much as decoding a small picture. pieces: how many make a batch.
+    An element is a piece of a batch, at most `piece` examples: handing each over by itself would
+    cost as much as decoding a small picture. pieces: how many make a batch.
     """
 
     def __init__(
@@ -242,13 +262,15 @@ class _Places:
         part: int,
         batch_size: int,
         embeddings: Embeddings | None,
+        piece: int,
     ):
         self._stream = stream
         self._first = first
         self._part = part
         self._batch_size = batch_size
         self._embeddings = embeddings
-        self.pieces = -(-part // _PIECE)
+        self._piece = piece
+        self.pieces = -(-part // piece)
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -256,7 +278,7 @@ class _Places:
     def __getitem__(self, number: int) -> list[Loaded]:
         batch, piece = divmod(number, self.pieces)
         first = self._first + batch * self._batch_size
-        places = range(self._part)[piece * _PIECE : (piece + 1) * _PIECE]
+        places = range(self._part)[piece * self._piece : (piece + 1) * self._piece]
         return [self._load(first + place) for place in places]
 
     def _load(self, position: int) -> Loaded:

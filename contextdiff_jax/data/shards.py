@@ -196,6 +196,9 @@ class _OpenFiles:
         self._files: collections.OrderedDict[str, _Descriptor] = collections.OrderedDict()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple:
+        return _OpenFiles, ()  # another process opens its own
+
     def read(self, path: str, offset: int, size: int) -> bytes:
         if in_bucket(path):
             with epath.Path(path).open("rb") as file:
