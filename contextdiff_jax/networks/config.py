@@ -27,6 +27,8 @@ class DenoiserConfig:
         a checkpoint fits only the setting it was made with. Leave it off on CPU, where
         convolutions inside a scan train some 40 times slower.
       remat: "blocks" recomputes each block's activations in the backward pass, saving memory.
+      remat_levels: with it, the finest so many levels whose blocks do so; 0: all. A block of a
+        coarse level costs as much to recompute, and keeps a quarter of the pixels.
       attention_implementation: "xla" (plain), "cudnn" (NVIDIA GPUs, bfloat16), "flash" (TPUs) or
         "auto", which takes what the platform has where sequences are long enough to gain. All
         compute the same up to rounding, so a checkpoint fits any.
@@ -40,12 +42,18 @@ class DenoiserConfig:
     low_res: bool = False
     scan_blocks: bool = True
     remat: Literal["none", "blocks"] = "none"
+    remat_levels: int = 0
     attention_implementation: Implementation = "auto"
 
     @property
     def reduction(self) -> int:
         """Factor between the resolutions of the image and of the coarsest level."""
         raise NotImplementedError
+
+    def remat_at(self, level: int) -> Literal["none", "blocks"]:
+        """Returns what `remat` comes to at a level; 0 is the finest."""
+        chosen = not self.remat_levels or level < self.remat_levels
+        return self.remat if chosen else "none"
 
     def check_resolution(self, resolution: int, where: str = "resolution") -> None:
         """Raises ValueError unless images of resolution x resolution fit; `where` names the key."""
@@ -59,6 +67,11 @@ class DenoiserConfig:
             ("attention_implementation", typing.get_args(Implementation)),
         ):
             _check_choice(self, where, key, allowed)
+        if not 0 <= self.remat_levels <= len(channels):
+            raise ValueError(
+                f"{where}.remat_levels = {self.remat_levels} is not allowed: 0 (all levels) "
+                f"to {len(channels)} are."
+            )
         if self.text_dim is not None:
             _check_positive(self, where, "text_dim")
         elif self.text_width is not None:

@@ -107,11 +107,11 @@ class EfficientUNet(nn.Module):
             "dtype": self.dtype,
         }
         stack = BlockStack(
-            config.num_blocks[level], block, config.scan_blocks, config.remat, name=name
+            config.num_blocks[level], block, config.scan_blocks, config.remat_at(level), name=name
         )
         h, outputs = stack(h + added[:, None, None], skips, None, None, None)
         if level in config.attention_levels:
-            attention = rematerialized(AttentionBlock, config.remat)
+            attention = rematerialized(AttentionBlock, config.remat_at(level))
             h = attention(
                 config.heads,
                 config.groups,

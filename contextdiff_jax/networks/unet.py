@@ -99,8 +99,9 @@ class UNet(nn.Module):
     def _middle(self, h: jax.Array, conditions: tuple) -> jax.Array:
         config, (embedding, text, text_mask) = self.config, conditions
         channels = config.channels[-1]
-        res = rematerialized(ResBlock, config.remat)
-        attention = rematerialized(AttentionBlock, config.remat)
+        remat = config.remat_at(len(config.channels) - 1)
+        res = rematerialized(ResBlock, remat)
+        attention = rematerialized(AttentionBlock, remat)
         h = res(channels, config.groups, dtype=self.dtype, name="middle_res_0")(h, embedding)
         h = attention(
             channels // config.head_dim,
@@ -130,13 +131,14 @@ class UNet(nn.Module):
             "dtype": self.dtype,
             "implementation": config.attention_implementation,
         }
-        return BlockStack(count, block, config.scan_blocks, config.remat, name=name)
+        return BlockStack(count, block, config.scan_blocks, config.remat_at(level), name=name)
 
     def _resample(
         self, direction: str, level: int, h: jax.Array, embedding: jax.Array
     ) -> jax.Array:
         config = self.config
-        block = rematerialized(ResBlock, config.remat)(
+        finer = level if direction == "down" else level - 1  # where most of its pixels are
+        block = rematerialized(ResBlock, config.remat_at(finer))(
             config.channels[level],
             config.groups,
             direction,

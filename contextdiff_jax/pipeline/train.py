@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from absl import logging
 from etils import epath
+from jax.sharding import Mesh
 
 from contextdiff_jax.config import Config, RunConfig
 from contextdiff_jax.data.example import SkipReport, Source
@@ -29,7 +30,11 @@ def train_pipeline(config: Config, workdir: epath.Path, only: str | None = None)
     draws = only is None and build.diffusion_runs(config) and config.samples.prompts
     if draws:
         validation.check_encoders(config)  # drawing encodes its prompts, whatever training read
-    for name in [only] if only else config.pipeline:
+    names = [only] if only else config.pipeline
+    for name in names:  # all of them now: a later run's turn may come after weeks
+        if not _saved(config, name, workdir)[1]:
+            _check_batch(config, name)
+    for name in names:
         train_run(config, name, workdir)
     if draws:
         export_pipeline(config, workdir, workdir / "export")
@@ -39,13 +44,12 @@ def train_pipeline(config: Config, workdir: epath.Path, only: str | None = None)
 def train_run(config: Config, name: str, workdir: epath.Path) -> None:
     """Trains one run to its last step in workdir/name, from its newest checkpoint if it has one."""
     run, directory = config.runs[name], workdir / name
-    saved = newest_metadata(directory / "checkpoints")
-    if distributed.from_main(_is_finished(run, saved, directory)):
+    saved, finished = _saved(config, name, workdir)
+    if finished:
         validation.check_finished_run(saved, dataclasses.asdict(config), name)
         logging.info("run %s is finished already, at step %d", name, run.steps)
         return
-    mesh = make_mesh(config.mesh)
-    check_batch_size(run.batch_size, run.optimizer.accumulation, mesh)
+    mesh = _check_batch(config, name)
     logging.info("run %s: %s to step %d", name, run.task, run.steps)
     report = SkipReport()
     source = open_source(run.data, report)
@@ -116,6 +120,23 @@ def _write_report(report: SkipReport, path: epath.Path) -> None:
         path.write_text(json.dumps(report.to_json(), indent=2))
     except OSError as error:  # a full disk: what ended the run is the message to see
         logging.error("%s could not be written: %s", path, error)
+
+
+def _check_batch(config: Config, name: str) -> Mesh:
+    """Returns the mesh; raises ValueError unless it fits the devices and the run's batch it."""
+    run, mesh = config.runs[name], make_mesh(config.mesh)
+    try:
+        check_batch_size(run.batch_size, run.optimizer.accumulation, mesh)
+    except ValueError as error:
+        raise ValueError(f"runs.{name}.{error}") from error
+    return mesh
+
+
+def _saved(config: Config, name: str, workdir: epath.Path) -> tuple[dict[str, Any] | None, bool]:
+    """Returns the metadata of a run's newest checkpoint, and whether it is finished."""
+    run, directory = config.runs[name], workdir / name
+    saved = newest_metadata(directory / "checkpoints")
+    return saved, distributed.from_main(_is_finished(run, saved, directory))
 
 
 def _is_finished(run: RunConfig, saved: dict[str, Any] | None, directory: epath.Path) -> bool:

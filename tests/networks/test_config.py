@@ -47,6 +47,7 @@ def test_imagen_sizes():
         (UNetConfig(), {"text_dim": 0}, "net.text_dim = 0 .* >= 1"),
         (UNetConfig(), {"null": "mean"}, "net.null = 'mean' .*'learned', 'zeros'"),
         (UNetConfig(), {"remat": "all"}, "net.remat = 'all' .*'none', 'blocks'"),
+        (UNetConfig(), {"remat_levels": 5}, r"net.remat_levels = 5 .*: 0 .* to 4"),
         (
             UNetConfig(),
             {"attention_implementation": "fused"},

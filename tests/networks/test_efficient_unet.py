@@ -126,6 +126,20 @@ def test_scanned_network_equals_the_unrolled_one(tiny):
     np.testing.assert_allclose(got, want, atol=2e-4 * np.max(np.abs(want)))
 
 
+def test_only_the_levels_asked_for_are_recomputed(tiny):
+    _, params = tiny
+
+    def recomputed(levels):
+        module = EfficientUNet(dataclasses.replace(TINY, remat="blocks", remat_levels=levels))
+        apply = jax.make_jaxpr(lambda p: module.apply({"params": p}, X, T, **CONDITIONS))
+        return str(apply(params)).count("remat")
+
+    attention = [2 * (level in TINY.attention_levels) for level in range(3)]
+    per_level = [2 * TINY.num_blocks[level] + attention[level] for level in range(3)]
+    assert [recomputed(1), recomputed(2)] == [per_level[0], sum(per_level[:2])]
+    assert recomputed(0) == sum(per_level)
+
+
 def test_bfloat16_computes_in_bfloat16_and_returns_float32(tiny):
     _, params = tiny
     module = EfficientUNet(TINY, dtype=jnp.bfloat16)

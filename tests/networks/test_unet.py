@@ -125,6 +125,21 @@ def test_scanned_network_equals_the_unrolled_one(tiny):
     np.testing.assert_allclose(got, want, atol=2e-4 * np.max(np.abs(want)))
 
 
+def test_only_the_levels_asked_for_are_recomputed(tiny):
+    _, params = tiny
+
+    def jaxpr(**settings):
+        module = UNet(dataclasses.replace(TINY, **settings))
+        inputs = (X, T, TEXT, MASK, np.ones(2, bool))
+        return str(jax.make_jaxpr(lambda p: module.apply({"params": p}, *inputs))(params))
+
+    assert "remat" not in jaxpr(remat_levels=1)
+    # Level 0: the blocks down, one more up, and the resampling down to level 1 and back.
+    assert jaxpr(remat="blocks", remat_levels=1).count("remat") == 2 * TINY.num_blocks + 3
+    finest_two = jaxpr(remat="blocks", remat_levels=2)
+    assert finest_two == jaxpr(remat="blocks") and "remat" in finest_two
+
+
 def test_every_parameter_and_low_res_are_used(random_params):
     one_level = {"multipliers": (1,), "attention_levels": (), "num_blocks": 1}
     module = UNet(dataclasses.replace(TINY, **one_level, low_res=True))
