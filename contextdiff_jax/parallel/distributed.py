@@ -179,11 +179,13 @@ def from_main(value: bool) -> bool:
 def check_same(value: int, what: str) -> None:
     """Raises ValueError on every process where a number differs between them; all must call it.
 
-    value: within int32. what: a sentence's begin that {} in it completes, e.g. "finds {} samples".
+    value: from 0 to 2**62 - 1. what: a sentence's begin that {} in it completes, e.g. "finds {} samples".
     """
     if jax.process_count() == 1:
         return
-    values = np.ravel(multihost_utils.process_allgather(np.int32(value)))
+    halves = np.array(divmod(value, 2**31), np.int32)  # JAX would cut 64 bits to 32
+    gathered = multihost_utils.process_allgather(halves).reshape(-1, 2)
+    values = [int(high) * 2**31 + int(low) for high, low in gathered]
     other = next((index for index, found in enumerate(values) if found != values[0]), None)
     if other is not None:
         raise ValueError(

@@ -216,3 +216,27 @@ def test_a_process_that_never_joins_is_named(incomplete):
         assert "process 2 did not join within 10 s: check that it" in third.last_line(number)
     assert first.end() == {1: -signal.SIGABRT}
     assert "could not join through process 0 within 10 s" in first.last_line(1)
+
+
+def test_local_sh_trains_as_one_process_does(quickstart, tmp_path):
+    command = ["bash", "launch/local.sh", f"--port={free_port()}", f"--log-dir={tmp_path}/logs"]
+    command += [f"--python={sys.executable}", "--", "--config=configs/quickstart.py:test"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path}", "--run=clip"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "clip/encoder/model.safetensors").exists()
+    alone, together = (metrics_of(folder / "clip") for folder in (quickstart[0], tmp_path))
+    assert together.keys() == alone.keys() and ("4", "loss") in alone
+    for key, value in together.items():
+        if key[1] != "images_per_second":
+            assert value == pytest.approx(alone[key], rel=1e-3), key
+
+
+def metrics_of(run):
+    with (run / "metrics.csv").open() as file:
+        return {(row["step"], row["name"]): float(row["value"]) for row in csv.DictReader(file)}
