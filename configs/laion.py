@@ -101,7 +101,8 @@ def _super_resolution() -> cfg.RunConfig:
         adapter=dataclasses.replace(contextdiff_adapter(), patch_size=32),
         preview=cfg.PreviewConfig(every=5000, num_steps=20),
         low_resolution=64,
-        efficient_unet=dataclasses.replace(imagen_sr(), remat="blocks"),
+        # The two coarse levels have 16 of the 22 blocks on either side and few pixels: kept.
+        efficient_unet=dataclasses.replace(imagen_sr(), remat="blocks", remat_levels=2),
         sampler=SamplerConfig(name="ddpm", num_steps=100, guidance_scale=8.0, threshold="dynamic"),
     )
 

@@ -1,5 +1,6 @@
 """The document of compiler figures, from reports as compile.py writes them."""
 
+import dataclasses
 import json
 
 from benchmarks import scale
@@ -47,10 +48,24 @@ def test_what_is_there_is_shown_and_what_lacks_is_said(tmp_path):
     (tmp_path / "base-v5e-256.json").write_text(json.dumps(REPORT.to_json()))
     scale.write(tmp_path, scale.TEMPLATE, output)
     text = output.read_text()
-    assert "| base, v5e:16x16 | 256 | 32 x 8 x 1 | 2,048 | 6.00 (16) | 1.28 | 0.203 |" in text
-    assert "| base, v5e:16x16 | 300, 2.50 GB |" in text
+    row = "| base, v5e-256 | v5e:16x16 | 32 x 8 x 1 | 2,048 | 6.00 (16) | 1.28 | 0.203 |"
+    assert row in text
+    assert "| 14,436 | 400 |" in text  # 1e6 steps x 0.203 s x 256 chips / 3600 s
+    assert "| base, v5e-256 | 300, 2.50 GB |" in text
     assert "Missing: sr-v5e-256" in text
     assert "{" not in text
+
+
+def test_aims_are_met_or_missed():
+    slow = dataclasses.replace(REPORT, run="sr", flops_ratio=1.5, mfu_bound=0.32)
+    elsewhere = dataclasses.replace(REPORT, topology="v5p:2x4x4", chips=32)
+    table = scale.aims([report.to_json() for report in (REPORT, slow, elsewhere)])
+    assert "| aim | base | sr |" in table
+    assert "| at most 14 GiB per chip | met: 6.00 GiB | met: 6.00 GiB |" in table
+    assert "| met: 1.28 | **missed**: 1.50 |" in table
+    assert "| met: 78% | **missed**: 32% |" in table
+    assert "| met: none sent | met: none sent |" in table
+    assert scale.slice_name(elsewhere.to_json()) == "v5p-64"
 
 
 def test_every_case_is_a_command_that_compile_knows():
