@@ -2,7 +2,8 @@
 
 0 done; 2 the config, data, weights or arguments were refused; 3 the loss was not finite; 4 a
 checkpoint could not be written or read; 75 stopped on request, saved, the same command goes on;
-134 (SIGABRT) another process did not join, or was lost: the last line says which.
+134 (SIGABRT) another process did not join, or was lost: the last line says which; 1 anything else,
+such as a bucket that did not answer: the same command may go on.
 """
 
 import contextlib
@@ -16,13 +17,14 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
+from contextdiff_jax import buckets
 from contextdiff_jax.host_memory import keep_freed_memory
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.training.checkpoints import CheckpointError
 from contextdiff_jax.training.failure import NotFinite
 from contextdiff_jax.training.interruption import EXIT_INTERRUPTED, Interrupted
 
-EXIT_REFUSED, EXIT_NOT_FINITE, EXIT_CHECKPOINT = 2, 3, 4
+EXIT_OTHER, EXIT_REFUSED, EXIT_NOT_FINITE, EXIT_CHECKPOINT = 1, 2, 3, 4
 
 
 def define_process_flags() -> Callable[[], distributed.Processes]:
@@ -78,16 +80,20 @@ def keep_compiled_programs(folder: epath.PathLike) -> None:
 def check_writable(folder: epath.PathLike, flag: str) -> None:
     """Makes `folder` and writes to it, so that missing rights show before any long work.
 
-    Raises ValueError, naming the flag and the path, when that fails.
+    Raises ValueError, naming the flag and the path, when that fails; buckets.Unavailable where a
+    bucket may work the next time.
     """
     path = epath.Path(folder)
     # Of many machines that write here at once, each its own file: process numbers may be equal.
     probe = path / f".writable.{uuid.uuid4().hex}"
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink(missing_ok=True)
-    except Exception as error:  # buckets raise types of their own
+        with buckets.named(folder, f"be written to (--{flag})"):
+            path.mkdir(parents=True, exist_ok=True)
+            probe.write_text("")
+            probe.unlink(missing_ok=True)
+    except buckets.Unavailable:
+        raise
+    except (OSError, ImportError) as error:  # ImportError: the bucket's library is not installed
         raise ValueError(f"--{flag}={folder}: cannot be written to: {error}") from error
 
 
@@ -112,6 +118,10 @@ def run(command: Callable[..., None], takes_rest: bool = False) -> None:
             _end(error, EXIT_CHECKPOINT)
         except (ValueError, FileNotFoundError) as error:
             _end(error, EXIT_REFUSED)
+        except Exception as error:
+            if not buckets.of_bucket(error):
+                raise
+            _end(error, EXIT_REFUSED if buckets.hopeless(error) else EXIT_OTHER)
 
     keep_freed_memory()
     app.run(main)

@@ -73,7 +73,7 @@ def test_a_program_too_large_says_what_to_turn():
         (("--topology=v5e:2x2", "--batch_size=6"), "batch_size = 6: must be divisible by 4"),
         (
             ("--topology=v5e:2x2", "--config.mesh.fsdp=3"),
-            "does not fill the 4 devices: the other axes multiply to 3, which must divide 4",
+            "does not fill the 4 devices: mesh.fsdp = 3: 1 or 2 or 4 would fit",
         ),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from contextdiff_jax import buckets
 from contextdiff_jax.data import embedding_shards as shards
 from contextdiff_jax.data.example import DamagedSample, DataError, Source
 
@@ -23,7 +24,8 @@ class Embeddings:
 
     def __init__(self, folder: epath.PathLike, names: Sequence[str] | None = None):
         self.folder = epath.Path(folder)
-        metadata = shards.read_metadata(self.folder)
+        with buckets.named(self.folder, "be read"):
+            metadata = shards.read_metadata(self.folder)
         if metadata is None:
             raise DataError(
                 f"no embeddings in {self.folder}: {shards.METADATA} is missing; "

@@ -5,6 +5,7 @@ from typing import Any
 
 from etils import epath
 
+from contextdiff_jax import buckets
 from contextdiff_jax.data import decode
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, DataError, Example, SkipReport
@@ -24,7 +25,8 @@ class FolderSource:
 
     def __init__(self, config: DataConfig, report: SkipReport):
         self._config = config
-        self._folder = _find(epath.Path(config.path), config.split)
+        with buckets.named(config.path, "be read"):
+            self._folder = _find(epath.Path(config.path), config.split)
         self.name = f"folder {self._folder}"
         self._rows: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
         for number, row in self._rows_of_split(report):

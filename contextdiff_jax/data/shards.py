@@ -18,6 +18,7 @@ from absl import logging
 from etils import epath
 from tqdm import tqdm
 
+from contextdiff_jax import buckets
 from contextdiff_jax.atomic_write import in_bucket
 from contextdiff_jax.data import decode
 from contextdiff_jax.data.config import DataConfig
@@ -44,7 +45,8 @@ class ShardSource:
     def __init__(self, config: DataConfig, report: SkipReport):
         self.name = f"shards {config.path}"
         self._config = config
-        self._paths = find_shards(config.path, report)
+        with buckets.named(config.path, "be read"):
+            self._paths = find_shards(config.path, report)
         options = IndexOptions(
             text_type="json" if config.caption_fields else "txt",
             min_original_side=config.min_original_side,
@@ -159,11 +161,11 @@ def index_shards(
 
     def index(path: epath.Path) -> ShardIndex:
         try:
-            return index_shard(path, options, cache)
+            with buckets.named(path, "be read"):
+                return index_shard(path, options, cache)
+        except buckets.Unavailable:
+            raise
         except OSError as error:
-            denied = isinstance(error, (FileNotFoundError, PermissionError))
-            if in_bucket(path) and not denied:
-                raise  # a bucket's bad moment: the job is worth starting again
             raise DataError(f"shard {path} cannot be read: {error}") from error
 
     with futures.ThreadPoolExecutor(_SCANNERS) as pool:

@@ -179,7 +179,8 @@ def from_main(value: bool) -> bool:
 def check_same(value: int, what: str) -> None:
     """Raises ValueError on every process where a number differs between them; all must call it.
 
-    value: from 0 to 2**62 - 1. what: a sentence's begin that {} in it completes, e.g. "finds {} samples".
+    value: from 0 to 2**62 - 1. what: a sentence's begin that {} in it completes, e.g. "finds {}
+    samples".
     """
     if jax.process_count() == 1:
         return

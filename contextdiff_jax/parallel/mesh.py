@@ -49,18 +49,26 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     count = len(devices)
     if count % fixed or (not free and fixed != count):
         written = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-        axis = free[0] if free else "data"
-        others = math.prod(size for name, size in sizes.items() if name != axis and size != -1)
-        fits = (
-            f"mesh.{axis} = {count // others} would fit"
-            if count % others == 0
-            else f"the other axes multiply to {others}, which must divide {count}"
-        )
+        fits = _what_fits(sizes, free[0] if free else "data", count)
         raise ValueError(f"mesh ({written}) does not fill the {count} devices: {fits}")
     if free:
         sizes[free[0]] = count // fixed
     shape = tuple(sizes[axis] for axis in AXES)
     return Mesh(_ordered(shape, devices), AXES)
+
+
+def _what_fits(sizes: dict[str, int], open_axis: str, count: int) -> str:
+    """Says which axis to change, and to what; `open_axis` takes what the others leave."""
+    fixed = {axis: size for axis, size in sizes.items() if axis != open_axis}
+    others = math.prod(fixed.values())
+    if count % others == 0:
+        return f"mesh.{open_axis} = {count // others} would fit"
+    for axis, size in fixed.items():
+        rest = others // size
+        if size > 1 and count % rest == 0:
+            fitting = [d for d in range(1, count // rest + 1) if count // rest % d == 0]
+            return f"mesh.{axis} = {size}: {' or '.join(map(str, fitting))} would fit"
+    return f"{' x '.join(f'mesh.{axis}' for axis in fixed)} = {others} must divide {count}"
 
 
 def _ordered(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Meshes, the rule table and the audit."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -21,7 +23,11 @@ def test_the_free_axis_takes_what_is_left():
     ("config", "sentence"),
     [
         (MeshConfig(3, 1, 1), "does not fill the 8 devices: mesh.data = 8 would fit"),
-        (MeshConfig(-1, 3, 1), "the other axes multiply to 3, which must divide 8"),
+        (MeshConfig(-1, 3, 1), "mesh.fsdp = 3: 1 or 2 or 4 or 8 would fit"),
+        (MeshConfig(-1, 4, 8), "mesh.fsdp = 4: 1 would fit"),
+        (MeshConfig(-1, 3, 2), "mesh.fsdp = 3: 1 or 2 or 4 would fit"),
+        (MeshConfig(-1, 3, 5), "mesh.fsdp x mesh.tensor = 15 must divide 8"),
+        (MeshConfig(1, 2, 3), r"mesh.tensor = 3: 1 or 2 or 4 would fit"),
         (MeshConfig(-1, -1, 1), "only one axis may be -1"),
         (MeshConfig(0, 1, 1), "mesh.data = 0: must be a positive number"),
     ],
@@ -29,6 +35,12 @@ def test_the_free_axis_takes_what_is_left():
 def test_a_mesh_that_does_not_fit_says_what_would(config, sentence):
     with pytest.raises(ValueError, match=sentence):
         make_mesh(config)
+
+
+def test_only_data_goes_across_slices():
+    devices = [types.SimpleNamespace(slice_index=number // 2) for number in range(4)]
+    with pytest.raises(ValueError, match="mesh.data = 1: must be a multiple of the 2 slices"):
+        make_mesh(MeshConfig(1, 4, 1), devices)
 
 
 def test_every_axis_name_has_a_rule():
