@@ -140,7 +140,9 @@ def test_checkpoints_move_between_meshes(make_trainer, stream, tmp_path):
     make_trainer(4, directory=directory, mesh=make_mesh(MeshConfig(2, 4, 1))).train(stream)
     four = make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])
     make_trainer(6, directory=directory, mesh=four).train(stream)
-    last = make_trainer(8, directory=directory).train(stream)
+    make_trainer(7, directory=directory).train(stream)
+    eight = make_mesh(MeshConfig(2, 2, 2))
+    last = make_trainer(8, directory=directory, mesh=eight).train(stream)
     np.testing.assert_allclose(last.params["w"], one.params["w"], rtol=1e-4, atol=1e-6)
 
 
