@@ -5,15 +5,17 @@
 
 A TPU topology needs libtpu (pip install libtpu), not a TPU; --topology=cpu:8 takes seconds. Prints
 memory per chip, operations, the roofline's step time, collectives; --output writes them as JSON.
-Exit codes: 1 it does not fit; 2 refused; 0 otherwise.
+Exit codes: 0 it fits, or the chip's memory is unknown; 1 it does not fit; 2 refused; 70 failed.
 """
 
 import dataclasses
 import json
+import os
 import sys
 import time
+import traceback
 from importlib import metadata
-from typing import NoReturn
+from typing import Any
 
 import jax
 from absl import flags
@@ -21,7 +23,8 @@ from etils import epath
 from ml_collections import config_flags
 
 from contextdiff_jax import entry
-from contextdiff_jax.compilation import lower, report
+from contextdiff_jax.compilation import lower, report, shapes
+from contextdiff_jax.compilation.knobs import knobs
 from contextdiff_jax.config import Config, from_config_dict
 from contextdiff_jax.parallel import topologies
 from contextdiff_jax.parallel.mesh import make_mesh
@@ -49,7 +52,11 @@ _EFFORT = flags.DEFINE_float(
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
 flags.mark_flags_as_required(["config", "topology"])
 
-EXIT_DOES_NOT_FIT = 1
+EXIT_DOES_NOT_FIT, EXIT_FAILED = 1, os.EX_SOFTWARE
+
+
+class DoesNotFit(Exception):
+    """The program needs more memory than the chip has; says what takes it and what lowers it."""
 
 
 def main() -> None:
@@ -57,62 +64,115 @@ def main() -> None:
     values.data_path = values.data_path or "no data is read"
     config = from_config_dict(values)
     name = _RUN.value or config.pipeline[0]
-    devices = topologies.devices(_TOPOLOGY.value, _SLICES.value)
+    if _BATCH_SIZE.value < 0:
+        raise ValueError(f"--batch_size={_BATCH_SIZE.value}: must be at least 1, or 0 for its own")
+    devices = shapes.devices(_TOPOLOGY.value, _SLICES.value)
     validate(config, name, files=False, platform=devices[0].platform)
     if _OUTPUT.value:
         entry.check_writable(epath.Path(_OUTPUT.value).parent, "output")
     try:
         found = compile_report(config, name, _TOPOLOGY.value, devices)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        _end_without_fit(f"{str(error).splitlines()[0]} {report.KNOBS}")
+    except report.OutOfMemory as error:
+        _write(error.figures)
+        knob = _knobs(config, name, error.figures["mesh"], error.figures["batch_size"])
+        raise DoesNotFit("\n".join([str(error), *knob.values()])) from error
     print(report.describe(found))
-    if _OUTPUT.value:
-        epath.Path(_OUTPUT.value).write_text(json.dumps(found.to_json(), indent=1) + "\n")
+    _write(found.to_json())
     if found.fits is False:
-        _end_without_fit(report.advice(found))
+        raise DoesNotFit(report.advice(found, _knobs(config, name, found.mesh, found.batch_size)))
 
 
-def _end_without_fit(why: str) -> NoReturn:
-    print(f"contextdiff_jax: does not fit: {why}", file=sys.stderr)
-    sys.exit(EXIT_DOES_NOT_FIT)
+def run() -> None:
+    """Runs main and ends with the code that says how it went.
+
+    1 is here a result; elsewhere it is absl's for a wrong flag and Python's for an exception.
+    """
+    begun = False
+
+    def command() -> None:
+        nonlocal begun
+        begun = True
+        main()
+
+    try:
+        entry.run(command)
+    except DoesNotFit as why:
+        print(f"contextdiff_jax: does not fit: {why}", file=sys.stderr)
+        sys.exit(EXIT_DOES_NOT_FIT)
+    except SystemExit as end:
+        other = EXIT_FAILED if begun else entry.EXIT_REFUSED
+        sys.exit(other if end.code == 1 else end.code)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(EXIT_FAILED)
+
+
+def _knobs(config: Config, name: str, mesh: dict[str, int], batch_size: int) -> dict[str, str]:
+    return knobs(config, name, _WHAT.value, mesh, batch_size, _SLICES.value)
+
+
+def _write(figures: dict[str, Any]) -> None:
+    if _OUTPUT.value:
+        epath.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def compile_report(
     config: Config, name: str, topology: str, devices: list[jax.Device]
 ) -> report.Report:
-    """Lowers and compiles; returns the figures."""
+    """Lowers and compiles; returns the figures. Raises report.OutOfMemory where there are none."""
     chip = topologies.chip(topology)
     if chip is not None and config.dtype == "auto":
         config = dataclasses.replace(config, dtype="bfloat16")  # as "auto" is on the chip itself
     mesh = make_mesh(config.mesh, devices)
+    effort = None if chip is None else _EFFORT.value
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         started = time.monotonic()
         program, batch_size = _lower(config, name, mesh)
         lowered = time.monotonic()
         print("\n".join(program.memory), flush=True)
-        # Other platforms have no such choice, and other options of their own.
-        effort = None if chip is None else _EFFORT.value
-        options = None if chip is None else {"exec_time_optimization_effort": effort}
-        compiled = program.lowered.compile(compiler_options=options)
+        known = {
+            "config": config.name,
+            "run": name,
+            "what": _WHAT.value,
+            "topology": topology if _SLICES.value == 1 else f"{_SLICES.value} x {topology}",
+            "slices": _SLICES.value,
+            "chips": len(devices),
+            "mesh": dict(mesh.shape),
+            "batch_size": batch_size,
+            "parameters": program.parameters,
+            "model_flops": program.model_flops,
+            "lower_s": lowered - started,
+            "effort": effort,
+            "versions": _versions(),
+        }
+        try:
+            compiled = _compile(program.lowered, effort)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise report.OutOfMemory(known, str(error)) from error
         done = time.monotonic()
     return report.Report(
-        config=config.name,
-        run=name,
-        what=_WHAT.value,
-        topology=topology if _SLICES.value == 1 else f"{_SLICES.value} x {topology}",
-        chips=len(devices),
-        mesh=dict(mesh.shape),
-        batch_size=batch_size,
-        parameters=program.parameters,
-        model_flops=program.model_flops,
-        lower_s=lowered - started,
+        **known,
         compile_s=done - lowered,
-        effort=effort,
-        versions=_versions(),
         **report.measure(compiled, chip, len(devices), program.model_flops),
     )
+
+
+def _compile(lowered: jax.stages.Lowered, effort: float | None) -> jax.stages.Compiled:
+    """Compiles for a TPU with this effort, or (None) for another platform."""
+    if effort is None:
+        return lowered.compile()
+    # Without a TPU nothing can be read from a cache again; trying warns.
+    jax.config.update("jax_enable_compilation_cache", False)
+    options = {"exec_time_optimization_effort": effort}
+    try:
+        # Figures instead of an error where memory does not suffice: it is judged here.
+        return lowered.compile(compiler_options=options | {"xla_tpu_no_crash_on_oom": True})
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return lowered.compile(compiler_options=options)  # of a libtpu that does not know it
 
 
 def _lower(config: Config, name: str, mesh: jax.sharding.Mesh) -> tuple[lower.Program, int]:
@@ -138,4 +198,4 @@ def _versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    run()

@@ -1,5 +1,6 @@
 """The compile command, as a user runs it: on virtual CPUs, and for a slice that is not there."""
 
+import contextlib
 import importlib.util
 import json
 import pathlib
@@ -7,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+
+from benchmarks import scale
 
 ROOT = pathlib.Path(__file__).parent.parent
 CLIP = ("--config=configs/laion.py:tiny", "--run=clip")
@@ -55,14 +58,101 @@ def test_little_effort_changes_the_code_and_not_the_operations(tmp_path):
 
 
 @needs_libtpu
-def test_a_program_too_large_says_what_to_turn():
-    # The similarity of 300,000 texts and images, split over four chips, is 84 GiB a chip.
-    flags = ("--topology=v5e:2x2", "--batch_size=300000")
-    done = compile_command(*CLIP, *flags)
+def test_a_program_too_large_says_what_takes_memory_and_what_to_turn(tmp_path):
+    # 40 million tokens, 32 wide: 4.77 GiB in each of parameters, two moments and EMA; a v5e has 16.
+    output = tmp_path / "large.json"
+    large = ("--topology=v5e:2x2", "--config.runs.clip.tokenizer.vocab_size=40000000")
+    done = compile_command(*CLIP, *large, f"--output={output}")
     assert done.returncode == 1, done.stderr
-    assert "does not fit" in done.stderr
-    assert "a smaller batch_size" in done.stderr
+    found = json.loads(output.read_text())
+    assert found["fits"] is False
+    assert found["argument_bytes"] == pytest.approx(16 * found["parameters"], rel=0.01)
+    assert found["peak_bytes"] > found["argument_bytes"] + found["temporary_bytes"]
+    assert "DOES NOT FIT: 14.00 GiB usable of 16.00 GiB HBM" in done.stdout
+    told = done.stderr[done.stderr.index("contextdiff_jax: does not fit") :]
+    assert "arguments take 19.07 GiB of 28.6" in told
+    assert "4.77 GiB f32[40000000,32] jit(step)" in told
+    assert "A larger mesh.fsdp (now 1, at most 4)" in told
+    assert "remat" not in told  # CLIP has no such setting
+
+
+@needs_libtpu
+def test_where_the_compiler_gives_up_its_own_words_are_kept(tmp_path):
+    # One array of 16.7 GiB: the compiler places nothing and has no figures.
+    output = tmp_path / "huge.json"
+    huge = ("--topology=v5e:2x2", "--config.runs.clip.tokenizer.vocab_size=140000000")
+    done = compile_command(*CLIP, *huge, f"--output={output}")
+    assert done.returncode == 1, done.stderr
+    found = json.loads(output.read_text())
+    assert found["fits"] is False
+    assert found["parameters"] > 32 * 140_000_000
+    for words in ("RESOURCE_EXHAUSTED", "f32[140000000,32]"):
+        assert words in found["compiler"]
+        assert words in done.stderr
+    assert "A larger mesh.fsdp (now 1, at most 4)" in done.stderr
     assert "params" in done.stdout  # bytes by group come before the compiler's verdict
+
+
+SMALL = ("--config=configs/laion.py:tiny", "--config.use_adapter=False", "--batch_size=4")
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("run", "what"), [("base", "train"), ("base", "sample"), ("sr", "sample")])
+def test_stages_compile_for_a_slice_in_both_modes(run, what, tmp_path):
+    output = tmp_path / "stage.json"
+    flags = (f"--run={run}", f"--what={what}", "--topology=v5e:2x2", "--config.mesh.fsdp=2")
+    done = compile_command(*SMALL, *flags, f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    check_sanity(found)
+    assert found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
+    # Parameters in float32, in training two moments and EMA, in part split over fsdp; small arrays
+    # are padded to tiles, and the text encoder comes on top.
+    copies = 4 if what == "train" else 1
+    whole = 4 * copies * found["parameters"]
+    assert whole / 2 < found["argument_bytes"] < 3 * whole
+    assert found["collectives"]["all-gather"][0] > 0  # fsdp gathers parameters
+    if what == "train":
+        assert found["collectives"]["all-reduce"][0] > 0  # of gradients
+        assert found["collectives"]["all-reduce"][1] > 4 * found["parameters"] / 2
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5p:2x2x1"])
+def test_other_families_compile(topology, tmp_path):
+    output = tmp_path / "clip.json"
+    done = compile_command(*CLIP, f"--topology={topology}", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    assert found["chips"] == 4
+    assert "between slices" not in done.stdout
+    check_sanity(found)
+
+
+@needs_libtpu
+def test_several_slices_say_what_the_roofline_lacks(tmp_path):
+    output = tmp_path / "clip.json"
+    flags = ("--topology=v6e:2x2", "--slices=2", "--config.mesh.fsdp=4", f"--output={output}")
+    done = compile_command(*CLIP, *flags)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    assert (found["topology"], found["slices"], found["chips"]) == ("2 x v6e:2x2", 2, 8)
+    assert found["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert "not counted      the network between slices" in done.stdout
+    check_sanity(found)
+
+
+def check_sanity(found):
+    """Figures of one report agree with each other."""
+    assert found["model_flops"] > 0
+    assert 0.5 < found["flops_ratio"] < 2
+    parts = found["argument_bytes"] + found["temporary_bytes"] + found["code_bytes"]
+    assert 0 < found["argument_bytes"] < parts <= found["peak_bytes"]
+    assert found["peak_bytes"] < 1.5 * parts  # the rest is results that reuse no argument
+    assert found["fits"] is (found["peak_bytes"] <= 0.875 * found["hbm_bytes"]) is True
+    assert found["step_s"] == max(found[f"{key}_s"] for key in ("compute", "memory", "network"))
+    assert 0 < found["mfu_bound"] <= 1
+    assert found["largest"][0][0] <= found["peak_bytes"]
 
 
 @needs_libtpu
@@ -70,10 +160,15 @@ def test_a_program_too_large_says_what_to_turn():
     ("flags", "sentence"),
     [
         (("--topology=v5e:3x5",), "topology 'v5e:3x5' is not known to libtpu, e.g. v5e:16x16"),
+        (("--topology=v5e:3x5",), "on offer: v5e:2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16. libtpu"),
         (("--topology=v5e:2x2", "--batch_size=6"), "batch_size = 6: must be divisible by 4"),
         (
+            ("--topology=v5e:2x4", "--run=base", "--what=sample", "--batch_size=12"),
+            "batch_size = 12: must be divisible by 8 devices (data x fsdp)",
+        ),
+        (
             ("--topology=v5e:2x2", "--config.mesh.fsdp=3"),
-            "does not fill the 4 devices: mesh.fsdp = 3: 1 or 2 or 4 would fit",
+            "does not fill the 4 devices: ",
         ),
     ],
 )
@@ -81,3 +176,72 @@ def test_what_cannot_be_compiled_is_refused_in_a_sentence(flags, sentence):
     done = compile_command(*CLIP, *flags)
     assert done.returncode == 2
     assert sentence in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--what=sample",), "--what=sample --run=clip: must be one of base, sr, the runs that"),
+        (("--slices=0",), "--slices=0: must be at least 1"),
+        (("--batch_size=-4",), "--batch_size=-4: must be at least 1, or 0 for its own"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused_in_a_sentence(flags, sentence):
+    done = compile_command(*CLIP, "--topology=cpu:4", *flags)
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_flag_is_refused_with_the_code_of_refusals():
+    done = compile_command(*CLIP, "--topology=cpu:4", "--effort=3")
+    assert done.returncode == 2
+    assert "effort" in done.stderr
+
+
+def test_a_failure_has_a_code_of_its_own():
+    program = """
+import sys
+from contextdiff_jax import compile as command
+
+def fail(*args):
+    raise KeyError("nobody expected this")
+
+command.compile_report = fail
+command.run()
+"""
+    flags = (*CLIP, "--topology=cpu:4")
+    done = subprocess.run(
+        [sys.executable, "-c", program, *flags], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 70, done.stderr
+    assert "KeyError: 'nobody expected this'" in done.stderr
+
+
+FIGURES = {"fits": False, "peak_bytes": 1}
+
+
+@pytest.mark.parametrize(
+    ("code", "written", "error"),
+    [
+        (0, FIGURES | {"fits": True}, None),
+        (1, FIGURES, None),  # it does not fit: a result
+        (1, {"fits": False, "compiler": "RESOURCE_EXHAUSTED: all"}, "case: RESOURCE_EXHAUSTED"),
+        (1, None, "case: compile ended with exit code 1"),
+        (70, FIGURES, "case: compile ended with exit code 70"),
+    ],
+)
+def test_the_benchmark_keeps_figures_and_nothing_else(code, written, error, tmp_path, monkeypatch):
+    def run(command, **_):
+        if written:
+            path = next(flag for flag in command if flag.startswith("--output="))
+            pathlib.Path(path.partition("=")[2]).write_text(json.dumps(written))
+        return subprocess.CompletedProcess(command, code)
+
+    before = tmp_path / "case.json"
+    before.write_text('"before"')
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(RuntimeError, match=error) if error else contextlib.nullcontext():
+        scale.compile_case(scale.Case("case", ()), tmp_path)
+    assert list(tmp_path.iterdir()) == [before]
+    assert json.loads(before.read_text()) == ("before" if error else written)

@@ -24,6 +24,7 @@ _FREE = {
 }  # fmt: skip
 _WINDOW = re.compile(r"\bwindow=\{([^}]*)\}")
 _LABELS = re.compile(r"\bdim_labels=(\S+?)_(\S+?)->([^\s,]+)")
+_OP_NAME = re.compile(r'\bop_name="([^"]*)"')
 _BATCH_GROUPS = re.compile(r"\bbatch_group_count=(\d+)")
 _CONTRACTING = re.compile(r"\blhs_contracting_dims=\{([\d,]*)\}")
 _GROUPS = re.compile(r"\breplica_groups=\[(\d+),(\d+)\]")
@@ -80,6 +81,25 @@ def hbm_bytes(module: Module) -> float:
             continue
         total += times * _traffic(module, computation, instruction)
     return total
+
+
+def largest(module: Module, count: int) -> list[tuple[float, str, str]]:
+    """Returns the largest arrays in HBM that the program computes: (bytes, shape, operation).
+
+    Of arrays of one shape only the first is named.
+    """
+    found: dict[Array, str] = {}
+    for computation, instruction, _ in module.each():
+        if computation.name in module.fused or instruction.opcode in _FREE:
+            continue
+        if instruction.opcode.endswith(("-start", "-done", "-update")):
+            continue
+        name = _OP_NAME.search(instruction.attributes)
+        for array in instruction.shape:
+            if not array.fast:
+                found.setdefault(array, name.group(1) if name else instruction.name)
+    ordered = sorted(found, key=lambda array: array.bytes, reverse=True)
+    return [(array.bytes, str(array), found[array]) for array in ordered[:count]]
 
 
 def collectives(module: Module) -> dict[str, Collective]:

@@ -50,6 +50,9 @@ class Array:
         """Bytes without padding."""
         return self.size * BYTES.get(self.dtype, 4)
 
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.dims))}]"
+
 
 @dataclasses.dataclass
 class Instruction:

@@ -14,6 +14,7 @@ from contextdiff_jax.parallel.audit import audit
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, shardings_of
 from contextdiff_jax.pipeline.abstract import abstract_batch, abstract_task
+from contextdiff_jax.pipeline.build import diffusion_runs
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.training.loop import check_batch_size
 from contextdiff_jax.training.optimizer import make_optimizer
@@ -67,7 +68,17 @@ def lower_training(config: Config, name: str, mesh: Mesh) -> Program:
 
 
 def lower_sampling(config: Config, name: str, mesh: Mesh, batch_size: int) -> Program:
-    """Lowers the whole sampling run of stage `name` for batch_size pictures."""
+    """Lowers the whole sampling run of stage `name` for batch_size pictures.
+
+    Raises ValueError for a run that draws none, or a batch that does not divide.
+    """
+    drawing = diffusion_runs(config)
+    if name not in drawing:
+        raise ValueError(
+            f"--what=sample --run={name}: must be one of {', '.join(drawing) or '(none)'}, the "
+            "runs that draw pictures"
+        )
+    check_batch_size(batch_size, 1, mesh)
     task = abstract_task(config, name)
     boxed = jax.eval_shape(task.init, jax.random.key(0))
     shardings, params = shardings_of(boxed, mesh), nn.unbox(boxed)

@@ -1,6 +1,7 @@
 """The compiler's figures for one program on one kind of slice, as a text and as JSON."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,11 +11,19 @@ from contextdiff_jax.parallel.topologies import GIB, Chip
 
 USABLE = 0.875  # of HBM: the rest is the runtime's, and room for fragments
 
-KNOBS = (
-    "A larger mesh.fsdp splits parameters, moments and EMA (arguments) further; a smaller "
-    "batch_size, a larger optimizer.accumulation, or remat = 'blocks' of the network keep fewer "
-    "activations (temporaries)."
-)
+LARGEST = 3  # arrays that are named
+_MESSAGE_LINES, _MESSAGE_CHARACTERS = 24, 2400  # of the compiler's own; whole ones fill pages
+
+
+class OutOfMemory(Exception):
+    """The compiler gave up: one array alone exceeds HBM, or more than it can place.
+
+    figures: JSON-able, with what was known before compiling and the compiler's whole message.
+    """
+
+    def __init__(self, known: Mapping[str, Any], message: str):
+        super().__init__(excerpt(message))
+        self.figures = {**known, "fits": False, "compiler": message}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +36,8 @@ class Report:
     the step takes at least the largest (traffic counts as if no value stayed on chip, so memory_s
     is an upper estimate). mfu_bound: model operations over what the chips could do in that time.
     fits: whether peak_bytes is within USABLE of HBM. effort: the compiler's; a run compiles with 0.
-    None where the chip's figures are unknown.
+    None where the chip's figures are unknown. slices: what travels between several is in network_s
+    as if it stayed within one. largest: (bytes, shape, operation) of arrays that it computes.
     """
 
     config: str
@@ -60,6 +70,8 @@ class Report:
     compile_s: float
     effort: float | None
     versions: dict[str, str]
+    slices: int = 1
+    largest: Sequence[tuple[float, str, str]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON-able dict."""
@@ -92,6 +104,7 @@ def measure(
         "collectives": {kind: (item.count, item.bytes) for kind, item in sorted(moved.items())},
         "custom_calls": cost.custom_calls(module),
         "uncounted_loops": len(module.unknown_loops()),
+        "largest": cost.largest(module, LARGEST),
     }
     times = dict.fromkeys(("compute_s", "memory_s", "network_s", "step_s", "mfu_bound"))
     found |= {"hbm_bytes": None, "fits": None} | times
@@ -139,6 +152,11 @@ def describe(report: Report) -> str:
             f"memory {report.memory_s:.3f}, network {report.network_s:.3f}; "
             f"MFU at most {report.mfu_bound:.0%}"
         )
+    if report.slices > 1:
+        lines.append(
+            "not counted      the network between slices: what crosses it is in the roofline at "
+            "the speed within a slice, which is several times higher"
+        )
     for name, count in report.custom_calls.items():
         lines.append(f"not counted      custom call {name}, {count:,} times")
     if report.uncounted_loops:
@@ -148,14 +166,28 @@ def describe(report: Report) -> str:
     return "\n".join(lines)
 
 
-def advice(report: Report) -> str:
-    """Returns what takes the memory of a program that does not fit, and which knobs lower it."""
-    largest = max(
-        ("arguments", report.argument_bytes),
-        ("temporaries", report.temporary_bytes),
-        key=lambda item: item[1],
-    )
-    return f"{largest[0]} take {_gib(largest[1])} of {_gib(report.peak_bytes)} per chip. {KNOBS}"
+def advice(report: Report, knobs: Mapping[str, str]) -> str:
+    """Returns what takes the memory of a program that does not fit, and which knobs lower it.
+
+    knobs: a sentence each for "arguments" and "temporaries"; that on the larger comes first.
+    """
+    taken = {"arguments": report.argument_bytes, "temporaries": report.temporary_bytes}
+    order = sorted(taken, key=taken.__getitem__, reverse=True)
+    lines = [
+        f"{order[0]} take {_gib(taken[order[0]])} of {_gib(report.peak_bytes)} per chip, "
+        f"{order[1]} {_gib(taken[order[1]])}; {_gib(USABLE * report.hbm_bytes)} are usable. "
+        "The largest arrays it computes:"
+    ]
+    lines += [f"  {_gib(size)} {shape} {name}" for size, shape, name in report.largest]
+    return "\n".join([*lines, *(knobs[key] for key in order)])
+
+
+def excerpt(message: str) -> str:
+    """Returns the first lines of a compiler's message: totals, and the largest few allocations."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    text = "\n".join(lines[:_MESSAGE_LINES])
+    cut = len(lines) > _MESSAGE_LINES or len(text) > _MESSAGE_CHARACTERS
+    return text[:_MESSAGE_CHARACTERS] + (" ..." if cut else "")
 
 
 def _gib(count: float) -> str:

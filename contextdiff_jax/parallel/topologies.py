@@ -75,9 +75,11 @@ def devices(topology: str, slices: int = 1) -> list[jax.Device]:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nobody uses a chip here
     from jax.experimental import topologies
 
+    # A v4's two cores are one device, as on the chip itself; without it libtpu makes them two.
+    cores = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     try:
         found = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, num_slices=slices
+            platform="tpu", topology_name=topology, num_slices=slices, **cores
         )
     except RuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
