@@ -49,26 +49,42 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     count = len(devices)
     if count % fixed or (not free and fixed != count):
         written = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-        fits = _what_fits(sizes, free[0] if free else "data", count)
-        raise ValueError(f"mesh ({written}) does not fill the {count} devices: {fits}")
+        raise ValueError(
+            f"mesh ({written}) does not fill the {count} devices: {_what_fits(sizes, count)}"
+        )
     if free:
         sizes[free[0]] = count // fixed
     shape = tuple(sizes[axis] for axis in AXES)
     return Mesh(_ordered(shape, devices), AXES)
 
 
-def _what_fits(sizes: dict[str, int], open_axis: str, count: int) -> str:
-    """Says which axis to change, and to what; `open_axis` takes what the others leave."""
-    fixed = {axis: size for axis, size in sizes.items() if axis != open_axis}
-    others = math.prod(fixed.values())
-    if count % others == 0:
-        return f"mesh.{open_axis} = {count // others} would fit"
+def _what_fits(sizes: dict[str, int], count: int) -> str:
+    """Says which one axis to change, and to what; or what must hold where one is not enough."""
+    fixed = {axis: size for axis, size in sizes.items() if size != -1}
+    ways = []
     for axis, size in fixed.items():
-        rest = others // size
-        if size > 1 and count % rest == 0:
-            fitting = [d for d in range(1, count // rest + 1) if count // rest % d == 0]
-            return f"mesh.{axis} = {size}: {' or '.join(map(str, fitting))} would fit"
-    return f"{' x '.join(f'mesh.{axis}' for axis in fixed)} = {others} must divide {count}"
+        others = math.prod(fixed.values()) // size
+        if count % others == 0:
+            most = count // others
+            if len(fixed) < len(sizes):
+                ways.append(f"mesh.{axis} = {size}: {_either(_divisors(most))} would fit")
+            else:  # without a free axis the mesh must be filled to the last device
+                ways.append(f"mesh.{axis} = {most} would fit")
+    if ways:
+        return ", or ".join(ways)
+    product = f"{' x '.join(f'mesh.{axis}' for axis in fixed)} = {math.prod(fixed.values())}"
+    if len(fixed) < len(sizes):
+        return f"{product}: {_either(_divisors(count))} would fit"
+    return f"{product}: {count} would fit, e.g. mesh.data = -1 and the others 1"
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _either(sizes: list[int]) -> str:
+    *others, last = map(str, sizes)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _ordered(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
@@ -77,8 +93,9 @@ def _ordered(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
     if slices > 1:
         if shape[0] % slices:
             raise ValueError(
-                f"mesh.data = {shape[0]}: must be a multiple of the {slices} slices, "
-                "between which only gradients should travel"
+                f"mesh.data = {shape[0]}: must be a multiple of the {slices} slices, between which "
+                f"only gradients should travel; mesh.fsdp x mesh.tensor = {shape[1] * shape[2]}: "
+                f"{_either(_divisors(len(devices) // slices))} would fit"
             )
         within = (shape[0] // slices, *shape[1:])
         return mesh_utils.create_hybrid_device_mesh(
