@@ -31,14 +31,18 @@ def written_whole(path: epath.Path) -> Iterator[epath.Path]:
 
     `path` may lie in a bucket: it then receives the finished file in one upload. Nothing appears
     there when the block raises. Writers of one path do not disturb each other, the last stays.
+    An upload that fails raises what buckets.named does.
     """
+    from contextdiff_jax import buckets  # which imports this module
+
     bucket = in_bucket(path)
     folder = epath.Path(tempfile.gettempdir()) if bucket else path.parent
     unfinished = folder / f"{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         yield unfinished
         if bucket:
-            unfinished.copy(path, overwrite=True)
+            with buckets.named(path, "be written"):
+                unfinished.copy(path, overwrite=True)
         else:
             unfinished.replace(path)
     finally:

@@ -45,7 +45,10 @@ class FolderSource:
     def _rows_of_split(self, report: SkipReport) -> list[tuple[int, dict[str, Any]]]:
         """Returns the rows of the split, each with the number of its line."""
         rows = []
-        for number, line in enumerate((self._folder / METADATA).read_bytes().splitlines(), 1):
+        file = self._folder / METADATA
+        with buckets.named(file, "be read"):
+            lines = file.read_bytes().splitlines()
+        for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
@@ -78,14 +81,18 @@ class FolderSource:
     def __getitem__(self, index: int) -> Example:
         config = self._config
         name, captions, repaired = self._rows[index]
-        try:
-            data = (self._folder / name).read_bytes()
-        except FileNotFoundError as error:
-            raise DamagedSample(name, decode.IMAGE_MISSING) from error
+        with buckets.named(self._folder / name, "be read"):
+            data = self._bytes(name)
         picture, notes = decode.decode_image(
             data, name, config.resolution, config.resize_mode, config.min_side
         )
         return Example(picture, captions, name, notes + repaired)
+
+    def _bytes(self, name: str) -> bytes:
+        try:
+            return (self._folder / name).read_bytes()
+        except FileNotFoundError as error:
+            raise DamagedSample(name, decode.IMAGE_MISSING) from error
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Returns the captions alone."""

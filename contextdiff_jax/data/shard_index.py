@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from contextdiff_jax import buckets
 from contextdiff_jax.atomic_write import in_bucket, written_whole
 from contextdiff_jax.data import decode, tar_index
 from contextdiff_jax.data.example import SkipReport
@@ -81,16 +82,16 @@ def index_shard(path: epath.Path, options: IndexOptions, cache: epath.Path | Non
         identity = (_VERSION, os.fspath(path), length, modified, options)
         digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
         stored = cache / f"{path.stem}-{digest}.npz"
-        if stored.exists():
-            index = _load(stored)
-            if index is not None:
-                return index
+        with buckets.named(stored, "be read"):
+            index = _load(stored) if stored.exists() else None
+        if index is not None:
+            return index
     with path.open("rb") as file:
         index = scan_shard(Window(file, length), path.stem, options)
     if stored is not None:
         try:
             _save(index, stored)
-        except OSError as error:  # the samples can be read all the same
+        except (OSError, ValueError) as error:  # the samples can be read all the same
             logging.warning("the index of shard %s is not kept: %s", path, error)
     return index
 

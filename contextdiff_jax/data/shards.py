@@ -177,15 +177,17 @@ def _cache(config: DataConfig, folder: epath.Path) -> epath.Path | None:
     """Returns where indices are kept: config.cache_dir, or beside the shards if they may."""
     if config.cache_dir:
         cache = epath.Path(config.cache_dir)
-        cache.mkdir(parents=True, exist_ok=True)
+        with buckets.named(cache, "be written to (data.cache_dir)"):
+            cache.mkdir(parents=True, exist_ok=True)
         return cache
     cache = folder / _INDEX_FOLDER
     try:
         # A folder closed to its owner is meant to stay as it is, even where root could write.
         if not in_bucket(folder) and not os.stat(folder).st_mode & 0o222:
             raise PermissionError(f"{folder} is read-only")
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        with buckets.named(cache, "be written to"):
+            cache.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a bucket that may only be read
         logging.warning("the shard index is not kept (%s); set data.cache_dir to keep it", error)
         return None
     return cache
@@ -203,7 +205,7 @@ class _OpenFiles:
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         if in_bucket(path):
-            with epath.Path(path).open("rb") as file:
+            with buckets.named(path, "be read"), epath.Path(path).open("rb") as file:
                 file.seek(offset)
                 data = file.read(size)
         else:
