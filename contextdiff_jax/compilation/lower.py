@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from contextdiff_jax.compilation.model_flops import model_flops
 from contextdiff_jax.config import Config
-from contextdiff_jax.parallel.audit import audit
+from contextdiff_jax.parallel.audit import audit_copies
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, shardings_of
 from contextdiff_jax.pipeline.abstract import abstract_batch, abstract_task
@@ -50,7 +50,7 @@ def lower_training(config: Config, name: str, mesh: Mesh) -> Program:
     shapes, shardings = abstract_state(task, optimizer, key, mesh)
     frozen_shardings = shardings_of(task.boxed_frozen(), mesh)
     batch = _over_batch(abstract_batch(task, run.batch_size), mesh)
-    memory = audit(by_group(shapes, shardings) | {"frozen": (task.frozen, frozen_shardings)})
+    memory = audit_copies(by_group(shapes, shardings) | {"frozen": (task.frozen, frozen_shardings)})
     step = make_train_step(
         task,
         optimizer,
@@ -89,7 +89,9 @@ def lower_sampling(config: Config, name: str, mesh: Mesh, batch_size: int) -> Pr
     image = jax.ShapeDtypeStruct((batch_size, task.resolution, task.resolution, 3), jnp.float32)
     extras = jax.eval_shape(task.extras, image, jax.random.key(0))
     batch, keys, extras = (_over_batch(tree, mesh) for tree in (inputs, keys, extras))
-    memory = audit({"params": (params, shardings), "frozen": (task.frozen, frozen_shardings)})
+    memory = audit_copies(
+        {"params": (params, shardings), "frozen": (task.frozen, frozen_shardings)}
+    )
 
     def draw(params, frozen, batch, keys, extras):
         return task.sample(params, frozen, batch, keys, task.sampler, extras)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from contextdiff_jax.config import Config, RunConfig, SamplesConfig, from_config_dict
 from contextdiff_jax.parallel import distributed
+from contextdiff_jax.parallel.audit import audit, report
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated, shardings_of
@@ -79,10 +81,10 @@ class Cascade:
         """Reads an export. sampler: settings such as "num_steps=20" or "base.guidance_scale=3".
 
         Weights lie on the mesh that the config names, where the devices here fit it; else each
-        device holds them whole. Stages share their encoders.
+        device holds them whole, and a warning says so. Stages share their encoders.
 
         Raises CheckpointError when the encoders found are not the ones trained with, ValueError
-        for a sampler setting that does not exist.
+        for a sampler setting that does not exist, or weights that cannot fit the devices.
         """
         content, locate = read_export(folder)
         config = from_config_dict(content["config"])
@@ -91,18 +93,19 @@ class Cascade:
         mesh = _sampling_mesh(config)
         overrides = parse_overrides(sampler, list(content["stages"]))
         conditioning = build_conditioning(config, locate)
-        frozen = None
+        placed = _Placed(config, mesh)
         stages = []
         for name, recorded in content["stages"].items():
             _check_encoders(conditioning, name, recorded["encoders"])
             run = _for_this_machine(config.runs[name])
             task = diffusion_task(config, run, conditioning)
-            if frozen is None:
-                frozen = _on_mesh(task.frozen, task.boxed_frozen, mesh)
+            if not stages:
+                frozen = placed.add("frozen", task.frozen, task.boxed_frozen)
             boxed = functools.partial(jax.eval_shape, task.init, jax.random.key(0))
-            params = _on_mesh(load_stage(folder, name), boxed, mesh)
+            params = placed.add(name, load_stage(folder, name), boxed)
             sampler = overridden(run.sampler, overrides[name], f"sampler of {name}")
             stages.append(Stage(name, task, params, frozen, sampler, mesh))
+        placed.describe()
         return cls(stages, mesh)
 
     def until(self, stage: str) -> "Cascade":
@@ -230,15 +233,42 @@ def _sampling_mesh(config: Config) -> jax.sharding.Mesh:
     except ValueError as error:
         mesh = make_mesh(MeshConfig())
         if mesh.devices.size > 1:
-            logging.warning("the mesh of the training does not fit, weights are whole: %s", error)
+            logging.warning(
+                "weights are whole on each of %d devices, the training's mesh does not fit: %s",
+                *(mesh.size, error),
+            )
         return mesh
 
 
-def _on_mesh(tree: Any, boxed: Callable[[], Any], mesh: jax.sharding.Mesh) -> Any:
-    """Puts parameters on the mesh, split as in training. boxed: returns them with their axes."""
-    if mesh.devices.size == 1:
-        return distributed.place(tree, replicated(mesh))
-    return distributed.place(tree, shardings_of(boxed(), mesh))
+class _Placed:
+    """What lies on the devices of a sampling mesh; whatever is added is audited before."""
+
+    def __init__(self, config: Config, mesh: jax.sharding.Mesh):
+        self._mesh = mesh
+        self._advice = "take devices with more memory"
+        split = math.prod(size for size in (config.mesh.fsdp, config.mesh.tensor) if size > 0)
+        if mesh.shape["data"] == mesh.size and split > 1:
+            self._advice += f", or a multiple of {split} devices, which split the weights"
+        self._groups: dict[str, tuple[Any, Any]] = {}
+
+    def add(self, group: str, tree: Any, boxed: Callable[[], Any]) -> Any:
+        """Puts parameters on the mesh, split as in training.
+
+        boxed: returns them with their axes. Raises ValueError where they do not fit as well.
+        """
+        if self._mesh.devices.size == 1:
+            shardings = jax.tree.map(lambda _: replicated(self._mesh), tree)
+        else:
+            shardings = shardings_of(boxed(), self._mesh)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+        self._groups[group] = (shapes, shardings)
+        audit(self._groups, self._advice)
+        return distributed.place(tree, shardings)
+
+    def describe(self) -> None:
+        """Writes the bytes per device to the log."""
+        if distributed.is_main():
+            logging.info("weights:\n%s", "\n".join(report(self._groups)))
 
 
 def _check_encoders(conditioning: Conditioning, name: str, trained_with: Mapping[str, str]) -> None:

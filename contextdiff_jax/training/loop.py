@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from contextdiff_jax.parallel import distributed
-from contextdiff_jax.parallel.audit import audit
+from contextdiff_jax.parallel.audit import audit, report
 from contextdiff_jax.parallel.mesh import BATCH_AXES
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated, shardings_of
@@ -68,7 +68,11 @@ class LoopSettings:
 
 
 class Trainer:
-    """One run of one task in one directory."""
+    """One run of one task in one directory.
+
+    Raises ValueError, before anything is placed, when the state and the frozen parameters cannot
+    fit the devices, or large arrays would be whole on each of a mesh that could split them.
+    """
 
     def __init__(
         self,
@@ -86,6 +90,9 @@ class Trainer:
         self._init_key = stream_key(settings.seed, "init")
         self._shapes, self._shardings = abstract_state(task, self.optimizer, self._init_key, mesh)
         self._frozen_shardings = shardings_of(task.boxed_frozen(), mesh)
+        kept = by_group(self._shapes, self._shardings)
+        kept |= {"frozen": (task.frozen, self._frozen_shardings)}
+        self._memory = audit(kept)  # now: placing what cannot fit would end without a sentence
         self._frozen = distributed.place(task.frozen, self._frozen_shardings)
         step = make_train_step(
             task,
@@ -114,16 +121,14 @@ class Trainer:
         )
         return init(self._init_key), 0
 
-    def describe(self, state: TrainState) -> None:
+    def describe(self, state: TrainState, batch: Mapping[str, jax.Array]) -> None:
         """Writes the parameter table and the bytes per device to the log and overview.txt."""
-        table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-        groups = by_group(self._shapes, self._shardings)
-        lines = audit(groups | {"frozen": (self._frozen, self._frozen_shardings)})
-        text = "\n".join([table, *lines])
         if not distributed.is_main():
             return
+        table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+        of_batch = jax.tree.map(lambda array: array.sharding, batch)
+        text = "\n".join([table, *self._memory, *report({"batch": (batch, of_batch)})])
         logging.info("parameters and memory:\n%s", text)
-        self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "overview.txt").write_text(text + "\n")
 
     def train(self, open_batches: Callable[[int], Batches]) -> TrainState:
@@ -140,7 +145,6 @@ class Trainer:
         if first >= settings.steps:
             logging.info("finished already, at step %d", first)
             return state
-        self.describe(state)
         self._claim()
         batches = open_batches(position)
         log = MetricLog(self.directory, first) if distributed.is_main() else None
@@ -150,6 +154,8 @@ class Trainer:
         try:
             with interruption.Watch() as watch:
                 for step, batch in enumerate(self._on_device(batches), first + 1):
+                    if step == first + 1:
+                        self.describe(state, batch)
                     state, metrics = self._step(state, self._frozen, batch)
                     window.append(metrics)
                     if step == first + 1:
@@ -236,6 +242,7 @@ class Trainer:
         """Makes the run this process's: one that trained it until now saves nothing more."""
         self._owner = uuid.uuid4().hex
         if distributed.is_main():
+            self.directory.mkdir(parents=True, exist_ok=True)
             (self.directory / _OWNER).write_text(self._owner)
 
     def _check_owner(self) -> None:

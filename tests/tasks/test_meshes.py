@@ -1,8 +1,12 @@
-"""The same loss, updated parameters and average on every mesh, for every task.
+"""The same losses, moments, updated parameters and average on every mesh, for every task.
 
-CONTEXTDIFF_ALL_MESHES=1 tries every mesh of 2, 4 and 8 devices; otherwise some of each size.
+CONTEXTDIFF_ALL_MESHES=1 tries every mesh of 2, 4 and 8 devices for every task; otherwise only the
+contrastive one runs on each, base and super-resolution on one of each number of devices, which
+together split every axis.
 """
 
+import dataclasses
+import functools
 import itertools
 import os
 
@@ -15,47 +19,93 @@ from flax import linen as nn
 from contextdiff_jax.encoders.clip import CLIP
 from contextdiff_jax.encoders.tokenizers import load_tokenizer
 from contextdiff_jax.encoders.weights import load_clip
-from contextdiff_jax.parallel import distributed
+from contextdiff_jax.parallel import distributed, programs
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
+from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, shardings_of
+from contextdiff_jax.pipeline.build import build_diffusion_task, locate_in
 from contextdiff_jax.tasks.contrastive import ContrastiveTask
+from contextdiff_jax.training.optimizer import OptimizerConfig, make_optimizer
 from contextdiff_jax.training.state import TrainState, abstract_state
 from contextdiff_jax.training.step import jit_train_step, make_train_step
 
 CAPTIONS = ("a red circle", "a blue square", "two green birds", "nothing at all") * 2
+EVERY_SHAPE = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if 1 < np.prod(s) <= 8]
 SHAPES = {
-    "contrastive": ((2, 1, 1), (1, 1, 2), (4, 1, 1), (2, 1, 2), (1, 8, 1), (1, 1, 8), (2, 4, 1)),
-    "base": ((1, 4, 1), (2, 2, 2)),
-    "sr": ((1, 2, 1), (4, 1, 2)),
+    "contrastive": EVERY_SHAPE,
+    "base": [(1, 1, 2), (1, 4, 1), (2, 2, 2)],
+    "sr": [(1, 2, 1), (1, 1, 4), (4, 1, 2)],
+    "scanned": [(2, 2, 2)],
 }
 if os.environ.get("CONTEXTDIFF_ALL_MESHES"):
-    every = itertools.product((1, 2, 4, 8), repeat=3)
-    SHAPES = dict.fromkeys(SHAPES, [shape for shape in every if 1 < np.prod(shape) <= 8])
+    SHAPES = dict.fromkeys(SHAPES, EVERY_SHAPE)
+RATE = 1e-3
+SURE = 3e-5  # gradients below may be rounding, of which Adam makes a step as long as any other
 
 
 @pytest.fixture(autouse=True)
-def quick_compilation():
+def quick_compilation(monkeypatch):
     """What is compared does not depend on how well it is optimized."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
+    known = programs.compiler_options
+    monkeypatch.setattr(
+        programs, "compiler_options", lambda platform: {**(known(platform) or {}), **_sooner()}
+    )
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@functools.cache
+def _sooner():
+    """What makes XLA compile in half the time on CPUs, where it knows that."""
+    options = {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
+
+
 @pytest.fixture(scope="module")
-def make(make_task, clip_folder):
+def make(make_task, make_config, clip_folder):
+    """Returns make(name) -> a task; "scanned" is a base that scans and recomputes its blocks."""
+
     def make(name):
-        if name != "contrastive":
+        if name == "contrastive":
+            config, _ = load_clip(clip_folder)
+            return ContrastiveTask(CLIP(config), load_tokenizer(clip_folder / "tokenizer"), 16)
+        if name != "scanned":
             return make_task(name)
-        config, _ = load_clip(clip_folder)
-        return ContrastiveTask(CLIP(config), load_tokenizer(clip_folder / "tokenizer"), 16)
+        config = make_config(use_adapter=False)
+        run = config.runs["base"]
+        levels = {"multipliers": (1,), "attention_levels": (0,), "num_blocks": 2}
+        network = dataclasses.replace(run.unet, scan_blocks=True, remat="blocks", **levels)
+        run = dataclasses.replace(run, unet=network)
+        return build_diffusion_task(config, run, locate_in("unused"))
 
     return make
 
 
 @pytest.fixture(scope="module")
-def updated(make):
-    """Returns updated(task name, mesh shape) -> (losses, (parameters, EMA)) after two steps."""
+def fresh_params(make):
+    """Returns fresh_params(name): moved off their initialization, where zeros keep much asleep."""
+
+    @functools.cache
+    def of(name):
+        rng, mesh = np.random.default_rng(1), make_mesh(MeshConfig(), jax.devices()[:1])
+        init = jit_on_mesh(make(name).init, mesh, runs_once=True)
+        return jax.tree.map(
+            lambda leaf: leaf + (0.05 * rng.standard_normal(leaf.shape)).astype(leaf.dtype),
+            nn.unbox(jax.device_get(init(jax.random.key(0)))),
+        )
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def trained(make, fresh_params):
+    """Returns trained(task name, mesh shape) -> (loss and gradient's norm of two steps, state)."""
 
     def run(name, shape):
         task = make(name)
@@ -63,28 +113,26 @@ def updated(make):
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (8, task.resolution, task.resolution, 3), dtype=np.uint8)
         mesh = make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
-        optimizer = optax.sgd(0.02)  # unlike Adam's, its update is as exact as the gradient
-        key = jax.random.key(0)
-        _, shardings = abstract_state(task, optimizer, key, mesh)
+        optimizer = make_optimizer(OptimizerConfig(learning_rate=RATE, warmup_steps=0), 2)
+        _, shardings = abstract_state(task, optimizer, jax.random.key(0), mesh)
         frozen_shardings = shardings_of(task.boxed_frozen(), mesh)
         step = make_train_step(task, optimizer, seed=0, ema_decay=0.9)
         step = jit_train_step(step, shardings, frozen_shardings, mesh)
-        state = jax.device_put(_fresh_state(task, optimizer), shardings)
+        state = jax.device_put(_state(fresh_params(name), optimizer), shardings)
         frozen = distributed.place(task.frozen, frozen_shardings)
+        _check_split(frozen, mesh)
         batch = {"image": images} | tokenize(CAPTIONS)
-        losses = []
+        told = []
         for _ in range(2):
             placed = jax.device_put(batch, batch_sharding(mesh))
             state, metrics = step(state, frozen, placed)
-            losses.append(float(metrics["loss"]))
-        return losses, jax.device_get((state.params, state.ema))
+            told.append([float(metrics[key]) for key in ("loss", "gradient_norm")])
+        return told, jax.device_get(state)
 
     return run
 
 
-def _fresh_state(task, optimizer):
-    """A state moved off its initialization, where zeros keep much of the network asleep."""
-    params = _fresh_params(task)
+def _state(params, optimizer):
     return TrainState(
         step=np.zeros((), np.int32),
         params=params,
@@ -94,27 +142,43 @@ def _fresh_state(task, optimizer):
     )
 
 
-def _fresh_params(task):
-    rng = np.random.default_rng(1)
-    init = nn.unbox(jax.device_get(jax.jit(task.init)(jax.random.key(0))))
-    return jax.tree.map(
-        lambda leaf: leaf + (0.05 * rng.standard_normal(leaf.shape)).astype(leaf.dtype), init
-    )
+def _check_split(frozen, mesh):
+    """Most of the frozen encoders is split over fsdp, each device having its part alone."""
+    leaves = jax.tree.leaves(frozen)
+    split = [leaf for leaf in leaves if "fsdp" in leaf.sharding.spec]
+    if mesh.shape["fsdp"] > 1:
+        assert sum(leaf.nbytes for leaf in split) >= sum(leaf.nbytes for leaf in leaves) / 2
+    for leaf in split:
+        axis = leaf.sharding.spec.index("fsdp")
+        part = leaf.addressable_shards[0].data
+        assert part.shape[axis] * mesh.shape["fsdp"] == leaf.shape[axis]
+
+
+def _same(found, expected, tolerance, what):
+    for (path, leaf), other in zip(
+        jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True
+    ):
+        message = f"{jax.tree_util.keystr(path)} of {what}"
+        np.testing.assert_allclose(other, leaf, atol=tolerance, rtol=1e-4, err_msg=message)
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_mesh_trains_alike(make, updated, name):
-    losses, params = updated(name, (1, 1, 1))
-    assert losses[0] != losses[1]
-    start = _fresh_params(make(name))
-    moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), params, (start, start))
-    assert max(jax.tree.leaves(moved)) > 1e-3  # a hundred times what is allowed to differ
+def test_every_mesh_trains_alike(trained, fresh_params, name):
+    told, state = trained(name, (1, 1, 1))
+    assert told[0] != told[1]
+    moment = functools.partial(optax.tree.get, state.optimizer)
+    deviation = jax.tree.map(np.sqrt, moment("nu"))  # in the gradient's unit, unlike nu
+    sure = jax.tree.map(lambda d: d > SURE * np.sqrt(1e-3), deviation)
+    assert np.mean(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(sure)])) > 0.5
+    moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), state.params, fresh_params(name))
+    assert max(jax.tree.leaves(moved)) > RATE  # a hundred times what is allowed to differ
     for shape in SHAPES[name]:
-        found, found_params = updated(name, shape)
-        np.testing.assert_allclose(found, losses, atol=1e-5, err_msg=f"loss on {shape}")
-        for (path, leaf), other in zip(
-            jax.tree.leaves_with_path(params), jax.tree.leaves(found_params), strict=True
-        ):
-            np.testing.assert_allclose(
-                other, leaf, atol=1e-5, err_msg=f"{jax.tree_util.keystr(path)} on {shape}"
-            )
+        found, other = trained(name, shape)
+        np.testing.assert_allclose(found, told, atol=1e-5, rtol=1e-5, err_msg=f"loss on {shape}")
+        _same(optax.tree.get(other.optimizer, "mu"), moment("mu"), 1e-6, f"mu on {shape}")
+        nu = optax.tree.get(other.optimizer, "nu")
+        _same(jax.tree.map(np.sqrt, nu), deviation, 1e-6, f"nu on {shape}")
+        for tree in ("params", "ema"):
+            expected = getattr(state, tree)
+            compared = jax.tree.map(np.where, sure, getattr(other, tree), expected)
+            _same(compared, expected, 1e-5, f"{tree} on {shape}")

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import math
 import os
 import signal
 
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.training.checkpoints import CheckpointError, load_tree
 from contextdiff_jax.training.failure import NotFinite
@@ -34,6 +36,27 @@ def test_learns_and_writes_what_it_promises(make_trainer, stream, tmp_path):
     assert (tmp_path / "run/preview/00000200.png").exists()
     assert "w" in (tmp_path / "run/overview.txt").read_text()
     assert any(p.name.startswith("events") for p in (tmp_path / "run").iterdir())
+
+
+def test_the_overview_counts_the_bytes_of_each_device(make_trainer, stream, tmp_path):
+    mesh = make_mesh(MeshConfig(2, 4, 1))
+    make_trainer(1, batch_size=2048, mesh=mesh).train(lambda at: stream(at, batch_size=2048))
+    lines = (tmp_path / "run/overview.txt").read_text().splitlines()[-5:]
+    assert [line.split()[0] for line in lines] == ["params", "ema", "optimizer", "frozen", "batch"]
+    # 2048 examples of 8 + 1 float32 over 8 devices
+    assert lines[-1].split()[1:] == ["0.0", "MiB", "per", "device", "of", "0.1"]
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_placed(make_trainer, monkeypatch):
+    def forbidden(*args):
+        raise AssertionError("placed")
+
+    monkeypatch.setattr(distributed, "place", forbidden)
+    monkeypatch.setattr(jax.Device, "memory_stats", lambda self: {"bytes_limit": 1024})
+    with pytest.raises(ValueError, match=r"\(params .*, frozen .*mesh.fsdp = 1: at least 4 is"):
+        make_trainer(1, mesh=make_mesh(MeshConfig()))
+    with pytest.raises(AssertionError, match="placed"):
+        make_trainer(1, mesh=make_mesh(MeshConfig(1, 4, 2)))
 
 
 def test_resumed_run_ends_bit_identical(make_trainer, stream, tmp_path, caplog):
@@ -135,15 +158,20 @@ def test_every_mesh_trains_the_same(shape, make_trainer, stream, tmp_path):
 
 
 def test_checkpoints_move_between_meshes(make_trainer, stream, tmp_path):
-    one = make_trainer(8, directory=tmp_path / "one").train(stream)
-    directory = tmp_path / "moving"
-    make_trainer(4, directory=directory, mesh=make_mesh(MeshConfig(2, 4, 1))).train(stream)
-    four = make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])
-    make_trainer(6, directory=directory, mesh=four).train(stream)
-    make_trainer(7, directory=directory).train(stream)
-    eight = make_mesh(MeshConfig(2, 2, 2))
-    last = make_trainer(8, directory=directory, mesh=eight).train(stream)
+    def losses(directory):
+        rows = csv.DictReader((directory / "metrics.csv").open())
+        return [float(row["value"]) for row in rows if row["name"] == "loss"]
+
+    one = make_trainer(8, directory=tmp_path / "one", log_every=1).train(stream)
+    directory, positions = tmp_path / "moving", []
+    for steps, shape in ((4, (2, 4, 1)), (6, (1, 2, 2)), (7, (1, 1, 1)), (8, (2, 2, 2))):
+        mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
+        trainer = make_trainer(steps, directory=directory, mesh=mesh, log_every=1)
+        last = trainer.train(lambda at: positions.append(at) or stream(at))
+    assert positions == [0, 32, 48, 56]
+    np.testing.assert_allclose(losses(directory), losses(tmp_path / "one"), rtol=1e-5)
     np.testing.assert_allclose(last.params["w"], one.params["w"], rtol=1e-4, atol=1e-6)
+    assert len(last.params["w"].sharding.device_set) == 8
 
 
 class Watched:
@@ -215,7 +243,7 @@ def watched_run(make_trainer, stream, monkeypatch):
         monkeypatch.setattr(trainer, "_step", step)
         monkeypatch.setattr(trainer, "_report", report)
         monkeypatch.setattr(trainer, "start", lambda: (watch(state), position))
-        monkeypatch.setattr(trainer, "describe", lambda state: None)
+        monkeypatch.setattr(trainer, "describe", lambda *args: None)
         monkeypatch.setattr(trainer.checkpoints, "save", lambda *args: None)
         with jax.transfer_guard("disallow"):
             trainer.train(Counted)
