@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
 # Trains on GKE with TPUs by a JobSet (launch/jobset.yaml); launch/xpk.sh does the same with XPK.
 #
-#   launch/gke.sh cluster  --name=cd --zone=ZONE --topology=16x16 --spot   cluster and node pool
+#   launch/gke.sh cluster  --name=cd --zone=ZONE --topology=16x16 --spot   cluster and node pools
 #   launch/gke.sh image    --image=REGISTRY/contextdiff:TAG                build from HEAD, push
 #   launch/gke.sh start    --name=cd --zone=ZONE --image=... -- --config=... --workdir=gs://...
 #   launch/gke.sh manifest ...same as start...             prints the JobSet, needs no cluster
 #   launch/gke.sh status|logs|stop --name=cd --zone=ZONE   stop deletes the JobSet, not the nodes
-#   launch/gke.sh delete   --name=cd --zone=ZONE           the node pool and the cluster
+#   launch/gke.sh delete   --name=cd --zone=ZONE           the node pools and the cluster
 #
 # Resume: stop, then the same start. For another slice size: another cluster or node pool.
 #
-#   --name=NAME            of the cluster, its node pool and the JobSet
+#   --name=NAME            of the cluster, its node pools (NAME-tpu-I) and the JobSet
 #   --zone=ZONE --project=PROJECT      gcloud's own default project if not given
 #   --topology=16x16       chips of the slice; v5e-256 is 16x16
+#   --slices=N             default 1: so many of them in one training, joined by mesh.data; each is
+#                          a node pool. Give it to cluster, start, manifest and delete
 #   --machine-type=TYPE    default ct5lp-hightpu-4t: v5e, 4 chips to a host (multi-host slices)
 #   --tpu=LABEL            default tpu-v5-lite-podslice, the node label of v5e
 #   --chips-per-host=N     default 4
@@ -24,13 +26,15 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-declare -A OPTION=([name]="" [zone]="" [project]="" [topology]=16x16 [image]="" [spot]=false
+declare -A OPTION=([name]="" [zone]="" [project]="" [topology]=16x16 [slices]=1 [image]="" [spot]=false
   [machine-type]=ct5lp-hightpu-4t [tpu]=tpu-v5-lite-podslice [chips-per-host]=4 [restarts]=50
   [service-account]=default [weights]="" [module]=contextdiff_jax.main)
 JOBSET=https://github.com/kubernetes-sigs/jobset/releases/download/v0.8.0/manifests.yaml
 ACTIONS="cluster image start manifest status logs stop delete"
 parse "$@"
-whole chips-per-host restarts
+whole chips-per-host restarts slices
+slices=${OPTION[slices]}
+((slices > 0)) || die "--slices=0: must be at least 1"
 [[ ${OPTION[topology]} =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || die "--topology=${OPTION[topology]}: must be like 16x16"
 chips=$((${OPTION[topology]//x/*}))
 hosts=$((chips / OPTION[chips-per-host]))
@@ -53,15 +57,17 @@ connect() {
 }
 
 do_cluster() {
-  local spot=() project=${OPTION[project]}
+  local spot=() project=${OPTION[project]} number
   required zone project # names the pool of workload identities
   need gcloud "see cloud.google.com/sdk/docs/install"
   [[ ${OPTION[spot]} != true ]] || spot=(--spot)
   run gcloud container clusters create "$name" "${where[@]}" --machine-type=e2-standard-4 \
     --num-nodes=1 "--workload-pool=$project.svc.id.goog"
-  run gcloud container node-pools create "$name-tpu" "--cluster=$name" "${where[@]}" \
-    "--machine-type=${OPTION[machine-type]}" "--tpu-topology=${OPTION[topology]}" \
-    "--num-nodes=$hosts" "${spot[@]}"
+  for ((number = 0; number < slices; number++)); do
+    run gcloud container node-pools create "$name-tpu-$number" "--cluster=$name" "${where[@]}" \
+      "--machine-type=${OPTION[machine-type]}" "--tpu-topology=${OPTION[topology]}" \
+      "--num-nodes=$hosts" "${spot[@]}"
+  done
   connect
   run kubectl apply --server-side -f "$JOBSET"
 }
@@ -90,7 +96,8 @@ do_manifest() {
   training_arguments bucket
   train_command launch/train.sh
   local -A values=([NAME]=$name [HOSTS]=$hosts [TOPOLOGY]=${OPTION[topology]} [TPU]=${OPTION[tpu]}
-    [RESTARTS]=${OPTION[restarts]} [CHIPS_PER_HOST]=${OPTION[chips-per-host]}
+    [SLICES]=$slices [RESTARTS]=${OPTION[restarts]}
+    [CHIPS_PER_HOST]=${OPTION[chips-per-host]}
     [IMAGE]=${OPTION[image]} [SERVICE_ACCOUNT]=${OPTION[service-account]})
   text=$(<"$ROOT/launch/jobset.yaml")
   for key in "${!values[@]}"; do
@@ -117,7 +124,7 @@ do_status() {
 do_logs() {
   connect
   run kubectl logs --follow --tail=100 --container=train \
-    "--selector=jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
+    "--selector=jobset.sigs.k8s.io/jobset-name=$name,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
 }
 
 do_stop() {
@@ -129,8 +136,11 @@ do_stop() {
 do_delete() {
   required zone
   need gcloud "see cloud.google.com/sdk/docs/install"
-  echo "deleting the node pool $name-tpu and the cluster $name in ${OPTION[zone]}; buckets stay" >&2
-  run gcloud container node-pools delete "$name-tpu" "--cluster=$name" "${where[@]}"
+  local number
+  echo "deleting $slices node pool(s) $name-tpu-I and the cluster $name in ${OPTION[zone]}; buckets stay" >&2
+  for ((number = 0; number < slices; number++)); do
+    run gcloud container node-pools delete "$name-tpu-$number" "--cluster=$name" "${where[@]}"
+  done
   run gcloud container clusters delete "$name" "${where[@]}"
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on Cloud TPU VMs: a queued resource with one slice, the same commands on all its hosts.
+# Trains on Cloud TPU VMs: a queued resource with one slice or several, the same commands on all hosts.
 #
 #   launch/tpu_vm.sh create --name=cd --zone=ZONE --accelerator=v5litepod-256 --spot
 #   launch/tpu_vm.sh wait   --name=cd --zone=ZONE       until the slice is there
@@ -16,6 +16,8 @@
 #   --name=NAME            of the TPU VM and of its queued resource
 #   --zone=ZONE --project=PROJECT    gcloud's own default project if not given
 #   --accelerator=TYPE     default v5litepod-256
+#   --slices=N             default 1: so many of them in one training, joined by mesh.data; give it
+#                          to every action
 #   --runtime=VERSION      default v2-alpha-tpuv5-lite, for v5e (v6e: v2-alpha-tpuv6e)
 #   --spot, --reserved     how the capacity is paid
 #   --direct               no queue: create now or fail (give it to delete as well)
@@ -29,11 +31,14 @@ set -euo pipefail
 
 declare -A OPTION=([name]="" [zone]="" [project]="" [accelerator]=v5litepod-256 [spot]=false
   [runtime]=v2-alpha-tpuv5-lite [reserved]=false [direct]=false [retries]=3 [output]="" [poll-s]=60
-  [weights]="" [module]=contextdiff_jax.main)
+  [slices]=1 [weights]="" [module]=contextdiff_jax.main)
 ACTIONS="create wait setup start status logs stop delete watch"
 parse "$@"
 required name zone
-whole retries poll-s
+whole retries poll-s slices
+slices=${OPTION[slices]}
+((slices > 0)) || die "--slices=0: must be at least 1"
+[[ $slices == 1 || ${OPTION[direct]} == false ]] || die "--slices=$slices: needs a queued resource, not --direct"
 name=${OPTION[name]}
 [[ $name =~ ^[a-z][a-z0-9-]{0,61}$ ]] || die "--name=$name: must be lower-case letters, digits and -"
 [[ ${OPTION[spot]} != true || ${OPTION[reserved]} != true ]] || die "--spot and --reserved exclude each other"
@@ -45,18 +50,25 @@ log=logs/train.log
 queue=(gcloud compute tpus queued-resources)
 vm=(gcloud compute tpus tpu-vm)
 
-# on WORKERS COMMAND: runs a shell command in the copied repository.
-on() { run "${vm[@]}" ssh "$name" "${where[@]}" "--worker=$1" "--command=cd contextdiff_jax && $2"; }
+# remote: the commands that reach its hosts, and all of them or the first.
+remote=("${vm[@]}") all=(--worker=all) first=(--worker=0)
+if ((slices > 1)); then
+  remote=("${queue[@]}") all=(--node=all --worker=all) first=(--node=0 --worker=0)
+fi
+
+# on_all COMMAND: runs a shell command in the copied repository on every host.
+on_all() { run "${remote[@]}" ssh "$name" "${where[@]}" "${all[@]}" "--command=cd contextdiff_jax && $1"; }
 
 do_create() {
-  local how=()
+  local how=() nodes=("--node-id=$name")
   [[ ${OPTION[spot]} != true ]] || how+=(--spot)
   [[ ${OPTION[reserved]} != true ]] || how+=(--reserved)
   if [[ ${OPTION[direct]} == true ]]; then
     run "${vm[@]}" create "$name" "${where[@]}" "--accelerator-type=${OPTION[accelerator]}" \
       "--version=${OPTION[runtime]}" "${how[@]}"
   else
-    run "${queue[@]}" create "$name" "--node-id=$name" "${where[@]}" \
+    ((slices == 1)) || nodes=("--node-count=$slices" "--node-prefix=$name")
+    run "${queue[@]}" create "$name" "${nodes[@]}" "${where[@]}" \
       "--accelerator-type=${OPTION[accelerator]}" "--runtime-version=${OPTION[runtime]}" "${how[@]}"
   fi
 }
@@ -82,32 +94,39 @@ do_setup() {
   git -C "$ROOT" diff --quiet HEAD || echo "note: changes that are not committed stay behind" >&2
   # Joined by &&, because bash ignores set -e inside "do_setup && ...".
   run git -C "$ROOT" archive --format=tar.gz "--output=$archive" HEAD &&
-    run "${vm[@]}" scp "$archive" "$name:code.tar.gz" "${where[@]}" --worker=all &&
-    run "${vm[@]}" ssh "$name" "${where[@]}" --worker=all "--command=mkdir -p contextdiff_jax && \
+    run "${remote[@]}" scp "$archive" "$name:code.tar.gz" "${where[@]}" "${all[@]}" &&
+    run "${remote[@]}" ssh "$name" "${where[@]}" "${all[@]}" "--command=mkdir -p contextdiff_jax && \
 tar -xzf code.tar.gz -C contextdiff_jax && bash contextdiff_jax/launch/setup_env.sh --platform=tpu"
 }
 
 do_start() {
   train_command launch/train.sh
-  on all "$(quote bash launch/background.sh start "--log=$log" "--retries=${OPTION[retries]}" -- "${TRAIN[@]}")"
+  on_all "$(quote bash launch/background.sh start "--log=$log" "--retries=${OPTION[retries]}" -- "${TRAIN[@]}")"
 }
 
-do_status() { on all "bash launch/background.sh status --log=$log"; }
-do_stop() { on all "bash launch/background.sh stop --log=$log"; }
+do_status() { on_all "bash launch/background.sh status --log=$log"; }
+do_stop() { on_all "bash launch/background.sh stop --log=$log"; }
 
 do_logs() {
-  if [[ -z ${OPTION[output]} ]]; then
-    on 0 "tail -n 100 -F $log"
-  else
-    run mkdir -p "${OPTION[output]}"
-    run "${vm[@]}" ssh "$name" "${where[@]}" --worker=all \
-      "--command=cat contextdiff_jax/$log" "--output-directory=${OPTION[output]}"
+  local node=$name folder=${OPTION[output]} number
+  if [[ -z $folder ]]; then
+    run "${remote[@]}" ssh "$name" "${where[@]}" "${first[@]}" \
+      "--command=cd contextdiff_jax && tail -n 100 -F $log"
+    return
   fi
+  for ((number = 0; number < slices; number++)); do
+    ((slices == 1)) || node=$name-$number folder=${OPTION[output]}/$name-$number
+    run mkdir -p "$folder"
+    run "${vm[@]}" ssh "$node" "${where[@]}" --worker=all \
+      "--command=cat contextdiff_jax/$log" "--output-directory=$folder"
+  done
 }
 
 # delete [--quiet]: gcloud asks first, except with --quiet.
 do_delete() {
-  echo "deleting the TPU VM $name and its queued resource in ${OPTION[zone]}; buckets stay" >&2
+  local what="the TPU VM $name"
+  ((slices == 1)) || what="the $slices slices of $name"
+  echo "deleting $what and its queued resource in ${OPTION[zone]}; buckets stay" >&2
   if [[ ${OPTION[direct]} == true ]]; then
     run "${vm[@]}" delete "$name" "${where[@]}" "$@"
   else
@@ -119,7 +138,7 @@ do_delete() {
 progress() {
   local now
   now=$(state) || now=UNKNOWN
-  [[ $now != ACTIVE ]] || now=$(ask SUSPENDED "${vm[@]}" ssh "$name" "${where[@]}" --worker=0 \
+  [[ $now != ACTIVE ]] || now=$(ask SUSPENDED "${remote[@]}" ssh "$name" "${where[@]}" "${first[@]}" \
     "--command=bash contextdiff_jax/launch/background.sh status --log=contextdiff_jax/$log || echo new") || now=UNKNOWN
   echo "$now"
 }

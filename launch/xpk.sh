@@ -12,6 +12,7 @@
 #   --cluster=NAME --name=NAME       of the cluster, of the workload
 #   --zone=ZONE --project=PROJECT    gcloud's own default project if not given
 #   --accelerator=TYPE     default v5litepod-256
+#   --slices=N             default 1: so many of them in one training, joined by mesh.data
 #   --spot, --reservation=NAME       how the capacity is paid; on demand if neither is given
 #   --restarts=N           default 50
 #   --module=, --weights=  see launch/train.sh
@@ -20,11 +21,12 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 declare -A OPTION=([cluster]="" [name]="" [zone]="" [project]="" [accelerator]=v5litepod-256
-  [spot]=false [reservation]="" [image]="" [restarts]=50 [weights]="" [module]=contextdiff_jax.main)
+  [slices]=1 [spot]=false [reservation]="" [image]="" [restarts]=50 [weights]="" [module]=contextdiff_jax.main)
 ACTIONS="cluster start status logs stop delete"
 parse "$@"
 required cluster zone
-whole restarts
+whole restarts slices
+((OPTION[slices] > 0)) || die "--slices=0: must be at least 1"
 cluster=${OPTION[cluster]} name=${OPTION[name]}
 [[ " start logs stop " != *" $ACTION "* ]] || required name
 need xpk "pip install xpk"
@@ -37,7 +39,7 @@ do_cluster() {
   [[ ${OPTION[spot]} != true ]] || capacity=--spot
   [[ -z ${OPTION[reservation]} ]] || capacity=--reservation=${OPTION[reservation]}
   run xpk cluster create "--cluster=$cluster" "${where[@]}" "--tpu-type=${OPTION[accelerator]}" \
-    --num-slices=1 "$capacity"
+    "--num-slices=${OPTION[slices]}" "$capacity"
 }
 
 do_start() {
@@ -47,7 +49,8 @@ do_start() {
   train_command /contextdiff_jax/launch/train.sh
   # 75 (interrupted, saved) is added to the codes after which XPK starts again: 42 and 127-255.
   run xpk workload create "--cluster=$cluster" "--workload=$name" "${where[@]}" \
-    "--tpu-type=${OPTION[accelerator]}" --num-slices=1 "--docker-image=${OPTION[image]}" \
+    "--tpu-type=${OPTION[accelerator]}" "--num-slices=${OPTION[slices]}" \
+    "--docker-image=${OPTION[image]}" \
     "--max-restarts=${OPTION[restarts]}" --restart-on-exit-codes=75 \
     --termination-grace-period-seconds=300 "--command=$(quote exec "${TRAIN[@]}")"
 }
@@ -57,7 +60,7 @@ do_status() { run xpk workload list "--cluster=$cluster" "${where[@]}"; }
 do_logs() {
   need kubectl "gcloud components install kubectl gke-gcloud-auth-plugin"
   run kubectl logs --follow --tail=100 --container=jax-tpu \
-    "--selector=jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
+    "--selector=jobset.sigs.k8s.io/jobset-name=$name,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
 }
 
 do_stop() {

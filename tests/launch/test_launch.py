@@ -92,17 +92,54 @@ def test_tpu_vm_logs_and_tear_down(launch):
     assert command[3:6] == ["tpu-vm", "delete", "cd"] and {*PLACE} <= {*command}
 
 
+def test_tpu_vm_with_several_slices(launch):
+    place = [*ZONE, "--slices=2"]
+    [create] = launch.dry("tpu_vm.sh", "create", *place)
+    assert {"--node-count=2", "--node-prefix=cd"} <= {*create}
+    assert not any(word.startswith("--node-id") for word in create)
+    _, copy, unpack = launch.dry("tpu_vm.sh", "setup", *place)
+    [start] = launch.dry("tpu_vm.sh", "start", *place, "--", *TRAINING)
+    for command, verb in ((copy, "scp"), (unpack, "ssh"), (start, "ssh")):
+        assert command[3:5] == ["queued-resources", verb]
+        assert {"--node=all", "--worker=all"} <= {*command}
+    [follow] = launch.dry("tpu_vm.sh", "logs", *place)
+    assert {"--node=0", "--worker=0"} <= {*follow}
+    commands = launch.dry("tpu_vm.sh", "logs", *place, "--output=there")
+    for number, (folder, collect) in enumerate(zip(commands[::2], commands[1::2], strict=True)):
+        assert folder == ["mkdir", "-p", f"there/cd-{number}"]
+        assert collect[3:6] == ["tpu-vm", "ssh", f"cd-{number}"]
+        assert option(collect, "output-directory") == folder[-1]
+    assert len(commands) == 4
+    done = launch.script("tpu_vm.sh", "delete", *place, "--dry-run")
+    assert "deleting the 2 slices of cd and its queued resource" in done.stderr
+
+
+def test_gke_and_xpk_with_several_slices(launch):
+    place = [*ZONE, "--slices=2"]
+    _, *pools, _, _ = launch.dry("gke.sh", "cluster", *place)
+    names = ["cd-tpu-0", "cd-tpu-1"]
+    assert [pool[4] for pool in pools] == names
+    assert [words[4] for words in launch.dry("gke.sh", "delete", *place)] == [*names, "cd"]
+    done = launch.script("gke.sh", "manifest", *place, "--image=r/i:1", "--", *TRAINING)
+    [job] = yaml.safe_load(done.stdout)["spec"]["replicatedJobs"]
+    assert job["replicas"] == 2 and job["template"]["spec"]["completions"] == 64
+    xpk = ["--cluster=big", *PLACE, "--slices=2"]
+    [cluster] = launch.dry("xpk.sh", "cluster", *xpk)
+    [work] = launch.dry("xpk.sh", "start", *xpk, "--name=b", "--image=r/i:1", "--", *TRAINING)
+    assert option(cluster, "num-slices") == option(work, "num-slices") == "2"
+
+
 def test_gke_cluster_and_tear_down(launch):
     cluster, pool, _, jobset = launch.dry("gke.sh", "cluster", *ZONE, "--topology=8x16", "--spot")
     assert cluster[:5] == ["gcloud", "container", "clusters", "create", "cd"]
-    assert pool[:5] == ["gcloud", "container", "node-pools", "create", "cd-tpu"]
+    assert pool[:5] == ["gcloud", "container", "node-pools", "create", "cd-tpu-0"]
     assert option(pool, "num-nodes") == "32" and option(pool, "tpu-topology") == "8x16"
     assert option(pool, "machine-type") == "ct5lp-hightpu-4t" and "--spot" in pool
     assert {"--location=us-west4-a", "--project=mine"} <= {*cluster} & {*pool}
     assert jobset[:2] == ["kubectl", "apply"] and jobset[-1].endswith("manifests.yaml")
     deleted = launch.dry("gke.sh", "delete", *ZONE)
     assert [words[2:5] for words in deleted] == [
-        ["node-pools", "delete", "cd-tpu"],
+        ["node-pools", "delete", "cd-tpu-0"],
         ["clusters", "delete", "cd"],
     ]
     assert launch.dry("gke.sh", "stop", *ZONE)[-1] == ["kubectl", "delete", "jobset", "cd"]
@@ -236,6 +273,9 @@ REFUSED = [
     ("tpu_vm.sh", ["create", *ZONE, "--sopt"], "--sopt: unknown option"),
     ("tpu_vm.sh", ["create", *ZONE, "--sopt=1"], "--sopt: unknown option"),
     ("tpu_vm.sh", ["create", *ZONE, "v5e"], "v5e: unexpected"),
+    ("tpu_vm.sh", ["create", *ZONE, "--slices=0"], "--slices=0: must be at least 1"),
+    ("tpu_vm.sh", ["create", *ZONE, "--slices=2", "--direct"], "--slices=2: needs a queued"),
+    ("gke.sh", ["cluster", *ZONE, "--slices=two"], "--slices=two: must be a whole number"),
     ("tpu_vm.sh", ["start", *ZONE], "--config=FILE is missing"),
     ("tpu_vm.sh", ["start", *ZONE, *PATHS[:2]], "--workdir=DIR is missing"),
     ("tpu_vm.sh", ["start", *ZONE, *PATHS[:2], "--workdir=runs/x"], "must be a bucket"),
