@@ -62,6 +62,9 @@ CASES = (
     _training("base", "v6e:8x8", 64, 2048),
     # Where memory is slow beside arithmetic, recomputing moves less than keeping.
     _training("sr", "v6e:8x8", 64, 1024, "--config.runs.sr.efficient_unet.remat_levels=0"),
+    # Two slices, joined by the data center's network: twice the batch.
+    _training("base", "v5e:16x16", 512, 4096, "--slices=2"),
+    _training("sr", "v5e:16x16", 512, 2048, "--slices=2"),
     _sampling("base"),
     _sampling("sr"),
 )
@@ -84,9 +87,11 @@ _CORES = {"v4": 2, "v5p": 2}  # of a chip; these families' slices are named by c
 
 
 def slice_name(report: dict[str, Any]) -> str:
-    """Returns the slice as Google Cloud names it: v5p-64 has 32 chips."""
-    family = report["topology"].partition(":")[0]
-    return f"{family}-{report['chips'] * _CORES.get(family, 1)}"
+    """Returns the slice as Google Cloud names it (v5p-64 has 32 chips), after their number."""
+    slices = report["slices"]
+    family = report["topology"].rpartition(" ")[2].partition(":")[0]
+    name = f"{family}-{report['chips'] // slices * _CORES.get(family, 1)}"
+    return name if slices == 1 else f"{slices} x {name}"
 
 
 def _gib(count: float) -> str:
@@ -108,6 +113,9 @@ COLUMNS = {
     "compute s": lambda r: f"{r['compute_s']:.3f}",
     "memory s": lambda r: f"{r['memory_s']:.3f}",
     "network s": lambda r: f"{r['network_s']:.3f}",
+    "between slices s": lambda r: (
+        f"{r['between_slices_s']:.3f}" if r["slices"] > 1 and r["between_slices_s"] else ""
+    ),
     "MFU at most": lambda r: f"{r['mfu_bound']:.0%}",
     "chip-hours per 10^6 steps, at least": lambda r: (
         f"{1e6 * r['step_s'] * r['chips'] / 3600:,.0f}" if r["what"] == "train" else ""

@@ -155,7 +155,7 @@ def compile_report(
     return report.Report(
         **known,
         compile_s=done - lowered,
-        **report.measure(compiled, chip, len(devices), program.model_flops),
+        **report.measure(compiled, chip, len(devices), program.model_flops, _SLICES.value),
     )
 
 

@@ -29,6 +29,11 @@ _BATCH_GROUPS = re.compile(r"\bbatch_group_count=(\d+)")
 _CONTRACTING = re.compile(r"\blhs_contracting_dims=\{([\d,]*)\}")
 _GROUPS = re.compile(r"\breplica_groups=\[(\d+),(\d+)\]")
 _GROUP_LIST = re.compile(r"\breplica_groups=\{\{([\d,]*)\}")
+# JAX's splash attention: products of queries x keys x width in each of its kernels, the logits'
+# recomputation and two of gradients in one, three of them in the other.
+_ATTENTION = re.compile(r"^splash_m[hq]a_(fwd|dq|dkv)")
+_ATTENTION_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +51,8 @@ class Collective:
 def flops(module: Module) -> float:
     """Returns multiplications and additions of matrix products and convolutions, per chip.
 
-    Elementwise work is not counted, nor are products inside custom calls (see `custom_calls`).
+    Elementwise work is not counted, nor are products inside custom calls other than the attention
+    kernels of networks/dot_product_attention.py (see `custom_calls`).
     """
     total = 0.0
     for computation, instruction, times in module.each():
@@ -54,14 +60,18 @@ def flops(module: Module) -> float:
             total += times * _dot(computation, instruction)
         elif instruction.opcode == "convolution":
             total += times * _convolution(computation, instruction)
+        elif instruction.opcode == "custom-call":
+            total += times * (_attention(computation, instruction) or 0)
     return total
 
 
 def custom_calls(module: Module) -> dict[str, int]:
-    """Returns how often each custom call that may compute runs, e.g. Pallas kernels, by target."""
+    """Returns how often each custom call that `flops` leaves out runs, by target."""
     found: collections.Counter = collections.Counter()
-    for _, instruction, times in module.each():
-        if instruction.opcode == "custom-call":
+    for computation, instruction, times in module.each():
+        if instruction.opcode != "custom-call":
+            continue
+        if _attention(computation, instruction) is None:
             target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
             found[target.group(1) if target else instruction.name] += times
     return dict(found)
@@ -115,6 +125,23 @@ def collectives(module: Module) -> dict[str, Collective]:
     return {kind: Collective(counts[kind], moved[kind]) for kind in counts}
 
 
+def between_slices(module: Module, slices: int) -> Collective:
+    """Returns what one chip sends to other slices, over the data center's network, in all.
+
+    The TPU's compiler has made of each collective across slices one within them and a transfer
+    by the hosts; the former is in `collectives`.
+    """
+    count, moved = 0, 0.0
+    for computation, instruction, times in module.each():
+        kind = _BETWEEN_SLICES.search(instruction.attributes)
+        if instruction.opcode != "send" or not kind:
+            continue
+        sent = sum(array.bytes for array in computation.arrays(instruction)[0])
+        count += times
+        moved += times * _in_ring(kind.group(1).lower().replace("_", "-"), sent, slices)
+    return Collective(count, moved)
+
+
 def _dot(computation: Computation, instruction: Instruction) -> float:
     lhs = computation.arrays(instruction)[0][0]
     found = _CONTRACTING.search(instruction.attributes)
@@ -148,6 +175,20 @@ def _convolution(computation: Computation, instruction: Instruction) -> float:
 
 
 _DEFAULTS = (("stride", 1), ("pad", 0), ("lhs_dilate", 1), ("rhs_dilate", 1))
+
+
+def _attention(computation: Computation, instruction: Instruction) -> float | None:
+    """Returns the operations of one of the TPU's attention kernels, None for other calls.
+
+    Masked and padded keys count, as the kernel does not skip them.
+    """
+    kernel = _ATTENTION.match(instruction.name)
+    if not kernel:
+        return None
+    # Before them come the blocks' indices, behind them segments and gradients.
+    arrays = [shape[0] for shape in computation.arrays(instruction)]
+    query, key = [array for array in arrays if array.dtype in ("bf16", "f32", "f16")][:2]
+    return _ATTENTION_PRODUCTS[kernel.group(1)] * 2.0 * query.size * key.dims[-2]
 
 
 def _window(attributes: str) -> dict[str, list]:
@@ -218,7 +259,11 @@ def _hbm(shape: tuple[Array, ...]) -> float:
 
 def _moved(kind: str, computation: Computation, instruction: Instruction) -> float:
     operands = sum(a.bytes for shape in computation.arrays(instruction) for a in shape)
-    group = _group_size(instruction.attributes)
+    return _in_ring(kind, operands, _group_size(instruction.attributes))
+
+
+def _in_ring(kind: str, operands: float, group: int | None) -> float:
+    """Returns the bytes that one member of a group sends of so many bytes of operands."""
     share = (group - 1) / group if group else 1.0
     if kind == "all-gather":
         return operands * (group - 1 if group else 1)

@@ -32,12 +32,13 @@ class Report:
 
     parameters, model_flops: of the whole program, all chips together. peak_bytes: arguments,
     results that are no donated arguments, temporaries and code. collectives: {kind: (count,
-    bytes sent)}. compute_s, memory_s, network_s: the roofline's three times at published peaks;
+    bytes sent)}. compute_s, memory_s, network_s: the roofline's times at published peaks;
     the step takes at least the largest (traffic counts as if no value stayed on chip, so memory_s
     is an upper estimate). mfu_bound: model operations over what the chips could do in that time.
     fits: whether peak_bytes is within USABLE of HBM. effort: the compiler's; a run compiles with 0.
-    None where the chip's figures are unknown. slices: what travels between several is in network_s
-    as if it stayed within one. largest: (bytes, shape, operation) of arrays that it computes.
+    None where the chip's figures are unknown. sent_between_slices: (count, bytes that one chip
+    sends), which take between_slices_s; part of the roofline where the chip's figure is known, and
+    0 with one slice. largest: (bytes, shape, operation) of arrays that it computes.
     """
 
     config: str
@@ -71,6 +72,8 @@ class Report:
     effort: float | None
     versions: dict[str, str]
     slices: int = 1
+    sent_between_slices: tuple[int, float] = (0, 0.0)
+    between_slices_s: float | None = None
     largest: Sequence[tuple[float, str, str]] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -79,7 +82,11 @@ class Report:
 
 
 def measure(
-    compiled: jax.stages.Compiled, chip: Chip | None, chips: int, model_flops: float
+    compiled: jax.stages.Compiled,
+    chip: Chip | None,
+    chips: int,
+    model_flops: float,
+    slices: int = 1,
 ) -> dict[str, Any]:
     """Returns the fields of Report that follow from the compiled program."""
     module = hlo.parse(compiled.as_text())
@@ -92,7 +99,7 @@ def measure(
         + memory.generated_code_size_in_bytes
     )
     flops, traffic = cost.flops(module), cost.hbm_bytes(module)
-    moved = cost.collectives(module)
+    moved, between = cost.collectives(module), cost.between_slices(module, slices)
     found: dict[str, Any] = {
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -102,6 +109,7 @@ def measure(
         "flops_ratio": flops * chips / model_flops,
         "traffic_bytes": traffic,
         "collectives": {kind: (item.count, item.bytes) for kind, item in sorted(moved.items())},
+        "sent_between_slices": (between.count, between.bytes),
         "custom_calls": cost.custom_calls(module),
         "uncounted_loops": len(module.unknown_loops()),
         "largest": cost.largest(module, LARGEST),
@@ -115,6 +123,8 @@ def measure(
             "memory_s": traffic / chip.hbm_bandwidth,
             "network_s": sent / chip.ici_bandwidth,
         }
+        if chip.dcn_bandwidth is not None:
+            times["between_slices_s"] = between.bytes / chip.dcn_bandwidth
         step = max(times.values())
         found |= times | {
             "step_s": step,
@@ -146,16 +156,21 @@ def describe(report: Report) -> str:
     ]
     for kind, (count, sent) in report.collectives.items():
         lines.append(f"{kind:<17}{count:,} times, {sent / 1e9:.2f} GB sent per chip")
+    if report.slices > 1:
+        count, sent = report.sent_between_slices
+        lines.append(f"between slices   {count:,} times, {sent / 1e9:.2f} GB sent per chip")
     if report.step_s is not None:
+        across = ""
+        if report.slices > 1 and report.between_slices_s is not None:
+            across = f", between slices {report.between_slices_s:.3f}"
         lines.append(
             f"roofline         {report.step_s:.3f} s: compute {report.compute_s:.3f}, "
-            f"memory {report.memory_s:.3f}, network {report.network_s:.3f}; "
+            f"memory {report.memory_s:.3f}, network {report.network_s:.3f}{across}; "
             f"MFU at most {report.mfu_bound:.0%}"
         )
-    if report.slices > 1:
+    if report.slices > 1 and report.step_s is not None and report.between_slices_s is None:
         lines.append(
-            "not counted      the network between slices: what crosses it is in the roofline at "
-            "the speed within a slice, which is several times higher"
+            "not counted      the time between slices: no bandwidth is published for this chip"
         )
     for name, count in report.custom_calls.items():
         lines.append(f"not counted      custom call {name}, {count:,} times")

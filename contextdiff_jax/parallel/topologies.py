@@ -18,7 +18,8 @@ class Chip:
 
     flops: bfloat16 operations per second. hbm: bytes. hbm_bandwidth: bytes per second.
     ici_bandwidth: bytes per second that one chip sends to its neighbours, all links together (half
-    of the bidirectional figure). axes: numbers of dimensions of its slices.
+    of the bidirectional figure). axes: numbers of dimensions of its slices. dcn_bandwidth: bytes
+    per second to other slices, a chip's share of its host's; None where none is published.
     """
 
     flops: float
@@ -26,14 +27,15 @@ class Chip:
     hbm_bandwidth: float
     ici_bandwidth: float
     axes: int
+    dcn_bandwidth: float | None
 
 
 GIB = 2**30
 CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 3),
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 2),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 3),
-    "v6e": Chip(918e12, 32 * GIB, 1640e9, 400e9, 2),
+    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 3, None),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 2, 25e9 / 8),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 3, 50e9 / 8),
+    "v6e": Chip(918e12, 32 * GIB, 1640e9, 400e9, 2, 100e9 / 8),
 }
 EXAMPLES = ("v5e:16x16", "v5p:2x4x4", "v6e:8x8", "v4:4x4x4", "cpu:8")
 

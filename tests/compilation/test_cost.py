@@ -1,6 +1,9 @@
 """Counts from HLO text and from jaxprs against XLA's own analysis and closed forms."""
 
 import functools
+import importlib.util
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +142,40 @@ def test_collectives_count_what_is_sent():
     assert found["all-gather"].bytes == 8 * 128 * 4 * 7
     assert found["all-reduce"].bytes == pytest.approx(2 * 8 * 32 * 4 * 7 / 8)
     assert found["reduce-scatter"].bytes == pytest.approx(64 * 16 * 4 * 7 / 8)
+
+
+KERNELS = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from contextdiff_jax.compilation import cost, hlo
+from contextdiff_jax.networks.dot_product_attention import flash_attention
+from contextdiff_jax.parallel import topologies
+from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh
+
+mesh = make_mesh(MeshConfig(2, 2, 1), topologies.devices("v5e:2x2"))
+def shape(*dims, dtype=jnp.bfloat16):
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return jax.ShapeDtypeStruct(dims, dtype, sharding=sharding)
+
+def gradients(query, key, value, mask):
+    attend = lambda *inputs: jnp.sum(flash_attention(*inputs, mask).astype(jnp.float32) ** 2)
+    return jax.grad(attend, (0, 1, 2))(query, key, value)
+
+key = shape(8, 333, 2, 64)
+arguments = shape(8, 250, 2, 64), key, key, shape(8, 333, dtype=bool)
+with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    compiled = jax.jit(on_mesh(gradients, mesh)).lower(*arguments).compile()
+module = hlo.parse(compiled.as_text())
+# 2 products forward; in the kernels of the gradients 3 and 4. Lengths are padded to whole lanes.
+product = 2 * (8 // 4) * 2 * 256 * 384 * 64
+assert cost.flops(module) == 9 * product, (cost.flops(module) / product)
+assert not cost.custom_calls(module)
+"""
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+def test_attention_kernels_count_their_products():
+    subprocess.run([sys.executable, "-c", KERNELS], check=True)
 
 
 def test_traffic_is_what_is_read_and_written():

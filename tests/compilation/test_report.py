@@ -20,11 +20,15 @@ ENTRY main (x: f32[1024,1024]) -> f32[1024,1024] {
   ROOT %r = f32[1024,512] dot(%s, %x), lhs_contracting_dims={1}, metadata={op_name="jit(f)/dot"}
 }
 """
+TRANSFER = """  %t = token[] after-all()
+  %part = f32[512,512] constant({...})
+  %sent = (f32[512,512], token[]) send(%part, %t), frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+"""  # noqa: E501
 MESH = {"data": 2, "fsdp": 2, "tensor": 1}
 KNOBS = {"arguments": "Turn fsdp.", "temporaries": "Turn the batch."}
 
 
-def compiled(arguments, temporaries, results=0, aliased=0, code=0):
+def compiled(arguments, temporaries, results=0, aliased=0, code=0, text=HLO):
     memory = types.SimpleNamespace(
         argument_size_in_bytes=arguments,
         temp_size_in_bytes=temporaries,
@@ -32,11 +36,12 @@ def compiled(arguments, temporaries, results=0, aliased=0, code=0):
         alias_size_in_bytes=aliased,
         generated_code_size_in_bytes=code,
     )
-    return types.SimpleNamespace(as_text=lambda: HLO, memory_analysis=lambda: memory)
+    return types.SimpleNamespace(as_text=lambda: text, memory_analysis=lambda: memory)
 
 
 def made_up(chip="v5e", slices=1, **memory):
-    figures = report.measure(compiled(**memory), CHIPS.get(chip), 4, 8e9)
+    text = HLO if slices == 1 else HLO.replace("  ROOT", f"{TRANSFER}  ROOT")
+    figures = report.measure(compiled(text=text, **memory), CHIPS.get(chip), 4, 8e9, slices)
     return report.Report(
         config="laion",
         run="base",
@@ -107,10 +112,22 @@ def test_advice_begins_with_what_takes_most(arguments, temporaries, begin, order
     assert lines[3:] == list(order or reversed(KNOBS.values()))
 
 
-def test_the_network_between_slices_is_said_to_be_missing():
+@pytest.mark.parametrize(("slices", "share"), [(2, 1.0), (4, 1.5)])
+def test_the_network_between_slices_is_part_of_the_roofline(slices, share):
     memory = {"arguments": 1, "temporaries": 1}
-    assert "between slices" in report.describe(made_up(slices=2, **memory))
+    found = made_up(slices=slices, **memory)
+    seconds = share * 512 * 512 * 4 / 3.125e9  # 25 Gbit/s a chip
+    assert found.between_slices_s == pytest.approx(seconds)
+    assert found.step_s == found.between_slices_s > found.network_s
+    shown = report.describe(found)
+    assert f", between slices {seconds:.3f}; MFU" in shown and "not counted" not in shown
     assert "between slices" not in report.describe(made_up(**memory))
+
+
+def test_a_network_of_unknown_speed_is_said_to_be_missing():
+    found = made_up(chip="v4", slices=2, arguments=1, temporaries=1)
+    assert found.between_slices_s is None and found.sent_between_slices[1] == 512 * 512 * 4
+    assert "not counted      the time between slices" in report.describe(found)
 
 
 LONG = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.88G of 15.75G hbm.
