@@ -24,10 +24,11 @@ from ml_collections import config_flags
 
 from contextdiff_jax import entry
 from contextdiff_jax.compilation import lower, report, shapes
-from contextdiff_jax.compilation.knobs import knobs
 from contextdiff_jax.config import Config, from_config_dict
 from contextdiff_jax.parallel import topologies
+from contextdiff_jax.parallel.device_errors import out_of_memory
 from contextdiff_jax.parallel.mesh import make_mesh
+from contextdiff_jax.pipeline.device_memory import knobs
 from contextdiff_jax.pipeline.validation import validate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as main's.")
@@ -148,7 +149,7 @@ def compile_report(
         try:
             compiled = _compile(program.lowered, effort)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if out_of_memory(error) is None:
                 raise
             raise report.OutOfMemory(known, str(error)) from error
         done = time.monotonic()

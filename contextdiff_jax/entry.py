@@ -20,6 +20,7 @@ from etils import epath
 from contextdiff_jax import buckets
 from contextdiff_jax.host_memory import keep_freed_memory
 from contextdiff_jax.parallel import distributed
+from contextdiff_jax.parallel.device_errors import out_of_memory
 from contextdiff_jax.training.checkpoints import CheckpointError
 from contextdiff_jax.training.failure import NotFinite
 from contextdiff_jax.training.interruption import EXIT_INTERRUPTED, Interrupted
@@ -118,6 +119,11 @@ def run(command: Callable[..., None], takes_rest: bool = False) -> None:
             _end(error, EXIT_CHECKPOINT)
         except (ValueError, FileNotFoundError) as error:
             _end(error, EXIT_REFUSED)
+        except jax.errors.JaxRuntimeError as error:
+            sentence = out_of_memory(error)
+            if sentence is None:
+                raise
+            _end(f"{sentence} A smaller batch needs less of it.", EXIT_REFUSED)
         except Exception as error:
             if not buckets.of_bucket(error):
                 raise
@@ -139,8 +145,8 @@ def _is_ours(record: std_logging.LogRecord) -> bool:
     return ours or record.levelno >= std_logging.ERROR
 
 
-def _end(error: Exception, code: int) -> None:
-    logging.debug("ended by", exc_info=error)
+def _end(error: Exception | str, code: int) -> None:
+    logging.debug("ended by", exc_info=True)
     with contextlib.suppress(OSError):  # nobody reads it any more: the code still says what it was
         print(f"contextdiff_jax: {error}", file=sys.stderr)
     sys.exit(code)

@@ -16,7 +16,7 @@ from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.encoders.weights import save_clip_folder
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import make_mesh
-from contextdiff_jax.pipeline import build, validation
+from contextdiff_jax.pipeline import build, device_memory, validation
 from contextdiff_jax.pipeline.cascade import draw_samples
 from contextdiff_jax.pipeline.embeddings import open_embeddings
 from contextdiff_jax.pipeline.export import export_pipeline
@@ -60,7 +60,8 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
     if saved is not None:
         validation.check_same_run(saved, metadata, name)
         validation.warn_of_new_length(saved, metadata, name)
-    trainer = Trainer(task, build.loop_settings(config, run), directory, mesh, metadata)
+    with device_memory.named(config, name, mesh):
+        trainer = Trainer(task, build.loop_settings(config, run), directory, mesh, metadata)
 
     index, count = distributed.batch_part(mesh)
 
@@ -78,7 +79,8 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
         )
 
     try:
-        trainer.train(open_batches)
+        with device_memory.named(config, name, mesh):
+            trainer.train(open_batches)
     finally:
         _write_report(report, directory / _report_name())
         trainer.checkpoints.close()

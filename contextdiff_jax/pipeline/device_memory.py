@@ -1,8 +1,31 @@
-"""Which settings lower the memory of what is compiled, given those it has."""
+"""Memory of devices that does not suffice: which settings lower what a run needs of it."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import jax
 
 from contextdiff_jax.config import Config, RunConfig
+from contextdiff_jax.parallel.device_errors import out_of_memory
+
+
+@contextlib.contextmanager
+def named(config: Config, name: str, mesh: jax.sharding.Mesh) -> Iterator[None]:
+    """Turns what JAX raises in training run `name` for want of memory into one sentence.
+
+    Raises ValueError, because the same command would end likewise, with the knobs left to turn.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        sentence = out_of_memory(error)
+        if sentence is None:
+            raise
+        turn = knobs(config, name, "train", mesh.shape, config.runs[name].batch_size)
+        raise ValueError(
+            f"run {name}: {sentence} {turn['temporaries']} {turn['arguments']} "
+            "contextdiff_jax.compile says beforehand what a step needs."
+        ) from error
 
 
 def knobs(
