@@ -12,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.pipeline.features import CHUNK, FeatureFiles
@@ -194,6 +195,20 @@ def test_a_checkpoint_of_two_processes_moves_to_one(shape, stopped, one, tmp_pat
     assert lines(workdir / "read.0.txt")[: STEPS - step] == lines(one / "read.0.txt")[step:STEPS]
 
 
+def test_a_checkpoint_of_one_process_moves_to_two(one, tmp_path):
+    workdir = copy(one, tmp_path)
+    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+    step = newest_metadata(workdir / "checkpoints")["step"]
+    assert 0 < step < STEPS
+    job = Job(workdir, "--mesh=4,2,1", f"--steps={STEPS}")
+    assert job.end() == {0: 0, 1: 0}, job.log(0) + job.log(1)
+    assert f"resumed at step {step}" in job.log(0)
+    assert_as_one(workdir, one)
+    read = [lines(workdir / f"read.{n}.txt")[: STEPS - step] for n in (0, 1)]
+    whole = lines(one / "read.0.txt")[step:STEPS]
+    assert [a + b for a, b in zip(*read, strict=True)] == whole
+
+
 def test_a_killed_process_ends_the_others_and_is_named(one, tmp_path):
     """Then the job goes on, as SLURM would start it, with `tensor` across the processes."""
     job = Job(tmp_path / "w", "--pause=0.15", f"--steps={STEPS}")
@@ -218,23 +233,30 @@ def test_a_process_that_never_joins_is_named(incomplete):
     assert "could not join through process 0 within 10 s" in first.last_line(1)
 
 
-def test_local_sh_trains_as_one_process_does(quickstart, tmp_path):
+def test_local_sh_does_as_one_process_does(quickstart, tmp_path):
+    """The whole pipeline: its runs, the export, the samples."""
     command = ["bash", "launch/local.sh", f"--port={free_port()}", f"--log-dir={tmp_path}/logs"]
     command += [f"--python={sys.executable}", "--", "--config=configs/quickstart.py:test"]
     done = subprocess.run(
-        [*command, f"--workdir={tmp_path}", "--run=clip"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
+        [*command, f"--workdir={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "clip/encoder/model.safetensors").exists()
-    alone, together = (metrics_of(folder / "clip") for folder in (quickstart[0], tmp_path))
-    assert together.keys() == alone.keys() and ("4", "loss") in alone
-    for key, value in together.items():
-        if key[1] != "images_per_second":
-            assert value == pytest.approx(alone[key], rel=1e-3), key
+    for run in ("clip", "base", "sr"):
+        alone, together = (metrics_of(folder / run) for folder in (quickstart[0], tmp_path))
+        assert together.keys() == alone.keys() and ("4", "loss") in alone
+        for key, value in together.items():
+            if key[1] != "images_per_second":
+                assert value == pytest.approx(alone[key], rel=1e-3, abs=1e-5), (run, key)
+    drawn = sorted((quickstart[0] / "samples").rglob("*.png"))
+    assert drawn
+    for path in drawn:
+        other = tmp_path / path.relative_to(quickstart[0])
+        difference = np.abs(pixels(path) - pixels(other))
+        assert difference.max() <= 8 and difference.mean() < 0.1, path
+
+
+def pixels(path):
+    return np.asarray(Image.open(path), np.float32)
 
 
 def metrics_of(run):

@@ -1,6 +1,9 @@
 """Flags that go together, what JAX's last words mean, arrays and parts of batches on meshes."""
 
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -89,6 +92,35 @@ def test_the_last_words_are_explained(status, sentence):
 
 def test_other_ends_need_no_explanation():
     assert last_words.explain("contextdiff_jax: stopped on request at step 2, saved", 7) is None
+
+
+START = """
+from contextdiff_jax.parallel import distributed
+try:
+    distributed.start(distributed.Processes())
+except ValueError as error:
+    print(error)
+else:
+    import jax
+    print("alone:", jax.process_count())
+"""
+
+
+@pytest.mark.parametrize(
+    ("pod", "sentence"),
+    [
+        ("0", "alone: 1"),
+        ("3", "this is pod 3 of an indexed Job, but JAX found no cluster: install"),
+    ],
+)
+def test_a_pod_that_finds_no_cluster_trains_alone_only_as_the_first(pod, sentence):
+    done = subprocess.run(
+        [sys.executable, "-c", START],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JOB_COMPLETION_INDEX": pod},
+    )
+    assert done.stdout.splitlines()[-1].startswith(sentence), done.stderr
 
 
 def test_arrays_go_to_a_mesh_and_back():
