@@ -53,6 +53,21 @@ def test_training_on_embeddings_is_training(flags, run, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "stored"), losses(tmp_path / "loop"), rtol=1e-4)
 
 
+def test_beam_by_the_command(flags, run, tmp_path):
+    pytest.importorskip("apache_beam", reason="requirements-beam.txt is not installed")
+    more = ["--shard_size=20", "--dtype=float32"]
+    runner = ["--runner=DirectRunner", "--", "--direct_num_workers=1"]
+    found = []
+    for name, beam in (("plain", []), ("beam", runner)):
+        done = run("prepare", *flags, *more, f"--output={tmp_path / name}", *beam)
+        assert done.returncode == 0, done.stderr
+        shards = (tmp_path / name).glob("*.array_record")
+        found.append({path.name: path.read_bytes() for path in shards})
+    assert "00002-of-00003.array_record" in found[0] and found[1] == found[0]
+    again = run("prepare", *flags, *more, f"--output={tmp_path / 'beam'}")
+    assert "0 of them to do" in again.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
