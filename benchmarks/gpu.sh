@@ -6,6 +6,7 @@
 # or in parts, each meant to take less than ten minutes:
 #
 #   bash benchmarks/gpu.sh install      a virtual environment with what the machine's Python lacks
+#   bash benchmarks/gpu.sh attention    cuDNN's kernel equals plain attention, and its speed
 #   bash benchmarks/gpu.sh training     our base U-Net against diffusers', training (gpu_unet.py)
 #   bash benchmarks/gpu.sh sampling     the same, guided sampling in 50 steps
 #   bash benchmarks/gpu.sh emoji        configs/emoji.py with and without adapter (needs DATA)
@@ -18,7 +19,7 @@
 #   LIMIT=570          seconds after which a part is stopped
 #
 # On an H100 with 16 cores, torch and XLA compile for three minutes each in `training`. What was
-# measured is in docs/speed.md; `sampling` and `emoji` have run at toy size on a CPU only.
+# measured is in docs/speed.md; `attention`, `sampling` and `emoji` have run at toy size on a CPU only.
 set -euo pipefail
 
 OUT=${OUT:-runs/gpu}
@@ -58,6 +59,11 @@ unet() {
         --json="$OUT/$1.json" ${UNET_FLAGS:-}
 }
 
+attention() {
+    timeout "${LIMIT:-570}" "$VENV/bin/python" -m benchmarks.fused_attention \
+        --json="$OUT/attention.json"
+}
+
 emoji() {
     local status=0
     # shellcheck disable=SC2086
@@ -73,18 +79,17 @@ emoji() {
 
 part() {
     case $1 in
-        install) install ;;
+        install | attention | emoji) "$1" ;;
         training | sampling) unet "$1" ;;
-        emoji) emoji ;;
     esac
 }
 
-if [ $# -eq 0 ]; then set -- install training sampling emoji; fi
+if [ $# -eq 0 ]; then set -- install attention training sampling emoji; fi
 for name in "$@"; do
     case $name in
-        install | training | sampling | emoji) ;;
+        install | attention | training | sampling | emoji) ;;
         *)
-            echo "gpu.sh: unknown part '$name': must be install, training, sampling or emoji" >&2
+            echo "gpu.sh: unknown part '$name': must be install, attention, training, sampling or emoji" >&2
             exit 2
             ;;
     esac

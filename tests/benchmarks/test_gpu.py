@@ -93,6 +93,7 @@ def test_parts_start_what_exists_and_keep_its_results(tmp_path):
         "training",
         "sampling",
         "emoji",
+        "attention",
         OUT=str(out),
         VENV=str(tmp_path / "venv"),
         DATA="shards",
@@ -103,7 +104,9 @@ def test_parts_start_what_exists_and_keep_its_results(tmp_path):
         *(line.split()[1:2] + [line.split()[2:]] for line in called.read_text().splitlines()),
         strict=True,
     )
-    assert modules == ("benchmarks.gpu_unet",) * 2 + ("benchmarks.adapter_vs_plain",)
+    last = ("benchmarks.adapter_vs_plain", "benchmarks.fused_attention")
+    assert modules == ("benchmarks.gpu_unet",) * 2 + last
+    assert commands[3] == [f"--json={out}/attention.json"]
     for part, command in zip(("training", "sampling"), commands, strict=False):
         args = unet_vs_diffusers.parse([*gpu_unet.SETTINGS, *command])
         assert (args.what, args.json, args.turns) == (part, out / f"{part}.json", 3)
@@ -125,4 +128,4 @@ def test_a_failing_part_does_not_keep_the_others_from_running(tmp_path):
 def test_an_unknown_part_is_named(tmp_path):
     done = gpu_sh("train", OUT=str(tmp_path))
     assert done.returncode == 2
-    assert "unknown part 'train': must be install, training, sampling or emoji" in done.stderr
+    assert "unknown part 'train': must be install, attention, training, sampling" in done.stderr
