@@ -27,8 +27,12 @@ _LABELS = re.compile(r"\bdim_labels=(\S+?)_(\S+?)->([^\s,]+)")
 _OP_NAME = re.compile(r'\bop_name="([^"]*)"')
 _BATCH_GROUPS = re.compile(r"\bbatch_group_count=(\d+)")
 _CONTRACTING = re.compile(r"\blhs_contracting_dims=\{([\d,]*)\}")
+# The printer's three forms: groups x members <= order, the members of each, axes of a mesh.
 _GROUPS = re.compile(r"\breplica_groups=\[(\d+),(\d+)\]")
 _GROUP_LIST = re.compile(r"\breplica_groups=\{\{([\d,]*)\}")
+_GROUP_MESH = re.compile(r"\breplica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+_AXIS = re.compile(r"'(\w+)'=(\d+)")
+_GROUP_AXIS = re.compile(r"'(\w+)'(?::\(\d+\)(\d+))?")  # or a part of one, 'x':(major)size
 # JAX's splash attention: products of queries x keys x width in each of its kernels, the logits'
 # recomputation and two of gradients in one, three of them in the other.
 _ATTENTION = re.compile(r"^splash_m[hq]a_(fwd|dq|dkv)")
@@ -120,6 +124,8 @@ def collectives(module: Module) -> dict[str, Collective]:
         kind = instruction.opcode.removesuffix("-start")
         if kind not in COLLECTIVES:
             continue
+        if kind == "all-reduce" and computation.name in module.fused:
+            kind = "reduce-scatter"  # the TPU's, which is a fusion of it with its slice
         counts[kind] += times
         moved[kind] += times * _moved(kind, computation, instruction)
     return {kind: Collective(counts[kind], moved[kind]) for kind in counts}
@@ -275,8 +281,19 @@ def _in_ring(kind: str, operands: float, group: int | None) -> float:
 
 
 def _group_size(attributes: str) -> int | None:
+    """Returns how many chips a collective joins, None for all there are.
+
+    Raises ValueError for a form that is not known: its traffic would be anybody's guess.
+    """
     if found := _GROUPS.search(attributes):
         return int(found.group(2))
     if found := _GROUP_LIST.search(attributes):
         return len(found.group(1).split(","))
-    return None
+    if found := _GROUP_MESH.search(attributes):
+        sizes = dict(_AXIS.findall(found.group(1)))
+        named = _GROUP_AXIS.findall(found.group(2))
+        return math.prod(int(part or sizes[axis]) for axis, part in named)
+    at = attributes.find("replica_groups=")
+    if at < 0 or attributes.startswith("replica_groups={}", at):
+        return None
+    raise ValueError(f"replica groups of an unknown form: {attributes[at : at + 80]}")

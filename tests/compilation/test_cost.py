@@ -178,6 +178,39 @@ def test_attention_kernels_count_their_products():
     subprocess.run([sys.executable, "-c", KERNELS], check=True)
 
 
+GROUPS = {
+    "{{0,1,2,3},{4,5,6,7}}": 4,
+    "[2,4]<=[8]": 4,
+    "[4,2]<=[2,4]T(1,0)": 2,
+    "mesh['axis_0'=8,'axis_1'=1,'axis_2'=32], device_ids=([32,8]T(1,0)) {'axis_0'}": 8,
+    "mesh['axis_0'=8,'axis_1'=4,'axis_2'=1] {'axis_0','axis_1'}": 32,
+    "mesh['a'=8,'b'=4] {'a':(2)4,'b'}": 16,
+}
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_every_form_of_groups_is_read(groups):
+    text = f"""HloModule m
+
+ENTRY main (x: f32[16]) -> f32[128] {{
+  %x = f32[16]{{0}} parameter(0)
+  ROOT %g = f32[128]{{0}} all-gather(%x), channel_id=1, replica_groups={groups}, dimensions={{0}}
+}}
+"""
+    found = cost.collectives(hlo.parse(text))["all-gather"]
+    assert found == cost.Collective(1, 16 * 4 * (GROUPS[groups] - 1))
+
+
+def test_groups_of_another_form_are_refused():
+    text = """ENTRY main () -> f32[2] {
+  %x = f32[2] parameter(0)
+  ROOT %g = f32[2] all-reduce(%x), replica_groups=<new>
+}
+"""
+    with pytest.raises(ValueError, match="replica groups of an unknown form: replica_groups=<new>"):
+        cost.collectives(hlo.parse(text))
+
+
 def test_traffic_is_what_is_read_and_written():
     x = shape(256, 256)
     module, _ = module_of(lambda x: jnp.tanh(x) * 2 + 1, x)
