@@ -4,6 +4,7 @@ All of it reads shapes and shardings, so it can be asked before anything is plac
 """
 
 import math
+import os
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ LARGE = 32 * 2**20  # bytes of one array above which replication on a sharded me
 # least that a step needs: gradients are an eighth of parameters, EMA and two moments even in
 # bfloat16. A copy of a small model on every device is far below, and is fine.
 KEPT = 0.9
-# Bytes of memory where a device does not say: a CPU, a chip that is only compiled for.
+# Bytes of memory where a device does not say.
 UNKNOWN_MEMORY = max(chip.hbm for chip in topologies.CHIPS.values())
 
 Groups = dict[str, tuple[Any, Any]]  # {group: (tree of arrays or shapes, their shardings)}
@@ -111,13 +112,23 @@ def _what_splits_it(mesh: jax.sharding.Mesh, excess: float) -> str:
 
 
 def _memory(mesh: jax.sharding.Mesh) -> int:
-    """Returns the bytes that a program can have of one device."""
+    """Returns the bytes that a program can have of one device; a CPU's share the machine's."""
     device = mesh.local_devices[0] if mesh.local_devices else mesh.devices.flat[0]
     try:
         stats = device.memory_stats()
-    except jax.errors.JaxRuntimeError:  # a chip that is only compiled for
+    except jax.errors.JaxRuntimeError:  # not every platform's plug-in counts
         stats = None
-    return (stats or {}).get("bytes_limit") or UNKNOWN_MEMORY
+    if stats and stats.get("bytes_limit"):
+        return stats["bytes_limit"]
+    host = _host_memory() if device.platform == "cpu" else None
+    return UNKNOWN_MEMORY if host is None else host // max(len(mesh.local_devices), 1)
+
+
+def _host_memory() -> int | None:
+    """Returns the machine's bytes of memory where the system tells."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _leaves(

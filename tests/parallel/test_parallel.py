@@ -4,6 +4,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import psutil
 import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
@@ -116,12 +117,21 @@ def test_a_state_split_too_little_is_refused(with_memory):
         audit.audit(groups)
 
 
-def test_devices_that_do_not_say_count_as_the_largest_chip():
+def test_devices_that_do_not_say_count_as_the_largest_chip(monkeypatch):
     mesh = make_mesh(MeshConfig(-1, 1, 1))
+    monkeypatch.setattr(audit, "_host_memory", lambda: None)
     assert jax.devices()[0].memory_stats() is None
     audit.audit({"params": of_mlp(mesh, (2**10, 20 * 2**20))})  # 80 GiB
     with pytest.raises(ValueError, match=r"keep 88 GiB .*0.9 of the 95 GiB it has"):
         audit.audit({"params": of_mlp(mesh, (2**10, 22 * 2**20))})
+
+
+def test_devices_of_a_cpu_share_the_machine_s_memory():
+    mesh = make_mesh(MeshConfig(-1, 1, 1))
+    mib = psutil.virtual_memory().total / 2**20 / mesh.size
+    audit.audit({"params": of_mlp(mesh, (2**18, int(0.89 * mib)))})
+    with pytest.raises(ValueError, match=f"more than 0.9 of the {mib / 1024:.3g} GiB it has"):
+        audit.audit({"params": of_mlp(mesh, (2**18, int(0.91 * mib)))})
 
 
 def test_nothing_kept_is_nothing_to_refuse():
