@@ -7,6 +7,7 @@ the same for every number of processes and threads, and the position is all ther
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -135,6 +136,7 @@ class Batches:
         # while Python is going down.
         self._open = [batches]
         self._finish = weakref.finalize(self, _close, self._open)
+        self._begun = False
         self._report = report
         self._batch_size = batch_size
         self.position = start
@@ -146,8 +148,11 @@ class Batches:
     def __next__(self) -> dict[str, np.ndarray]:
         if not self._open:
             raise ValueError("these batches are closed")
-        with workers.lost_process_is_data_error():
+        # The first starts the threads and processes that read.
+        starting = contextlib.nullcontext() if self._begun else workers.notices_wait()
+        with workers.lost_process_is_data_error(), starting:
             batch, records = next(self._open[0])
+        self._begun = True
         # Counted when handed out, not when read ahead: the report belongs to the position.
         for record in records:
             record.count(self._report)

@@ -14,6 +14,7 @@ from absl import flags
 from contextdiff_jax.data.example import DataError
 
 _READY_BATCHES = 1  # of each process, besides those being made and handed over
+_NOTICES = (signal.SIGINT, signal.SIGTERM)
 _LOST = "terminated unexpectedly with exit code"  # grain's message
 
 
@@ -46,10 +47,27 @@ def lost_process_is_data_error() -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def notices_wait() -> Iterator[None]:
+    """Within, this thread is not interrupted, nor ever the threads and processes it starts.
+
+    A process ignores notices to end from _start on; until then one would kill it, and the run
+    would end unsaved.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOTICES)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(number: int, count: int) -> None:
     """Leaves signals to the process that trains, and sees to it that none outlives it."""
     del number, count
-    for notice in (signal.SIGINT, signal.SIGTERM):
+    for notice in _NOTICES:
         signal.signal(notice, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

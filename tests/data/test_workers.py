@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import numpy as np
@@ -84,6 +85,31 @@ def test_a_process_that_is_killed_is_one_sentence(list_source):
         for _ in range(50):
             next(batches)
     batches.close()
+
+
+def test_a_process_that_only_starts_is_not_ended_by_a_notice(list_source):
+    """Without waiting for their first line: processes that have not run it yet ignore it too."""
+    batches = make_batches(list_source(40), dataclasses.replace(CONFIG, processes=3), 4, seed=0)
+    ended = threading.Event()
+
+    def notify():
+        told = set()
+        while not ended.is_set():
+            for child in multiprocessing.active_children():
+                if child.pid and child.pid not in told:
+                    os.kill(child.pid, signal.SIGTERM)
+                    told.add(child.pid)
+        assert len(told) == 3
+
+    thread = threading.Thread(target=notify)
+    thread.start()
+    try:
+        assert len(list(itertools.islice(batches, 10))) == 10
+    finally:
+        ended.set()
+        thread.join()
+        batches.close()
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_none_outlives_the_process_that_trains(tmp_path):
