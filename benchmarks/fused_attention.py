@@ -25,6 +25,7 @@ from benchmarks.turns import Side, compare, take_turns
 from contextdiff_jax.networks import dot_product_attention as dpa
 
 KERNELS = {"gpu": "cudnn", "tpu": "flash"}
+PLAIN = functools.partial(dpa.attend, implementation="xla")
 EMULATED: dict[str, Callable] = {
     "cudnn": functools.partial(dpa.cudnn_attention, backend="xla"),
     "flash": functools.partial(dpa.flash_attention, interpret=True),
@@ -89,9 +90,8 @@ def with_gradients(attend: Callable, mask: jax.Array | None, dtype: Any) -> Call
 def check(case: Case, attend: Callable) -> dict[str, Any]:
     """Prints and returns the errors of both, and whether the kernel passes."""
     *tokens, mask = inputs(case)
-    plain = functools.partial(dpa.attend, implementation="xla")
-    exact = with_gradients(plain, mask, jnp.float32)(*tokens)
-    rounded, fused = (with_gradients(side, mask, jnp.bfloat16)(*tokens) for side in (plain, attend))
+    exact = with_gradients(PLAIN, mask, jnp.float32)(*tokens)
+    rounded, fused = (with_gradients(side, mask, jnp.bfloat16)(*tokens) for side in (PLAIN, attend))
     errors = {
         name: [_error(side, wanted) for side in (got, other)]
         for name, got, other, wanted in zip(NAMES, fused, rounded, exact, strict=True)
@@ -112,9 +112,8 @@ def _error(found: jax.Array, wanted: jax.Array) -> float:
 def measure(case: Case, attend: Callable, turns: int, seconds: float) -> dict[str, float]:
     """Times forward and backward of both in turns."""
     *tokens, mask = inputs(case)
-    plain = functools.partial(dpa.attend, implementation="xla")
     sides = []
-    for name, function in (("fused", attend), ("plain", plain)):
+    for name, function in (("fused", attend), ("plain", PLAIN)):
         run = with_gradients(function, mask, jnp.bfloat16)
         do = functools.partial(lambda run: jax.block_until_ready(run(*tokens)), run)
         sides.append(Side(name, do, case.batch))

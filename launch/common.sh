@@ -76,6 +76,15 @@ whole() {
   done
 }
 
+# positive OPTION...: each of these options must be a whole number above 0.
+positive() {
+  local key
+  whole "$@"
+  for key in "$@"; do
+    [[ ${OPTION[$key]} =~ [1-9] ]] || die "--$key=${OPTION[$key]}: must be at least 1"
+  done
+}
+
 parse() {
   local argument key
   if [[ -n ${ACTIONS:-} && ${1:-} != --help ]]; then

@@ -32,9 +32,9 @@ declare -A OPTION=([name]="" [zone]="" [project]="" [topology]=16x16 [slices]=1 
 JOBSET=https://github.com/kubernetes-sigs/jobset/releases/download/v0.8.0/manifests.yaml
 ACTIONS="cluster image start manifest status logs stop delete"
 parse "$@"
-whole chips-per-host restarts slices
+whole chips-per-host restarts
+positive slices
 slices=${OPTION[slices]}
-((slices > 0)) || die "--slices=0: must be at least 1"
 [[ ${OPTION[topology]} =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || die "--topology=${OPTION[topology]}: must be like 16x16"
 chips=$((${OPTION[topology]//x/*}))
 hosts=$((chips / OPTION[chips-per-host]))

@@ -35,9 +35,9 @@ declare -A OPTION=([name]="" [zone]="" [project]="" [accelerator]=v5litepod-256 
 ACTIONS="create wait setup start status logs stop delete watch"
 parse "$@"
 required name zone
-whole retries poll-s slices
+whole retries poll-s
+positive slices
 slices=${OPTION[slices]}
-((slices > 0)) || die "--slices=0: must be at least 1"
 [[ $slices == 1 || ${OPTION[direct]} == false ]] || die "--slices=$slices: needs a queued resource, not --direct"
 name=${OPTION[name]}
 [[ $name =~ ^[a-z][a-z0-9-]{0,61}$ ]] || die "--name=$name: must be lower-case letters, digits and -"

@@ -25,8 +25,8 @@ declare -A OPTION=([cluster]="" [name]="" [zone]="" [project]="" [accelerator]=v
 ACTIONS="cluster start status logs stop delete"
 parse "$@"
 required cluster zone
-whole restarts slices
-((OPTION[slices] > 0)) || die "--slices=0: must be at least 1"
+whole restarts
+positive slices
 cluster=${OPTION[cluster]} name=${OPTION[name]}
 [[ " start logs stop " != *" $ACTION "* ]] || required name
 need xpk "pip install xpk"
