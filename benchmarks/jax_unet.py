@@ -12,6 +12,7 @@ from benchmarks.parameters import random_arrays
 from benchmarks.workload import Workload
 from contextdiff_jax.compilation.model_flops import model_flops
 from contextdiff_jax.diffusion import marginals
+from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.networks.unet import UNet
 from contextdiff_jax.parallel.programs import compiler_options
@@ -119,7 +120,7 @@ class JaxUNet:
                 return module.apply({"params": params}, x, t, doubled, keep=keep)
 
             shape = (work.resolution, work.resolution, 3)
-            return loop.sample(schedule, denoise, None, keys, shape, sampler, "eps")
+            return loop.sample(Process(schedule, "eps"), denoise, keys, shape, sampler)
 
         draw = jax.jit(draw, compiler_options=self._options)
         params = self.parameters()

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.schedules import Schedule, expand, make_schedule
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.loop import sample
@@ -54,10 +55,8 @@ def share_at_one(
         return tuple(relation(x0_hat) for _ in times)
 
     start = stats.norm.ppf((np.arange(count) + 0.5) / count)[:, None].astype(np.float32)
-    sampler = SamplerConfig("ddim", steps)
-    drawn = jax.jit(
-        lambda x: sample(schedule, denoise, plugged_in, None, (1,), sampler, "x0", x_init=x)
-    )(start)
+    process, sampler = Process(schedule, "x0", plugged_in), SamplerConfig("ddim", steps)
+    drawn = jax.jit(lambda x: sample(process, denoise, None, (1,), sampler, x_init=x))(start)
     return float(np.mean(np.asarray(drawn) > 0))
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr
 
-from contextdiff_jax.diffusion.marginals import posterior_coefficients
+from contextdiff_jax.diffusion.marginals import Biased, posterior_coefficients
 from contextdiff_jax.diffusion.schedules import Schedule, expand
 
 _HALF_BIN = 1 / 255  # of 8-bit values mapped to [-1, 1]
@@ -26,12 +26,8 @@ _HALF_BIN = 1 / 255  # of 8-bit values mapped to [-1, 1]
 
 def step_kl(
     schedule: Schedule,
-    x0: jax.Array,
-    x0_hat: jax.Array,
-    bias_t: jax.Array,
-    bias_t_hat: jax.Array,
-    bias_s: jax.Array,
-    bias_s_hat: jax.Array,
+    true: Biased,
+    estimate: Biased,
     t: jax.Array,
     s: jax.Array | None = None,
 ) -> jax.Array:
@@ -45,9 +41,9 @@ def step_kl(
     s = t - 1 if s is None else jnp.asarray(s)
     of_x0, of_x_t, variance = posterior_coefficients(schedule, t, s)
     difference = (
-        expand(of_x0, x0) * (x0 - x0_hat)
-        - expand(of_x_t, x0) * (bias_t - bias_t_hat)
-        + (bias_s - bias_s_hat)
+        expand(of_x0, true.x0) * (true.x0 - estimate.x0)
+        - expand(of_x_t, true.x0) * (true.bias_t - estimate.bias_t)
+        + (true.bias_s - estimate.bias_s)
     )
     precision = jnp.where(s == 0, 0.0, 1 / jnp.where(s == 0, 1.0, variance))
     return 0.5 * precision * _sum_example(jnp.square(difference))
@@ -100,12 +96,8 @@ def continuous_nll(x0: jax.Array, mean: jax.Array, std: float) -> jax.Array:
 
 def bound_term(
     schedule: Schedule,
-    x0: jax.Array,
-    x0_hat: jax.Array,
-    bias_t: jax.Array,
-    bias_t_hat: jax.Array,
-    bias_s: jax.Array,
-    bias_s_hat: jax.Array,
+    true: Biased,
+    estimate: Biased,
     t: jax.Array,
     nll: Callable[[jax.Array, jax.Array, float], jax.Array],
     s: jax.Array | None = None,
@@ -121,10 +113,10 @@ def bound_term(
     std = decoder_std(schedule) if std is None else std
 
     def decoder() -> jax.Array:
-        return nll(x0, x0_hat, std)
+        return nll(true.x0, estimate.x0, std)
 
     def kl() -> jax.Array:
-        return step_kl(schedule, x0, x0_hat, bias_t, bias_t_hat, bias_s, bias_s_hat, t, s)
+        return step_kl(schedule, true, estimate, t, s)
 
     if s.ndim == 0:  # L_0 costs more than the rest; once is enough
         return jax.lax.cond(s == 0, decoder, kl)

@@ -5,10 +5,20 @@ nothing else. x0, x_t: (B, ...) float32; times t > s: integers, () or (B,); a bi
 to x0. Eqs. 2 and 3 hold for any s < t, so respaced processes need no formulas of their own.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from contextdiff_jax.diffusion.schedules import Schedule, expand
+
+
+class Biased(NamedTuple):
+    """x0 (B, ...), true or estimated, with its biases at both times t > s of a step."""
+
+    x0: jax.Array
+    bias_t: jax.Array | float
+    bias_s: jax.Array | float
 
 
 def diffuse(
@@ -34,14 +44,13 @@ def transition(
 def posterior(
     schedule: Schedule,
     x_t: jax.Array,
-    x0: jax.Array,
-    bias_t: jax.Array,
-    bias_s: jax.Array,
+    given: Biased,
     t: jax.Array,
     s: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns mean and variance (broadcastable) of q(x_s | x_t, x0, c), s < t, eq. 3."""
     of_x0, of_x_t, variance = posterior_coefficients(schedule, t, s)
+    x0, bias_t, bias_s = given
     mean = expand(of_x0, x_t) * x0 + expand(of_x_t, x_t) * (x_t - bias_t) + bias_s
     return mean, expand(variance, x_t)
 

@@ -8,13 +8,13 @@ From t to any s < t, with the estimate x0_hat of x0 and its biases b_t(x0_hat), 
 
 eta = 1 samples the posterior of eq. 3 (context-aware DDPM, eq. 7); eta = 0 is deterministic
 (context-aware DDIM, eq. 11). x_t, x0_hat: (B, ...) float32; t, s: integers, () or (B,); a bias:
-broadcastable to x_t, 0.0 for none.
+broadcastable to x_t, 0.0 for none. The estimate and its biases come as one `Biased`.
 """
 
 import jax
 import jax.numpy as jnp
 
-from contextdiff_jax.diffusion.marginals import diffuse
+from contextdiff_jax.diffusion.marginals import Biased, diffuse
 from contextdiff_jax.diffusion.schedules import Schedule, expand
 
 
@@ -30,9 +30,7 @@ def noise_estimate(
 def step(
     schedule: Schedule,
     x_t: jax.Array,
-    x0_hat: jax.Array,
-    bias_t: jax.Array,
-    bias_s: jax.Array,
+    estimate: Biased,
     t: jax.Array,
     s: jax.Array,
     *,
@@ -52,8 +50,9 @@ def step(
     # 1 - ab_s - sigma^2, written without a difference of nearly equal numbers.
     kept = (1 - eta**2) + eta**2 * jnp.exp(schedule.log_ratio(t, s)) * share
     direction = schedule.sigma(s) * jnp.sqrt(kept)
-    estimate = noise_estimate(schedule, x_t, x0_hat, bias_t, t)
-    mean = expand(schedule.signal(s), x_t) * x0_hat + bias_s + expand(direction, x_t) * estimate
+    x0_hat, bias_t, bias_s = estimate
+    e = noise_estimate(schedule, x_t, x0_hat, bias_t, t)
+    mean = expand(schedule.signal(s), x_t) * x0_hat + bias_s + expand(direction, x_t) * e
     if eta == 0:
         return mean
     return mean + expand(eta * jnp.sqrt(share * schedule.beta(t, s)), x_t) * noise
@@ -62,11 +61,9 @@ def step(
 def inversion_step(
     schedule: Schedule,
     x_s: jax.Array,
-    x0_hat: jax.Array,
-    bias_s: jax.Array,
-    bias_t: jax.Array,
-    s: jax.Array,
+    estimate: Biased,
     t: jax.Array,
+    s: jax.Array,
     *,
     noise_at_zero: jax.Array,
 ) -> jax.Array:
@@ -75,6 +72,6 @@ def inversion_step(
     noise_at_zero: the noise e to use where s = 0, for clean data does not determine it.
     """
     clean = expand(jnp.asarray(s) == 0, x_s)
-    estimate = noise_estimate(schedule, x_s, x0_hat, bias_s, jnp.maximum(s, 1))
-    estimate = jnp.where(clean, noise_at_zero, estimate)
-    return diffuse(schedule, x0_hat, bias_t, t, estimate)
+    x0_hat, bias_t, bias_s = estimate
+    e = noise_estimate(schedule, x_s, x0_hat, bias_s, jnp.maximum(s, 1))
+    return diffuse(schedule, x0_hat, bias_t, t, jnp.where(clean, noise_at_zero, e))

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.diffusion import bound
-from contextdiff_jax.diffusion.predictions import PredictionKind, check_kind
+from contextdiff_jax.diffusion.bound_step import Drawn, bound_step
+from contextdiff_jax.diffusion.marginals import Biased
+from contextdiff_jax.diffusion.process import Denoise, Process
 from contextdiff_jax.diffusion.schedules import Schedule, sampling_timesteps
-from contextdiff_jax.sampling.bias import Relation, biases
-from contextdiff_jax.sampling.bound_step import bound_step
-from contextdiff_jax.sampling.guidance import Denoise
 from contextdiff_jax.sampling.noise import step_noise
 
 
@@ -52,43 +51,38 @@ def visited_times(schedule: Schedule, num_terms: int = 0) -> np.ndarray:
 
 
 def bound_terms(
-    schedule: Schedule,
+    process: Process,
     denoise: Denoise,
-    relation: Relation | None,
     x0: jax.Array,
     keys: jax.Array,
-    prediction: PredictionKind,
     *,
     times: np.ndarray | None = None,
     clip: bool = True,
 ) -> BoundTerms:
     """Returns the terms for x0 (B, ...): 8-bit values mapped by v / 127.5 - 1.
 
-    Pure, one `lax.scan`: jit a function that takes parameters and calls it. denoise, relation,
-    prediction: as `sampling.loop.sample` takes them; the condition is always kept.
+    Pure, one `lax.scan`: jit a function that takes parameters and calls it. process, denoise: as
+    `sampling.loop.sample` takes them; the condition is always kept.
     keys: (B,) from `sample_keys`; an image's noise depends on its key and the time alone.
     times: from `visited_times`; all if None. clip: limit x0_hat to [-1, 1], as guided-diffusion.
 
-    Raises ValueError for a prediction kind or times that do not fit.
+    Raises ValueError for times that do not fit.
     """
-    check_kind(prediction)
+    schedule = process.schedule
     times = _checked(schedule, times)
     std = bound.decoder_std(schedule, before=int(times[-3]), last=int(times[-2]))
     keep = jnp.ones(x0.shape[:1], bool)
 
     def visit(bias_t, step):
         t, s = step
-        (bias_s,) = biases(schedule, relation, x0, (s,))
+        (bias_s,) = process.biases(x0, s)
         noise = step_noise(keys, t, x0.shape[1:])
-        made = bound_step(
-            *(schedule, denoise, relation, x0, bias_t, bias_s, t, s, noise, keep, prediction),
-            clip=clip,
-            std=std,
-        )
+        drawn = Drawn(Biased(x0, bias_t, bias_s), t, s, noise, keep)
+        made = bound_step(process, denoise, drawn, clip=clip, std=std)
         error = jnp.mean(jnp.square(x0 - made.x0_hat), axis=tuple(range(1, x0.ndim)))
         return bias_s, (bound.bits_per_dim(made.nats, x0[0].size), error)
 
-    (bias_last,) = biases(schedule, relation, x0, (jnp.int32(schedule.num_steps),))
+    (bias_last,) = process.biases(x0, jnp.int32(schedule.num_steps))
     steps = (jnp.asarray(times[:-1]), jnp.asarray(times[1:]))
     _, (terms, errors) = jax.lax.scan(visit, bias_last, steps)
     prior = bound.bits_per_dim(bound.prior_kl(schedule, x0, bias_last), x0[0].size)

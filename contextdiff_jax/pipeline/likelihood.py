@@ -179,9 +179,7 @@ def _program(stage: Stage, times: np.ndarray, clip: bool) -> Any:
     def evaluate(params, frozen, batch, keys) -> BoundTerms:
         networks = task.networks(params, frozen, batch, task.clean_extras(batch))
         x0 = from_uint8(batch["image"])
-        return bound_terms(
-            task.schedule, *networks, x0, keys, task.config.prediction, times=times, clip=clip
-        )
+        return bound_terms(*networks, x0, keys, times=times, clip=clip)
 
     return jit_on_mesh(evaluate, stage.mesh, out_shardings=replicated(stage.mesh))
 

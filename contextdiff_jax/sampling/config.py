@@ -20,6 +20,9 @@ class SamplerConfig:
     eta: only read by ddim, in 0..1: the share of the posterior's noise that a step adds.
     guidance_scale: w >= 0 of classifier-free guidance; 1 is the conditional estimate alone, 0 the
         unconditional one alone (either costs one network call per step, any other w a doubled one).
+    guidance_low, guidance_high: guidance applies only at noise levels sqrt((1 - ab)/ab) between
+        them (Kynkäänniemi et al. 2024); None is no limit. Elsewhere the conditional estimate alone
+        is taken, for one network call instead of a doubled one.
     guidance_space: what the two estimates are mixed as. x0 is an affine function of eps, so both
         spaces give the same estimate up to rounding.
     threshold: none, static (clip x0 to [-1, 1]) or dynamic (Imagen); none for latents.
@@ -34,6 +37,8 @@ class SamplerConfig:
     final_timestep: int = 0
     eta: float = 0.0
     guidance_scale: float = 1.0
+    guidance_low: float | None = None
+    guidance_high: float | None = None
     guidance_space: Literal["x0", "eps"] = "x0"
     threshold: Literal["none", "static", "dynamic"] = "none"
     percentile: float = 99.5
@@ -52,6 +57,11 @@ class SamplerConfig:
             raise ValueError(f"{where}.eta = {self.eta}: must be in 0..1")
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"{where}.guidance_scale = {self.guidance_scale}: must be at least 0")
+        low, high = self.guidance_low or 0.0, self.guidance_high
+        if not 0 <= low < math.inf:
+            raise ValueError(f"{where}.guidance_low = {low}: must be at least 0, or None")
+        if high is not None and not low < high < math.inf:
+            raise ValueError(f"{where}.guidance_high = {high}: must be above {low}, or None")
         if not 0 < self.percentile <= 100:
             raise ValueError(f"{where}.percentile = {self.percentile}: must be in (0, 100]")
         if self.max_threshold is None:

@@ -12,18 +12,19 @@ no communication.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contextdiff_jax.diffusion.predictions import PredictionKind, to_eps, to_x0
+from contextdiff_jax.diffusion.predictions import to_x0
+from contextdiff_jax.diffusion.process import Process, checked_prediction
 from contextdiff_jax.diffusion.schedules import Schedule
 from contextdiff_jax.sampling.config import SamplerConfig
 
-# denoise(x (B, ...), t float32 (B,), keep bool (B,)) -> prediction like x.
-Denoise = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# A denoiser under control: (x, t, keep) -> (prediction like x, what rides along).
+Controlled = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 Tree = TypeVar("Tree")
 
@@ -44,42 +45,64 @@ def match_batch(tree: Tree, batch: int) -> Tree:
     return jax.tree.map(match, tree)
 
 
-def predict(denoise: Denoise, x: jax.Array, t: jax.Array, keep: jax.Array) -> jax.Array:
-    """Returns the denoiser's prediction in float32 for x (B, ...), an integer t and keep (B,).
+def inside_interval(schedule: Schedule, sampler: SamplerConfig, times: np.ndarray) -> np.ndarray:
+    """Returns where guidance applies, bool (n,): times whose noise level lies in the interval.
 
-    Raises ValueError where it does not have the shape of x.
+    The noise level is sqrt((1 - ab)/ab), sigma of a process that keeps the signal (Kynkäänniemi et
+    al. 2024, "Applying guidance in a limited interval").
     """
-    prediction = denoise(x, jnp.full(x.shape[:1], t, jnp.float32), keep)
-    if prediction.shape != x.shape:
-        raise ValueError(
-            f"the denoiser returned shape {prediction.shape} for x of shape {x.shape}: "
-            "they must agree"
-        )
-    return prediction.astype(jnp.float32)
+    alpha_bar = schedule.alpha_bar[np.asarray(times)]
+    level = np.sqrt((1 - alpha_bar) / alpha_bar)
+    low, high = sampler.guidance_low, sampler.guidance_high
+    return (level >= (low or 0.0)) & (level <= (np.inf if high is None else high))
 
 
 def guided_x0(
-    schedule: Schedule,
-    denoise: Denoise,
+    process: Process,
+    denoise: Controlled,
     x: jax.Array,
     t: jax.Array,
     sampler: SamplerConfig,
-    prediction: PredictionKind,
-) -> jax.Array:
-    """Returns the guided and thresholded estimate of x0, like x (B, ...), at the integer t ()."""
-    batch, scale = x.shape[0], sampler.guidance_scale
+    guide: jax.Array | bool = True,
+) -> tuple[jax.Array, Any]:
+    """Returns the guided and thresholded estimate of x0, like x (B, ...), at the integer t ().
+
+    guide () bool: False takes the conditional estimate alone, in one undoubled call. It is not read
+    where the sampler has no interval.
+    The second value is what rides along the denoiser's call, see `control`.
+    """
+    scale = sampler.guidance_scale
     if scale in (0, 1):
-        predicted = predict(denoise, x, t, jnp.full((batch,), scale == 1))
-        return threshold_x0(to_x0(prediction, schedule, predicted, x, t), sampler)
-    doubled = match_batch(x, 2 * batch)
-    keep = jnp.arange(2 * batch) % 2 == 0
-    predicted = predict(denoise, doubled, t, keep)
-    if sampler.guidance_space == "eps":
-        eps = _mix(to_eps(prediction, schedule, predicted, doubled, t), scale)
-        x0_hat = to_x0("eps", schedule, eps, x, t)
+        x0_hat, state = _single(process, denoise, x, t, keep=scale == 1)
+    elif sampler.guidance_low is None and sampler.guidance_high is None:
+        x0_hat, state = _doubled(process, denoise, x, t, sampler)
     else:
-        x0_hat = _mix(to_x0(prediction, schedule, predicted, doubled, t), scale)
-    return threshold_x0(x0_hat, sampler)
+        x0_hat, state = jax.lax.cond(
+            guide,
+            lambda: _doubled(process, denoise, x, t, sampler),
+            lambda: _single(process, denoise, x, t, keep=True),
+        )
+    return threshold_x0(x0_hat, sampler), state
+
+
+def _single(process: Process, denoise: Controlled, x, t, keep: bool) -> tuple[jax.Array, Any]:
+    predicted, state = _predict(denoise, x, t, jnp.full(x.shape[:1], keep))
+    return process.x0_of(predicted, x, t), state
+
+
+def _doubled(process: Process, denoise: Controlled, x, t, sampler) -> tuple[jax.Array, Any]:
+    scale, batch = sampler.guidance_scale, x.shape[0]
+    doubled = match_batch(x, 2 * batch)
+    predicted, state = _predict(denoise, doubled, t, jnp.arange(2 * batch) % 2 == 0)
+    if sampler.guidance_space == "eps":
+        eps = _mix(process.eps_of(predicted, doubled, t), scale)
+        return to_x0("eps", process.schedule, eps, x, t), state
+    return _mix(process.x0_of(predicted, doubled, t), scale), state
+
+
+def _predict(denoise: Controlled, x, t, keep) -> tuple[jax.Array, Any]:
+    predicted, state = denoise(x, jnp.full(x.shape[:1], t, jnp.float32), keep)
+    return checked_prediction(predicted, x), state
 
 
 def _mix(doubled: jax.Array, scale: float) -> jax.Array:

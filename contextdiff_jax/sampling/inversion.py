@@ -15,34 +15,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contextdiff_jax.diffusion.predictions import PredictionKind, check_kind, to_eps, to_x0
-from contextdiff_jax.diffusion.schedules import Schedule
+from contextdiff_jax.diffusion.marginals import Biased
+from contextdiff_jax.diffusion.process import Denoise, Process
 from contextdiff_jax.diffusion.steps import inversion_step
-from contextdiff_jax.sampling.bias import Relation, biases
-from contextdiff_jax.sampling.guidance import Denoise, predict
 
 
 def invert(
-    schedule: Schedule,
+    process: Process,
     denoise: Denoise,
-    relation: Relation | None,
     x0: jax.Array,
     timesteps: np.ndarray,
-    prediction: PredictionKind,
     *,
     return_path: bool = False,
 ) -> jax.Array:
     """Returns the state at the first (largest) time for data x0 (B, ...), float32 like x0.
 
-    denoise, relation, prediction: as for `loop.sample`; keep is True throughout.
+    process, denoise: as for `loop.sample`; keep is True throughout.
     timesteps: those of the sampler that is to return to x0, `SamplerConfig.timesteps(schedule)`:
         x0 is taken to be at the last of them.
     return_path: return the states at all timesteps instead, (n + 1, B, ...), in their order.
 
-    Raises ValueError where the times do not fall strictly within T..0, or for a prediction kind or
-    shape that does not fit.
+    Raises ValueError where the times do not fall strictly within T..0, or for a shape that does
+    not fit.
     """
-    check_kind(prediction)
+    schedule = process.schedule
     timesteps = np.asarray(timesteps)
     if timesteps[0] > schedule.num_steps or timesteps[-1] < 0 or np.any(np.diff(timesteps) >= 0):
         raise ValueError(
@@ -54,14 +50,12 @@ def invert(
 
     def body(x_s, times):
         s, t = times
-        predicted = predict(denoise, x_s, t, keep)
-        x0_hat = jnp.where(s == 0, x_s, to_x0(prediction, schedule, predicted, x_s, s))
-        bias_s, bias_t = biases(schedule, relation, x0_hat, (s, t))
-        eps = to_eps(prediction, schedule, predicted, x_s, t)
-        noise_at_zero = eps - bias_t / schedule.sigma(t)
-        x_t = inversion_step(
-            schedule, x_s, x0_hat, bias_s, bias_t, s, t, noise_at_zero=noise_at_zero
-        )
+        predicted = process.predict(denoise, x_s, t, keep)
+        x0_hat = jnp.where(s == 0, x_s, process.x0_of(predicted, x_s, s))
+        bias_s, bias_t = process.biases(x0_hat, s, t)
+        noise_at_zero = process.eps_of(predicted, x_s, t) - bias_t / schedule.sigma(t)
+        estimate = Biased(x0_hat, bias_t, bias_s)
+        x_t = inversion_step(schedule, x_s, estimate, t, s, noise_at_zero=noise_at_zero)
         return x_t, x_t if return_path else None
 
     last, path = jax.lax.scan(body, x0, (rising[:-1], rising[1:]))

@@ -10,78 +10,63 @@ the signal left at T (1e-4 for 1000 cosine steps, 0.06 for Stable Diffusion's), 
 import jax
 import jax.numpy as jnp
 
-from contextdiff_jax.diffusion.predictions import PredictionKind, check_kind
-from contextdiff_jax.diffusion.schedules import Schedule
-from contextdiff_jax.diffusion.solvers import (
-    midpoint_estimate,
-    solver_coefficients,
-    solver_step,
-)
-from contextdiff_jax.diffusion.steps import step
-from contextdiff_jax.sampling.bias import Relation, biases
+from contextdiff_jax.diffusion.process import Denoise, Process
 from contextdiff_jax.sampling.config import SamplerConfig
-from contextdiff_jax.sampling.guidance import Denoise, guided_x0
+from contextdiff_jax.sampling.control import Control, Free
+from contextdiff_jax.sampling.guidance import guided_x0, inside_interval
 from contextdiff_jax.sampling.noise import step_noise
+from contextdiff_jax.sampling.stepper import Stepper, make_stepper
 
 
 def sample(
-    schedule: Schedule,
+    process: Process,
     denoise: Denoise,
-    relation: Relation | None,
     keys: jax.Array | None,
     shape: tuple[int, ...],
     sampler: SamplerConfig,
-    prediction: PredictionKind,
     *,
     x_init: jax.Array | None = None,
+    control: Control | None = None,
 ) -> jax.Array:
     """Draws samples, float32 (B, *shape). Pure: jit a function that takes parameters and calls it.
 
-    denoise(x, t, keep) -> prediction like x: t is float32 (B,) in 1..T; keep (B,) is False where
-        the condition must be hidden. Under guidance the batch is doubled, see `guidance`.
-    relation(x0_hat, times) -> r for each of the times, float32 (B,) in 1..T; None for no adapter.
+    process, denoise: see `diffusion.process`. Under guidance the denoiser's batch is doubled, see
+        `guidance`.
     keys: (B,) from `sample_keys`; may be None where x_init is given and the sampler adds no noise.
     shape: of one sample, e.g. (H, W, C).
-    prediction: what the denoiser predicts.
     x_init: (B, *shape), the state at the first time, e.g. from `inversion.invert`; drawn if None.
+    control: what rides along and may change the run; None changes nothing.
 
-    Raises ValueError for a sampler, prediction kind or shape that does not fit.
+    Raises ValueError for a sampler or shape that does not fit.
     """
     sampler.validate("sampler")
-    check_kind(prediction)
-    eta = 1.0 if sampler.name == "ddpm" else sampler.eta
-    x = _initial_state(keys, shape, x_init, sampler.name, eta)
-    timesteps = sampler.timesteps(schedule)
-    times = (jnp.arange(1, len(timesteps)), jnp.asarray(timesteps[:-1]), jnp.asarray(timesteps[1:]))
+    stepper = make_stepper(process, sampler)
+    control = control or Free()
+    x = _initial_state(keys, shape, x_init, sampler.name, stepper)
+    numbers = jnp.arange(1, len(stepper.timesteps))
+    times = jnp.asarray(stepper.timesteps[:-1]), jnp.asarray(stepper.timesteps[1:])
+    guided = inside_interval(process.schedule, sampler, stepper.timesteps[:-1])
 
-    def estimate(x, t):
-        return guided_x0(schedule, denoise, x, t, sampler, prediction)
+    def one_step(carry, step):
+        x, carried, state = carry
+        number, (t, s), guide, inputs = step
 
-    def single_step(x, inputs):
-        number, t, s = inputs
-        x0_hat = estimate(x, t)
-        bias_t, bias_s = biases(schedule, relation, x0_hat, (t, s))
-        noise = step_noise(keys, number, shape) if eta > 0 else None
-        return step(schedule, x, x0_hat, bias_t, bias_s, t, s, eta=eta, noise=noise), None
+        def predict(x, t, keep):
+            return control.predict(denoise, x, t, keep, state)
 
-    def multistep(carry, inputs):
-        x, previous = carry
-        (_, t, s), coefficients = inputs
-        x0_hat = estimate(x, t)
-        midpoint = midpoint_estimate(coefficients, x0_hat, previous)
-        # Extrapolation leaves the range that the threshold keeps, and that the adapter knows.
-        seen = midpoint if sampler.threshold == "none" else jnp.clip(midpoint, -1.0, 1.0)
-        bias_t, bias_s = biases(schedule, relation, seen, (t, s))
-        return (solver_step(coefficients, x, midpoint, bias_t, bias_s), x0_hat), None
+        x0_hat, state = guided_x0(process, predict, x, t, sampler, guide)
+        noise = step_noise(keys, number, shape) if stepper.adds_noise else None
+        x, carried = stepper.update(x, x0_hat, carried, inputs, noise)
+        x, state = control.after(x, number, s, state)
+        return (x, carried, state), None
 
-    if sampler.name == "dpm_solver++":
-        inputs = (times, solver_coefficients(schedule, timesteps))
-        return jax.lax.scan(multistep, (x, jnp.zeros_like(x)), inputs)[0][0]
-    return jax.lax.scan(single_step, x, times)[0]
+    start = (x, stepper.init(x), control.init(x))
+    steps = (numbers, times, guided, stepper.inputs)
+    return jax.lax.scan(one_step, start, steps)[0][0]
 
 
-def _initial_state(keys, shape, x_init, name: str, eta: float) -> jax.Array:
-    if keys is None and (x_init is None or eta > 0):
+def _initial_state(keys, shape, x_init, name: str, stepper: Stepper) -> jax.Array:
+    if keys is None and (x_init is None or stepper.adds_noise):
         raise ValueError(f"keys = None: sampler {name} needs keys to draw noise")
     if x_init is None:
         return step_noise(keys, 0, shape)

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from contextdiff_jax.diffusion.bound_step import Drawn, bound_step
+from contextdiff_jax.diffusion.process import Denoise, Process, Relation
 from contextdiff_jax.diffusion.schedules import Schedule
 from contextdiff_jax.sampling import loop
-from contextdiff_jax.sampling.bias import Relation, biases
-from contextdiff_jax.sampling.bound_step import bound_step
 from contextdiff_jax.sampling.config import SamplerConfig
-from contextdiff_jax.sampling.guidance import Denoise, match_batch
+from contextdiff_jax.sampling.guidance import match_batch
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.tasks import objective
 from contextdiff_jax.tasks.conditioning import Condition, Conditioning, hidden
@@ -112,8 +112,7 @@ class DiffusionTask:
         draw = objective.Draw(x0, t, noise, keep)
 
         def of(loss, params: Params) -> tuple[jax.Array, Metrics]:
-            functions = self._functions(params, frozen, condition, extras)
-            return loss(self.config, self.schedule, *functions, draw)
+            return loss(self.config, *self._functions(params, frozen, condition, extras), draw)
 
         if self.config.objective == "bound":
             return of(objective.bound_loss, params)
@@ -149,18 +148,14 @@ class DiffusionTask:
         keep = jnp.ones(x0.shape[:1], bool)
         extras = self.extras(x0, extras_key)
 
-        denoise, relation = self._functions(params, frozen, condition, extras)
+        process, denoise = self._functions(params, frozen, condition, extras)
 
         def divergence(offset: jax.Array) -> jax.Array:
-            t = self.schedule.num_steps - offset
-            b_t, b_s = biases(self.schedule, relation, x0, (t, t - 1))
+            t = process.num_steps - offset
             noise = jax.random.normal(jax.random.fold_in(noise_key, offset), x0.shape)
-            step = bound_step(
-                *(self.schedule, denoise, relation, x0, b_t, b_s, t, t - 1, noise, keep),
-                self.config.prediction,
-                clip=True,  # as in sampling; an eps-network's x0 is arbitrarily large here
-            )
-            return jnp.mean(step.nats)
+            drawn = Drawn(process.biased(x0, t, t - 1), t, t - 1, noise, keep)
+            # Clipped as in sampling: an eps-network's x0 is arbitrarily large here.
+            return jnp.mean(bound_step(process, denoise, drawn, clip=True).nats)
 
         last = min(-(-self.schedule.num_steps // _LAST_SHARE), self.schedule.num_steps - 1)
         return {"last_steps_kl": jnp.sum(jax.lax.map(divergence, jnp.arange(last)))}
@@ -173,8 +168,8 @@ class DiffusionTask:
         frozen: Any,
         batch: Batch,
         extras: dict[str, jax.Array] | None = None,
-    ) -> tuple[Denoise, Relation | None]:
-        """Returns the denoiser and the relation for a batch's conditions, as functions.
+    ) -> tuple[Process, Denoise]:
+        """Returns the process with its relation, and the denoiser, for a batch's conditions.
 
         batch: the arrays of `tokenize`. extras: the denoiser's further inputs, one per example.
         """
@@ -183,12 +178,13 @@ class DiffusionTask:
 
     def _functions(
         self, params: Params, frozen: Any, condition: Condition, extras: dict[str, jax.Array]
-    ) -> tuple[Denoise, Relation | None]:
+    ) -> tuple[Process, Denoise]:
         def denoise(x: jax.Array, t: jax.Array, keep: jax.Array) -> jax.Array:
             matched, inputs = match_batch((condition, extras), x.shape[0])
             return self._denoise(params, matched, x, t, keep, inputs)
 
-        return denoise, self._relation_of(params, frozen, condition)
+        relation = self._relation_of(params, frozen, condition)
+        return Process(self.schedule, self.config.prediction, relation), denoise
 
     def _relation_of(self, params: Params, frozen: Any, condition: Condition) -> Relation | None:
         """Returns relation(x0, times) -> r(x0, c, t) for each of the times; None if no adapter."""
@@ -231,14 +227,8 @@ class DiffusionTask:
 
         keys (B,): one key per picture. extras: the denoiser's further inputs, one per picture.
         """
-        return loop.sample(
-            self.schedule,
-            *self.networks(params, frozen, batch, extras),
-            keys,
-            (self.resolution, self.resolution, 3),
-            sampler,
-            self.config.prediction,
-        )
+        shape = (self.resolution, self.resolution, 3)
+        return loop.sample(*self.networks(params, frozen, batch, extras), keys, shape, sampler)
 
     def preview(self, params: Params, frozen: Any, seed: int) -> jax.Array | None:
         """Draws the preview's prompts, the same noise each time."""

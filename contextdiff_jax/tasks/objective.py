@@ -9,11 +9,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from contextdiff_jax.diffusion import bound, marginals, predictions, weights
+from contextdiff_jax.diffusion import bound, weights
+from contextdiff_jax.diffusion.bound_step import Drawn, bound_step
+from contextdiff_jax.diffusion.marginals import Biased
+from contextdiff_jax.diffusion.process import Denoise, Process
 from contextdiff_jax.diffusion.schedules import Schedule, expand
-from contextdiff_jax.sampling.bias import Relation, biases
-from contextdiff_jax.sampling.bound_step import bound_step
-from contextdiff_jax.sampling.guidance import Denoise, predict
 from contextdiff_jax.tasks.config import DiffusionConfig
 from contextdiff_jax.training.task import Metrics
 
@@ -50,70 +50,72 @@ def draw_times(
 
 def simple_loss(
     config: DiffusionConfig,
-    schedule: Schedule,
+    process: Process,
     denoise: Denoise,
-    relation: Relation | None,
     draw: Draw,
 ) -> tuple[jax.Array, Metrics]:
     """Returns L_simple with the config's weight, and metrics."""
-    (bias,) = biases(schedule, relation, draw.x0, (draw.t,))
-    x_t = marginals.diffuse(schedule, draw.x0, bias, draw.t, draw.noise)
-    predicted = predict(denoise, x_t, draw.t, draw.keep)
-    error = _error(config, schedule, draw, x_t, predicted)
-    weight = weights.loss_weight(config.loss_weight, config.prediction, schedule, draw.t)
-    loss, metrics = jnp.mean(weight * error), _metrics(schedule, relation, draw, bias, x_t, error)
-    if config.consistency and relation is not None:
-        gap = _consistency_gap(config, schedule, relation, draw, bias, x_t, predicted)
+    (bias,) = process.biases(draw.x0, draw.t)
+    x_t = process.diffuse(draw.x0, bias, draw.t, draw.noise)
+    predicted = process.predict(denoise, x_t, draw.t, draw.keep)
+    error = _error(process, draw, x_t, predicted)
+    weight = weights.loss_weight(config.loss_weight, process.prediction, process.schedule, draw.t)
+    loss, metrics = jnp.mean(weight * error), _metrics(process, draw, bias, x_t, error)
+    if config.consistency and process.relation is not None:
+        gap = _consistency_gap(process, draw, bias, x_t, predicted)
         return loss + config.consistency * gap, metrics | {"consistency_gap": gap}
     return loss, metrics
 
 
-def _consistency_gap(config, schedule, relation, draw: Draw, bias, x_t, predicted) -> jax.Array:
+def _consistency_gap(process: Process, draw: Draw, bias, x_t, predicted) -> jax.Array:
     """How far the bias of x0 is from that of the estimate, in units of the noise; see config."""
-    x0_hat = predictions.to_x0(config.prediction, schedule, predicted, x_t, draw.t)
+    x0_hat = process.x0_of(predicted, x_t, draw.t)
     x0_hat = jax.lax.stop_gradient(jnp.clip(x0_hat, -1.0, 1.0))
-    (bias_hat,) = biases(schedule, relation, x0_hat, (draw.t,))
-    return jnp.mean(jnp.square(bias - bias_hat) / expand(schedule.variance(draw.t), bias))
+    (bias_hat,) = process.biases(x0_hat, draw.t)
+    variance = process.schedule.variance(draw.t)
+    return jnp.mean(jnp.square(bias - bias_hat) / expand(variance, bias))
 
 
 def bound_loss(
     config: DiffusionConfig,
-    schedule: Schedule,
+    process: Process,
     denoise: Denoise,
-    relation: Relation | None,
     draw: Draw,
 ) -> tuple[jax.Array, Metrics]:
     """Returns the estimate of the bound in bits per dimension, and metrics.
 
     T times the mean term over uniform times, plus L_T with the bias b_T.
     """
-    x0, t, last = draw.x0, draw.t, jnp.int32(schedule.num_steps)
-    bias_t, bias_s, bias_last = biases(schedule, relation, x0, (t, t - 1, last))
-    step = bound_step(
-        *(schedule, denoise, relation, x0, bias_t, bias_s, t, t - 1, draw.noise, draw.keep),
-        config.prediction,
-    )
-    nats = schedule.num_steps * step.nats + bound.prior_kl(schedule, x0, bias_last)
+    x0, t, last = draw.x0, draw.t, jnp.int32(process.num_steps)
+    bias_t, bias_s, bias_last = process.biases(x0, t, t - 1, last)
+    drawn = Drawn(Biased(x0, bias_t, bias_s), t, t - 1, draw.noise, draw.keep)
+    step = bound_step(process, denoise, drawn)
+    nats = process.num_steps * step.nats + bound.prior_kl(process.schedule, x0, bias_last)
     loss = jnp.mean(bound.bits_per_dim(nats, x0[0].size))
-    error = _error(config, schedule, draw, step.x_t, step.predicted)
-    metrics = _metrics(schedule, relation, draw, bias_t, step.x_t, error)
+    error = _error(process, draw, step.x_t, step.predicted)
+    metrics = _metrics(process, draw, bias_t, step.x_t, error)
     return loss, metrics | {"bits_per_dim": loss}
 
 
-def _error(config, schedule, draw: Draw, x_t: jax.Array, predicted: jax.Array) -> jax.Array:
+def _error(process: Process, draw: Draw, x_t: jax.Array, predicted: jax.Array) -> jax.Array:
     """The mean squared error (B,) of what the network predicts."""
-    target = predictions.target(config.prediction, schedule, draw.x0, x_t, draw.t)
-    return jnp.mean(jnp.square(predicted - target), axis=(1, 2, 3))
+    target = process.target(draw.x0, x_t, draw.t)
+    return jnp.mean(jnp.square(predicted - target), axis=_values(target))
 
 
-def _metrics(schedule, relation, draw: Draw, bias, x_t, error) -> Metrics:
+def _values(x: jax.Array) -> tuple[int, ...]:
+    """The axes of an example's values: all but the first."""
+    return tuple(range(1, x.ndim))
+
+
+def _metrics(process: Process, draw: Draw, bias, x_t, error) -> Metrics:
     """What shows whether the adapter cheats: its size, and the signal it adds to x_t."""
     metrics = {"error": jnp.mean(error)}
-    if relation is None:
+    if process.relation is None:
         return metrics
-    x0, t = draw.x0, draw.t
-    energy = jnp.sum(jnp.square(x0), axis=(1, 2, 3)) * schedule.signal(t)
-    gain = jnp.sum(x_t * x0, axis=(1, 2, 3)) / jnp.maximum(energy, 1e-3)
+    x0, t, schedule = draw.x0, draw.t, process.schedule
+    energy = jnp.sum(jnp.square(x0), axis=_values(x0)) * schedule.signal(t)
+    gain = jnp.sum(x_t * x0, axis=_values(x0)) / jnp.maximum(energy, 1e-3)
     # Late times have almost no signal: the ratio there is noise. The first half tells.
     early = t <= schedule.num_steps // 2
     return metrics | {

@@ -7,7 +7,7 @@ import pytest
 from scipy import integrate, stats
 
 from contextdiff_jax.diffusion import bound
-from contextdiff_jax.diffusion.marginals import diffuse, posterior
+from contextdiff_jax.diffusion.marginals import Biased, diffuse, posterior
 from contextdiff_jax.diffusion.schedules import make_schedule
 
 RNG = np.random.default_rng(0)
@@ -71,14 +71,12 @@ def test_the_terms_sum_to_the_elbo_of_a_gaussian_model(phi):
     std = bound.decoder_std(schedule)
     total = weights @ np.asarray(bound.prior_kl(schedule, x0, biases(x0, 8)[0]))
     for t in range(1, 9):
-        bias_t, bias_s = biases(x0, t)
-        x_t = diffuse(schedule, x0, bias_t, t, noise)
+        true = Biased(x0, *biases(x0, t))
+        x_t = diffuse(schedule, x0, true.bias_t, t, noise)
         spread = factor[t] ** 2 * STD**2 + 1 - alpha_bar[t]
         x0_hat = MEAN + factor[t] * STD**2 / spread * (x_t - factor[t] * MEAN)
-        hat_t, hat_s = biases(x0_hat, t)
-        term = bound.bound_term(
-            schedule, x0, x0_hat, bias_t, hat_t, bias_s, hat_s, t, bound.continuous_nll
-        )
+        estimate = Biased(x0_hat, *biases(x0_hat, t))
+        term = bound.bound_term(schedule, true, estimate, t, bound.continuous_nll)
         total += weights @ np.asarray(term)
     assert total == pytest.approx(negative_elbo(alpha_bar, phi, std), rel=1e-5)
     # A bound: not below the entropy of the data.
@@ -88,11 +86,12 @@ def test_the_terms_sum_to_the_elbo_of_a_gaussian_model(phi):
 @pytest.mark.parametrize(("t", "s"), [(8, 7), (2, 1), (8, 3)])
 def test_step_kl_is_the_kl_of_the_two_posteriors(t, s):
     schedule = make_schedule("cosine", 8)
-    x_t, x0, x0_hat, b_t, b_t_hat, b_s, b_s_hat = RNG.normal(size=(7, 1, 2)).astype(np.float32)
-    ours = bound.step_kl(schedule, x0, x0_hat, b_t, b_t_hat, b_s, b_s_hat, t, s)
+    x_t, *drawn = RNG.normal(size=(7, 1, 2)).astype(np.float32)
+    true, estimate = Biased(*drawn[:3]), Biased(*drawn[3:])
+    ours = bound.step_kl(schedule, true, estimate, t, s)
     means, variance = zip(
-        posterior(schedule, x_t, x0, b_t, b_s, t, s),
-        posterior(schedule, x_t, x0_hat, b_t_hat, b_s_hat, t, s),
+        posterior(schedule, x_t, true, t, s),
+        posterior(schedule, x_t, estimate, t, s),
         strict=True,
     )
     scale = float(np.sqrt(np.asarray(variance[0]).item()))
@@ -105,7 +104,7 @@ def test_step_kl_is_the_kl_of_the_two_posteriors(t, s):
             q.mean() + 10 * scale,
         )[0]
     assert float(ours[0]) == pytest.approx(expected, rel=1e-4)
-    default = bound.step_kl(schedule, x0, x0_hat, b_t, b_t_hat, b_s, b_s_hat, t)
+    default = bound.step_kl(schedule, true, estimate, t)
     assert (s == t - 1) == bool(np.allclose(default, ours))
 
 
@@ -127,8 +126,12 @@ def test_terms_sum_over_all_axes_but_the_first():
     schedule = make_schedule("cosine", 10)
     arrays = RNG.normal(size=(6, 4, 2, 3, 2)).astype(np.float32)
     t = np.array([2, 5, 9, 10])
-    kl = bound.step_kl(schedule, *arrays, t)
-    flat = [bound.step_kl(schedule, *arrays[:, i].reshape(6, -1, 1), t[i]).sum() for i in range(4)]
+    kl = bound.step_kl(schedule, Biased(*arrays[:3]), Biased(*arrays[3:]), t)
+    flat = []
+    for i in range(4):
+        values = arrays[:, i].reshape(6, -1, 1)
+        term = bound.step_kl(schedule, Biased(*values[:3]), Biased(*values[3:]), t[i])
+        flat.append(term.sum())
     np.testing.assert_allclose(kl, flat, rtol=1e-5)
     for nll in (bound.discretized_nll, bound.continuous_nll):
         assert nll(arrays[0], arrays[1], 0.5).shape == (4,)
@@ -158,18 +161,8 @@ def test_gradients_are_finite_far_in_the_tails_and_at_every_time():
     x0 = np.float32([[-1.0], [0.0], [1.0], [0.5]])
 
     def objective(x0_hat, t):
-        terms = bound.bound_term(
-            schedule,
-            x0,
-            x0_hat,
-            0.1 * x0,
-            0.1 * x0_hat,
-            0.1 * x0,
-            0.1 * x0_hat,
-            t,
-            bound.discretized_nll,
-        )
-        return jnp.sum(terms)
+        true, estimate = (Biased(x, 0.1 * x, 0.1 * x) for x in (x0, x0_hat))
+        return jnp.sum(bound.bound_term(schedule, true, estimate, t, bound.discretized_nll))
 
     far = np.float32([[1.0], [-1.0], [-1.0], [0.5]])
     for t in (1, 2, 1000):
@@ -179,24 +172,25 @@ def test_gradients_are_finite_far_in_the_tails_and_at_every_time():
 
 def test_decoder_std_is_the_posterior_at_the_second_step():
     schedule = make_schedule("linear", 1000)
-    _, variance = posterior(schedule, jnp.zeros(1), jnp.zeros(1), 0.0, 0.0, 2, 1)
+    _, variance = posterior(schedule, jnp.zeros(1), Biased(jnp.zeros(1), 0.0, 0.0), 2, 1)
     assert bound.decoder_std(schedule) == pytest.approx(float(variance) ** 0.5, rel=1e-5)
 
 
 def test_respaced_terms_end_in_a_decoder_of_their_own():
     schedule = make_schedule("cosine", 20)
-    _, variance = posterior(schedule, jnp.zeros(1), jnp.zeros(1), 0.0, 0.0, 12, 5)
+    _, variance = posterior(schedule, jnp.zeros(1), Biased(jnp.zeros(1), 0.0, 0.0), 12, 5)
     std = bound.decoder_std(schedule, before=12, last=5)
     assert std == pytest.approx(float(variance) ** 0.5, rel=1e-5)
     arrays = RNG.normal(size=(6, 3, 2)).astype(np.float32)
+    pair = Biased(*arrays[:3]), Biased(*arrays[3:])
     nll = bound.discretized_nll
     steps = [(12, 5), (5, 0)]
-    expected = [bound.step_kl(schedule, *arrays, 12, 5), nll(arrays[0], arrays[1], std)]
+    expected = [bound.step_kl(schedule, *pair, 12, 5), nll(arrays[0], arrays[3], std)]
     for (t, s), term in zip(steps, expected, strict=True):
-        ours = bound.bound_term(schedule, *arrays, t, nll, s=s, std=std)
+        ours = bound.bound_term(schedule, *pair, t, nll, s=s, std=std)
         np.testing.assert_allclose(ours, term, rtol=1e-6)
     many = bound.bound_term(
-        schedule, *arrays, np.array([12, 5, 12]), nll, s=np.array([5, 0, 5]), std=std
+        schedule, *pair, np.array([12, 5, 12]), nll, s=np.array([5, 0, 5]), std=std
     )
     np.testing.assert_allclose(many, np.stack(expected)[[0, 1, 0], [0, 1, 2]], rtol=1e-6)
 

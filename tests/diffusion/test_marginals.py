@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from contextdiff_jax.diffusion.marginals import diffuse, posterior, transition
+from contextdiff_jax.diffusion.marginals import Biased, diffuse, posterior, transition
 from contextdiff_jax.diffusion.schedules import make_schedule
 
 RNG = np.random.default_rng(0)
@@ -56,9 +56,8 @@ def test_posterior_against_bayes_on_a_grid(name, t, s):
     ab_t, ab_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
     x0, bias_t, bias_s = 0.6, 0.13, (0.0 if s == 0 else -0.21)
     x_t = np.sqrt(ab_t) * x0 + bias_t - 0.7 * np.sqrt(1 - ab_t)
-    mean, variance = posterior(
-        schedule, *(jnp.full((1,), v) for v in (x_t, x0, bias_t, bias_s)), t, s
-    )
+    x_t, *given = (jnp.full((1,), v) for v in (x_t, x0, bias_t, bias_s))
+    mean, variance = posterior(schedule, x_t, Biased(*given), t, s)
     if s == 0:
         np.testing.assert_allclose([mean[0], variance], [x0, 0], atol=1e-6)
         return
@@ -67,7 +66,7 @@ def test_posterior_against_bayes_on_a_grid(name, t, s):
     log_prior = -((grid - centre) ** 2) / (2 * (1 - ab_s))
     root = np.sqrt(ab_t / ab_s)
     onward = root * grid + bias_t - root * bias_s  # eq. 2
-    log_likelihood = -((x_t - onward) ** 2) / (2 * (1 - ab_t / ab_s))
+    log_likelihood = -((float(x_t[0]) - onward) ** 2) / (2 * (1 - ab_t / ab_s))
     weight = np.exp(log_prior + log_likelihood - np.max(log_prior + log_likelihood))
     weight /= weight.sum()
     expected = np.sum(weight * grid)
@@ -79,9 +78,10 @@ def test_times_per_example():
     schedule = make_schedule("cosine", 100)
     x0, noise, bias = (RNG.normal(size=(3, 4, 4, 2)).astype(np.float32) for _ in range(3))
     t, s = np.array([100, 60, 1]), np.array([20, 59, 0])
-    together = posterior(schedule, diffuse(schedule, x0, bias, t, noise), x0, bias, bias, t, s)
+    x_t = diffuse(schedule, x0, bias, t, noise)
+    together = posterior(schedule, x_t, Biased(x0, bias, bias), t, s)
     for i in range(3):
         x_t = diffuse(schedule, x0[i : i + 1], bias[i], t[i], noise[i])
-        mean, variance = posterior(schedule, x_t, x0[i], bias[i], bias[i], t[i], s[i])
+        mean, variance = posterior(schedule, x_t, Biased(x0[i], bias[i], bias[i]), t[i], s[i])
         np.testing.assert_allclose(together[0][i], mean[0], atol=1e-6)
         np.testing.assert_allclose(together[1][i, 0, 0, 0], variance, rtol=1e-6)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.evaluation.likelihood import bound_terms, visited_times
 from contextdiff_jax.sampling.noise import sample_keys, step_noise
@@ -20,9 +21,8 @@ VALUES[0, 0] = [[0, 255, 0]] * 4  # the open bins
 X0 = VALUES / 127.5 - 1
 
 
-def run(schedule, denoise, relation, x0, keys, prediction, **options):
-    function = functools.partial(bound_terms, schedule, denoise, relation, **options)
-    jitted = jax.jit(lambda x0, keys: function(x0, keys, prediction))
+def run(process, denoise, x0, keys, **options):
+    jitted = jax.jit(functools.partial(bound_terms, process, denoise, **options))
     return jitted(jnp.asarray(x0, jnp.float32), keys)
 
 
@@ -75,7 +75,7 @@ def test_without_bias_it_is_guided_diffusions_loop(clip):
     schedule = make_schedule("linear", 30)
     np.testing.assert_allclose(np.cumprod(1 - betas), schedule.alpha_bar[1:], rtol=1e-12)
     prior, terms, errors = guided_diffusion_terms(betas, X0, clip)
-    ours = run(schedule, denoise_eps, None, X0, KEYS, "eps", clip=clip)
+    ours = run(Process(schedule, "eps"), denoise_eps, X0, KEYS, clip=clip)
     assert terms[:, -1].max() < 20  # no probability at their floor of 1e-12, which we have not
     np.testing.assert_allclose(ours.prior, prior, rtol=1e-5)
     np.testing.assert_allclose(ours.terms, terms, rtol=2e-4)
@@ -110,7 +110,7 @@ def test_with_the_bias_each_kl_is_that_of_the_posteriors_of_eq_3(num_terms):
         (true, variance), (model, _) = posterior(x_t, X0, t, s), posterior(x_t, x0_hat, t, s)
         expected.append(((true - model) ** 2).reshape(3, -1).mean(1) / (2 * variance) / np.log(2))
     denoise = lambda x, t, keep: 0.7 * jnp.sin(x)  # noqa: E731
-    ours = run(schedule, denoise, relation, X0, KEYS, "x0", times=times)
+    ours = run(Process(schedule, "x0", relation), denoise, X0, KEYS, times=times)
     np.testing.assert_allclose(ours.terms[:, :-1], np.stack(expected, 1), rtol=2e-4)
     mean = np.sqrt(ab[12]) * X0 + bias(X0, 12)
     prior = 0.5 * (mean**2 - ab[12] - np.log1p(-ab[12])).reshape(3, -1).mean(1) / np.log(2)
@@ -125,7 +125,8 @@ def test_gaussian_data_whose_bound_is_known(phi):
     count, shape = 3000, (2, 1, 1)
     x0 = toy.mean + toy.std * np.random.default_rng(1).normal(size=(count, *shape))
     keys = sample_keys(0, np.arange(count))
-    ours = run(schedule, toy.denoise, toy.relation if phi else None, x0, keys, "v", clip=False)
+    process = Process(schedule, "v", toy.relation if phi else None)
+    ours = run(process, toy.denoise, x0, keys, clip=False)
     root = np.sqrt(schedule.alpha_bar)
     gain, variance = root * (1 - root) * phi, 1 - root**2
     error = toy.std**2 * variance / ((root + gain) ** 2 * toy.std**2 + variance)
@@ -154,8 +155,9 @@ def test_gaussian_data_whose_bound_is_known(phi):
 def test_an_image_does_not_depend_on_its_batch():
     schedule = make_schedule("cosine", 12)
     denoise = lambda x, t, keep: 0.7 * jnp.sin(x)  # noqa: E731
-    whole = run(schedule, denoise, relation, X0, KEYS, "x0")
-    alone = run(schedule, denoise, relation, X0[1:2], KEYS[1:2], "x0")
+    process = Process(schedule, "x0", relation)
+    whole = run(process, denoise, X0, KEYS)
+    alone = run(process, denoise, X0[1:2], KEYS[1:2])
     for ours, theirs in zip(jax.tree.leaves(whole), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(ours[1:2], theirs, rtol=1e-5)
 
@@ -167,4 +169,4 @@ def test_refusals():
             visited_times(schedule, count)
     for times in ([11, 5, 0], [12, 5, 1], [12, 0], [12, 12, 0]):
         with pytest.raises(ValueError, match="must fall from 12 to 0"):
-            bound_terms(schedule, None, None, X0, KEYS, "x0", times=np.array(times))
+            bound_terms(Process(schedule, "x0"), None, X0, KEYS, times=np.array(times))

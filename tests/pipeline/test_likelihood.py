@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.evaluation.likelihood import bound_terms
 from contextdiff_jax.evaluation.likelihood_rows import read_rows
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
@@ -109,14 +110,9 @@ def test_each_image_once_with_its_own_caption_and_noise(make_stage, data, tmp_pa
 
     def alone(x0, keys):
         scaled = lambda scale: lambda x: scale * x * (1 + 0.1 * length)  # noqa: E731
-        return bound_terms(
-            stage.task.schedule,
-            lambda x, t, keep: scaled(0.4)(x),
-            lambda x, times: tuple(scaled(0.2)(x) for _ in times),
-            x0,
-            keys,
-            "x0",
-        )
+        relation = lambda x, times: tuple(scaled(0.2)(x) for _ in times)  # noqa: E731
+        process = Process(stage.task.schedule, "x0", relation)
+        return bound_terms(process, lambda x, t, keep: scaled(0.4)(x), x0, keys)
 
     expected = jax.jit(alone)(jnp.float32(x0), sample_keys(5, np.array(sound)))
     np.testing.assert_allclose(rows.terms, expected.terms, rtol=1e-4)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.schedules import make_schedule, sampling_timesteps
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.inversion import invert
@@ -36,7 +37,7 @@ def ours(schedule, sampler, kind, x_init=None):
         return network(x, t[:, None, None, None], schedule.num_steps, jnp.tanh)
 
     run = jax.jit(
-        lambda keys: sample(schedule, denoise, None, keys, SHAPE, sampler, kind, x_init=x_init)
+        lambda keys: sample(Process(schedule, kind), denoise, keys, SHAPE, sampler, x_init=x_init)
     )
     return run(KEYS)
 
@@ -213,4 +214,4 @@ def test_inversion(kind, offset, final):
     def denoise(x, t, keep):
         return network(x, t[:, None, None, None], 1000, jnp.tanh)
 
-    assert_close(invert(schedule, denoise, None, x0, times, kind), theirs)
+    assert_close(invert(Process(schedule, kind), denoise, x0, times), theirs)

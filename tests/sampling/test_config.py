@@ -16,6 +16,7 @@ from contextdiff_jax.sampling.config import SamplerConfig
         {"name": "ddim", "eta": 0.5},
         {"guidance_scale": 0.0},
         {"threshold": "dynamic", "max_threshold": 1.5},
+        {"guidance_low": 0.2, "guidance_high": 5.0},
     ],
 )
 def test_good_values(values):
@@ -31,6 +32,11 @@ def test_good_values(values):
         ({"name": "ddim", "eta": 1.5}, r"runs.base.eta = 1.5: must be in 0..1"),
         ({"guidance_scale": -1.0}, r"runs.base.guidance_scale = -1.0: must be at least 0"),
         ({"guidance_scale": float("nan")}, r"guidance_scale = nan"),
+        ({"guidance_low": -0.1}, r"guidance_low = -0.1: must be at least 0, or None"),
+        (
+            {"guidance_low": 2.0, "guidance_high": 1.0},
+            r"guidance_high = 1.0: must be above 2.0, or None",
+        ),
         ({"percentile": 0.0}, r"runs.base.percentile = 0.0: must be in \(0, 100\]"),
         ({"max_threshold": 1.5}, r"max_threshold = 1.5: must be None, threshold none"),
         (

@@ -1,9 +1,11 @@
 """Guidance as one doubled batch; thresholds against NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.schedules import expand, make_schedule
 from contextdiff_jax.sampling import guidance
 from contextdiff_jax.sampling.config import SamplerConfig
@@ -25,7 +27,14 @@ def denoise(x, t, keep):
 
 def guided(kind="x0", t=700, **options):
     sampler = SamplerConfig(**options)
-    return guidance.guided_x0(SCHEDULE, denoise, X, jnp.asarray(t), sampler, kind)
+    return estimate(denoise, t, sampler, kind)
+
+
+def estimate(network, t, sampler, kind="x0"):
+    """The guided x0 of a plain denoiser: nothing rides along."""
+    controlled = lambda x, t, keep: (network(x, t, keep), ())  # noqa: E731
+    process = Process(SCHEDULE, kind)
+    return guidance.guided_x0(process, controlled, X, jnp.asarray(t), sampler)[0]
 
 
 @pytest.mark.parametrize("space", ["x0", "eps"])
@@ -54,7 +63,7 @@ def test_scale_one_is_the_conditional_estimate_and_zero_the_null_one_undoubled()
 
     for scale, condition in ((1.0, CONDITION), (0.0, 0 * CONDITION)):
         sampler = SamplerConfig(guidance_scale=scale)
-        ours = guidance.guided_x0(SCHEDULE, watched, X, jnp.asarray(700), sampler, "x0")
+        ours = estimate(watched, 700, sampler)
         np.testing.assert_array_equal(ours, output(X, condition))
     assert batches == [(3, [True] * 3), (3, [False] * 3)]
 
@@ -66,9 +75,7 @@ def test_the_doubled_batch_puts_each_pair_side_by_side():
         seen.append((x, t, keep))
         return x
 
-    guidance.guided_x0(
-        SCHEDULE, watched, X, jnp.asarray(9), SamplerConfig(guidance_scale=2.0), "x0"
-    )
+    estimate(watched, 9, SamplerConfig(guidance_scale=2.0))
     x, t, keep = seen[0]
     assert len(seen) == 1
     np.testing.assert_array_equal(x, X[[0, 0, 1, 1, 2, 2]])
@@ -118,3 +125,30 @@ def test_the_threshold_follows_guidance(threshold):
         np.clip(plain, -1, 1) if threshold == "static" else guidance.dynamic_threshold(plain, 99.5)
     )
     np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+def test_the_interval_is_of_noise_levels():
+    """Kynkäänniemi et al.'s sigma of a process that keeps the signal: sqrt(1 - ab) / sqrt(ab)."""
+    times = np.arange(1, 1001)
+    sigma = np.sqrt(1 - SCHEDULE.alpha_bar[1:]) / np.sqrt(SCHEDULE.alpha_bar[1:])
+    sampler = SamplerConfig(guidance_scale=2.0, guidance_low=0.3, guidance_high=4.0)
+    inside = guidance.inside_interval(SCHEDULE, sampler, times)
+    np.testing.assert_array_equal(inside, (sigma >= 0.3) & (sigma <= 4.0))
+    assert 0 < inside.sum() < 1000
+    assert guidance.inside_interval(SCHEDULE, SamplerConfig(), times).all()
+
+
+def test_outside_the_interval_the_conditional_estimate_is_taken_undoubled():
+    batches = []
+
+    def watched(x, t, keep):
+        jax.debug.callback(lambda keep: batches.append(keep.tolist()), keep)
+        return denoise(x, t, keep), ()
+
+    sampler = SamplerConfig(guidance_scale=2.5, guidance_low=0.5)
+    process = Process(SCHEDULE, "x0")
+    for guide, same in ((True, guided(guidance_scale=2.5)), (False, output(X, CONDITION))):
+        run = jax.jit(lambda g: guidance.guided_x0(process, watched, X, jnp.int32(700), sampler, g))
+        np.testing.assert_allclose(run(guide)[0], same, atol=1e-6)
+    jax.effects_barrier()
+    assert batches == [[True, False] * 3, [True] * 3]

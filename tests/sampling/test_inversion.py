@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.inversion import invert
@@ -22,8 +23,9 @@ def test_invert_then_sample_returns_the_input(kind, gaussian_data):
     def error(num_steps):
         sampler = SamplerConfig("ddim", num_steps)
         times = sampler.timesteps(COSINE)
-        noise = invert(COSINE, data.denoise, data.relation, X0, times, kind)
-        back = sample(COSINE, data.denoise, data.relation, None, (1,), sampler, kind, x_init=noise)
+        process = Process(COSINE, kind, data.relation)
+        noise = invert(process, data.denoise, X0, times)
+        back = sample(process, data.denoise, None, (1,), sampler, x_init=noise)
         return float(jnp.max(jnp.abs(back - X0))), noise
 
     (coarse, _), (fine, noise) = error(100), error(1000)
@@ -42,16 +44,16 @@ def test_the_same_estimate_both_ways_returns_the_input_exactly():
         return tuple(jnp.sin(3 * x0_hat + 0.01 * t[:, None]) for t in times)
 
     sampler = SamplerConfig("ddim", 10, final_timestep=1)
-    arguments = (COSINE, lambda x, t, keep: picture, relation)
-    noise = invert(*arguments, x, sampler.timesteps(COSINE), "x0")
-    back = sample(*arguments, None, (2,), sampler, "x0", x_init=noise)
+    networks = (Process(COSINE, "x0", relation), lambda x, t, keep: picture)
+    noise = invert(*networks, x, sampler.timesteps(COSINE))
+    back = sample(*networks, None, (2,), sampler, x_init=noise)
     np.testing.assert_allclose(back, x, atol=1e-5)
 
 
 def test_the_first_step_does_not_count_the_bias_twice(gaussian_data):
     """eps' contains the bias: x_t = sqrt(ab_t) x0 + sqrt(1 - ab_t) eps', whatever the adapter."""
     data = gaussian_data(COSINE, "eps", phi=2.0)
-    ours = invert(COSINE, data.denoise, data.relation, X0, np.array([300, 0]), "eps")
+    ours = invert(Process(COSINE, "eps", data.relation), data.denoise, X0, np.array([300, 0]))
     root, sigma = np.sqrt(COSINE.alpha_bar[300]), np.sqrt(1 - COSINE.alpha_bar[300])
     eps = data.denoise(X0, jnp.full(3, 300.0), None)
     np.testing.assert_allclose(ours, root * X0 + sigma * eps, atol=1e-5)
@@ -60,11 +62,12 @@ def test_the_first_step_does_not_count_the_bias_twice(gaussian_data):
 def test_the_path_holds_the_state_at_every_time(gaussian_data):
     data = gaussian_data(COSINE)
     times = SamplerConfig("ddim", 8).timesteps(COSINE)
-    path = invert(COSINE, data.denoise, data.relation, X0, times, "x0", return_path=True)
+    networks = (Process(COSINE, "x0", data.relation), data.denoise)
+    path = invert(*networks, X0, times, return_path=True)
     assert path.shape == (9, 3, 1)
     np.testing.assert_array_equal(path[-1], X0)
     for i in (0, 3):
-        shorter = invert(COSINE, data.denoise, data.relation, X0, times[i:], "x0")
+        shorter = invert(*networks, X0, times[i:])
         np.testing.assert_allclose(path[i], shorter, atol=1e-6)
 
 
@@ -81,7 +84,7 @@ def test_the_adapter_sees_the_data_first_and_only_known_times():
         return 0.5 * x
 
     times = np.array([1000, 500, 0])
-    jax.block_until_ready(invert(COSINE, denoise, relation, X0, times, "x0"))
+    jax.block_until_ready(invert(Process(COSINE, "x0", relation), denoise, X0, times))
     jax.effects_barrier()
     assert seen[0] is True and seen[2] is True
     np.testing.assert_array_equal(seen[1][0], X0)
@@ -91,4 +94,4 @@ def test_the_adapter_sees_the_data_first_and_only_known_times():
 @pytest.mark.parametrize("times", [[0, 500, 1000], [1001, 0], [5, 5, 0], [5, -1]])
 def test_bad_times_are_refused(times):
     with pytest.raises(ValueError, match=r"timesteps \[.*\]: must fall strictly within 1000..0"):
-        invert(COSINE, lambda x, t, keep: x, None, X0, np.array(times), "x0")
+        invert(Process(COSINE, "x0"), lambda x, t, keep: x, X0, np.array(times))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.loop import sample
@@ -28,6 +29,9 @@ def denoise(x, t, keep):
 
 def relation(x0_hat, times):
     return tuple(jnp.sin(3 * x0_hat + 0.01 * t[:, None]) for t in times)
+
+
+BIASED = Process(COSINE, "x0", relation)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -55,7 +59,7 @@ def test_a_biased_run_is_equations_7_and_11(eta):
             noise = (x - np.sqrt(ab[t]) * x0 - bias_t) / np.sqrt(1 - ab[t])
             x = np.sqrt(ab[s]) * x0 + bias_s + np.sqrt(1 - ab[s]) * noise
     sampler = SamplerConfig("ddpm" if eta else "ddim", 30)
-    drawn = sample(schedule, denoise, relation, keys, (5,), sampler, "x0")
+    drawn = sample(Process(schedule, "x0", relation), denoise, keys, (5,), sampler)
     np.testing.assert_allclose(drawn, x, atol=1e-5)
 
 
@@ -82,7 +86,7 @@ def test_a_biased_multistep_run_takes_the_bias_of_the_midpoint():
         y = sigma[s] / sigma[t] * (x - bias_t) - root[s] * np.expm1(-h) * middle
         x, previous, last_h = y + bias_s, x0, h
     sampler = SamplerConfig("dpm_solver++", 15)
-    drawn = sample(schedule, denoise, relation, keys, (5,), sampler, "x0")
+    drawn = sample(Process(schedule, "x0", relation), denoise, keys, (5,), sampler)
     np.testing.assert_allclose(drawn, x, atol=1e-5)
 
 
@@ -99,7 +103,8 @@ def test_deterministic_samplers_reproduce_gaussian_data(name, kind, gaussian_dat
 
     def error(num_steps):
         sampler = SamplerConfig(name, num_steps)
-        drawn = sample(COSINE, data.denoise, data.relation, None, (1,), sampler, kind, x_init=z)
+        process = Process(COSINE, kind, data.relation)
+        drawn = sample(process, data.denoise, None, (1,), sampler, x_init=z)
         return float(jnp.max(jnp.abs(drawn - data.standardised_to_data(z))))
 
     # An eps-network's x0 at T is rounding divided by 5e-5: its error does not vanish.
@@ -122,13 +127,11 @@ def test_ddpm_reproduces_gaussian_data(gaussian_data):
 
     def moments(num_steps):
         drawn = sample(
-            COSINE,
+            Process(COSINE, "x0", data.relation),
             data.denoise,
-            data.relation,
             sample_keys(1, jnp.arange(64)),
             (count // 64,),
             SamplerConfig("ddpm", num_steps),
-            "x0",
         )
         return float(drawn.mean()), float(drawn.std())
 
@@ -149,18 +152,17 @@ def test_no_relation_is_a_zero_relation(name):
     def zero(x0_hat, times):
         return tuple(jnp.zeros_like(x0_hat) for _ in times)
 
-    none = sample(COSINE, denoise, None, keys, (3,), sampler, "x0")
-    np.testing.assert_allclose(
-        none, sample(COSINE, denoise, zero, keys, (3,), sampler, "x0"), atol=1e-6
+    none, zeros, biased = (
+        sample(Process(COSINE, "x0", r), denoise, keys, (3,), sampler)
+        for r in (None, zero, relation)
     )
-    assert not np.allclose(none, sample(COSINE, denoise, relation, keys, (3,), sampler, "x0"))
+    np.testing.assert_allclose(none, zeros, atol=1e-6)
+    assert not np.allclose(none, biased)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_picture_does_not_depend_on_its_batch(name):
-    run = jax.jit(
-        lambda keys: sample(COSINE, denoise, relation, keys, (4,), SamplerConfig(name, 10), "x0")
-    )
+    run = jax.jit(lambda keys: sample(BIASED, denoise, keys, (4,), SamplerConfig(name, 10)))
     together = run(sample_keys(3, jnp.arange(5)))
     alone = run(sample_keys(3, jnp.array([3])))
     np.testing.assert_allclose(together[3], alone[0], atol=1e-6)
@@ -174,6 +176,7 @@ def test_a_picture_does_not_depend_on_the_devices_and_guidance_moves_no_data():
         """
         import json, jax, jax.numpy as jnp, numpy as np
         from jax.sharding import NamedSharding, PartitionSpec
+        from contextdiff_jax.diffusion.process import Process
         from contextdiff_jax.diffusion.schedules import make_schedule
         from contextdiff_jax.sampling.config import SamplerConfig
         from contextdiff_jax.sampling.guidance import match_batch
@@ -187,7 +190,7 @@ def test_a_picture_does_not_depend_on_the_devices_and_guidance_moves_no_data():
             def denoise(x, t, keep):
                 shift = jnp.where(keep, match_batch(offsets, x.shape[0]), 0.0)
                 return 0.5 * jnp.tanh(x + shift[:, None])
-            return sample(schedule, denoise, None, keys, (6,), sampler, "x0")
+            return sample(Process(schedule, "x0"), denoise, keys, (6,), sampler)
 
         keys, offsets = sample_keys(0, jnp.arange(8)), jnp.linspace(-1, 1, 8)
         one = jax.jit(run)(keys, offsets)
@@ -237,7 +240,11 @@ def test_a_run_is_one_program_with_one_copy_of_the_networks(name):
 
     run = jax.jit(
         lambda keys: sample(
-            COSINE, counted_denoise, counted_relation, keys, (4,), SamplerConfig(name, 40), "x0"
+            Process(COSINE, "x0", counted_relation),
+            counted_denoise,
+            keys,
+            (4,),
+            SamplerConfig(name, 40),
         )
     )
     compiled = run.lower(sample_keys(0, jnp.arange(2))).compile()
@@ -257,7 +264,8 @@ def test_the_adapter_sees_the_thresholded_estimate_and_times_it_knows(name):
         return tuple(x0_hat for _ in times)
 
     sampler = SamplerConfig(name, 4, threshold="static", guidance_scale=3.0)
-    drawn = sample(COSINE, wild, watching, sample_keys(0, jnp.arange(2)), (3,), sampler, "x0")
+    process, keys = Process(COSINE, "x0", watching), sample_keys(0, jnp.arange(2))
+    drawn = sample(process, wild, keys, (3,), sampler)
     jax.block_until_ready(drawn)
     jax.effects_barrier()
     np.testing.assert_allclose(drawn, np.ones((2, 3)), atol=1e-6)
@@ -274,33 +282,32 @@ def test_the_adapter_sees_the_thresholded_estimate_and_times_it_knows(name):
 def test_x_init_replaces_the_drawn_state():
     keys = sample_keys(0, jnp.arange(2))
     sampler = SamplerConfig("ddim", 6)
-    drawn = sample(COSINE, denoise, relation, keys, (3,), sampler, "x0")
-    given = sample(
-        COSINE, denoise, relation, None, (3,), sampler, "x0", x_init=step_noise(keys, 0, (3,))
-    )
+    drawn = sample(BIASED, denoise, keys, (3,), sampler)
+    given = sample(BIASED, denoise, None, (3,), sampler, x_init=step_noise(keys, 0, (3,)))
     np.testing.assert_array_equal(drawn, given)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prediction": "epsilon"}, "'epsilon'.*x0, eps, v"),
         ({"sampler": SamplerConfig("ddpm", 1001)}, "num_sample = 1001.*1..1000"),
         ({"sampler": SamplerConfig("ddpm", 5, eta=0.5)}, "sampler.eta = 0.5"),
         ({"keys": None}, "keys = None.*ddpm"),
         ({"x_init": jnp.zeros((2, 4))}, r"x_init of shape \(2, 4\)"),
         ({"denoise": lambda x, t, keep: x[:, :1]}, r"denoiser returned shape \(2, 1\)"),
-        ({"relation": lambda x0_hat, times: (x0_hat,)}, "relation returned shapes.*2 times"),
+        (
+            {"process": Process(COSINE, "x0", lambda x0_hat, times: (x0_hat,))},
+            "relation returned shapes.*2 times",
+        ),
     ],
 )
 def test_bad_input_is_refused(change, message):
     arguments = {
+        "process": BIASED,
         "denoise": denoise,
-        "relation": relation,
         "keys": sample_keys(0, jnp.arange(2)),
         "shape": (3,),
         "sampler": SamplerConfig("ddpm", 5),
-        "prediction": "x0",
     }
     with pytest.raises(ValueError, match=message):
-        sample(COSINE, **(arguments | change))
+        sample(**(arguments | change))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.tasks import objective
@@ -60,7 +61,8 @@ def test_the_bound_of_a_constant_estimate_term_by_term(phi):
     noise = np.random.default_rng(1).normal(size=x0.shape).astype(np.float32)
     draw = objective.Draw(jnp.float32(x0), jnp.arange(1, T + 1), noise, jnp.ones(T, bool))
     denoise = lambda x, t, keep: jnp.full_like(x, 0.25)  # noqa: E731
-    loss_of = lambda: objective.bound_loss(BOUND, SCHEDULE, denoise, relation, draw)  # noqa: E731
+    process = Process(SCHEDULE, "x0", relation)
+    loss_of = lambda: objective.bound_loss(BOUND, process, denoise, draw)  # noqa: E731
     loss, metrics = jax.jit(loss_of)()
     assert loss == metrics["bits_per_dim"]
 
@@ -90,7 +92,7 @@ def test_consistency_by_hand_and_whom_it_teaches():
     def loss_of(config, phi, w):
         relation = lambda x, times: tuple(phi * x**2 for _ in times)  # noqa: E731
         denoise = lambda x, t, keep: jnp.full_like(x, w)  # noqa: E731
-        return objective.simple_loss(config, SCHEDULE, denoise, relation, draw)[0]
+        return objective.simple_loss(config, Process(SCHEDULE, "x0", relation), denoise, draw)[0]
 
     def extra(phi, w):
         with_it = dataclasses.replace(plain, consistency=2.0)

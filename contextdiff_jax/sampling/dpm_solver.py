@@ -1,0 +1,51 @@
+"""Context-aware DPM-Solver++(2M), see `diffusion.solvers`."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from contextdiff_jax.diffusion.process import Process
+from contextdiff_jax.diffusion.solvers import midpoint_estimate, solver_coefficients, solver_step
+
+
+@dataclasses.dataclass(frozen=True)
+class DPMSolver:
+    """The second-order multistep solver; it carries the estimate of the step before.
+
+    timesteps: int32 (n + 1,), falling. limit: keep what the adapter sees within [-1, 1].
+    """
+
+    process: Process
+    timesteps: np.ndarray
+    limit: bool = False
+
+    adds_noise = False
+
+    @property
+    def inputs(self) -> tuple[jax.Array, jax.Array, Any]:
+        """What each step reads beside the state: its times t and s, and its coefficients."""
+        times = jnp.asarray(self.timesteps[:-1]), jnp.asarray(self.timesteps[1:])
+        return *times, solver_coefficients(self.process.schedule, self.timesteps)
+
+    def init(self, x: jax.Array) -> jax.Array:
+        """Returns an estimate before the first, which is not read."""
+        return jnp.zeros_like(x)
+
+    def update(
+        self,
+        x: jax.Array,
+        x0_hat: jax.Array,
+        carried: jax.Array,
+        inputs: tuple[jax.Array, jax.Array, Any],
+        noise: None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns x at s, and the estimate that the next step extrapolates from."""
+        t, s, coefficients = inputs
+        midpoint = midpoint_estimate(coefficients, x0_hat, carried)
+        # Extrapolation leaves the range that the threshold keeps, and that the adapter knows.
+        seen = jnp.clip(midpoint, -1.0, 1.0) if self.limit else midpoint
+        bias_t, bias_s = self.process.biases(seen, t, s)
+        return solver_step(coefficients, x, midpoint, bias_t, bias_s), x0_hat

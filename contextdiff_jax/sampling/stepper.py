@@ -1,0 +1,56 @@
+"""What every sampler is: how the state goes from one time to the next, given an estimate of x0."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from contextdiff_jax.diffusion.process import Process
+from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.sampling.ddim import DDIM
+from contextdiff_jax.sampling.ddpm import ddpm
+from contextdiff_jax.sampling.dpm_solver import DPMSolver
+
+
+class Stepper(Protocol):
+    """A sampler's steps from t to s < t; `loop.sample` scans over them.
+
+    timesteps: int32 (n + 1,), the times visited, falling. adds_noise: whether `update` reads noise.
+    inputs: arrays (n, ...), what each step reads beside the state.
+    """
+
+    timesteps: np.ndarray
+
+    @property
+    def adds_noise(self) -> bool: ...
+
+    @property
+    def inputs(self) -> Any: ...
+
+    def init(self, x: jax.Array) -> Any:
+        """Returns what the first step carries beside the state x (B, ...)."""
+
+    def update(
+        self, x: jax.Array, x0_hat: jax.Array, carried: Any, inputs: Any, noise: jax.Array | None
+    ) -> tuple[jax.Array, Any]:
+        """Returns the state at s and what the next step carries.
+
+        x0_hat: the guided and thresholded estimate at t. inputs: this step's. noise: N(0, I) like
+        x, None where adds_noise is False.
+        """
+
+
+STEPPERS: dict[str, Callable[[Process, np.ndarray, SamplerConfig], Stepper]] = {
+    "ddpm": lambda process, times, sampler: ddpm(process, times),
+    "ddim": lambda process, times, sampler: DDIM(process, times, sampler.eta),
+    "dpm_solver++": lambda process, times, sampler: DPMSolver(
+        process, times, limit=sampler.threshold != "none"
+    ),
+}
+"""By `SamplerConfig.name`."""
+
+
+def make_stepper(process: Process, sampler: SamplerConfig) -> Stepper:
+    """Returns the sampler's stepper at its times. Raises ValueError for times that do not fit."""
+    return STEPPERS[sampler.name](process, sampler.timesteps(process.schedule), sampler)
