@@ -16,6 +16,8 @@ same seed, data, batches and steps, differing in one thing alone:
   bound_objective       the config's adapter, trained by the exact bound (diffusion.objective)
   mixed_objective       the denoiser by the config's loss, the adapter by the bound
   none_bound_objective  plain diffusion, trained by the bound
+  weight_NAME           the config's adapter, with this diffusion.loss_weight
+  v_weight_NAME         the same, the denoiser predicting v
 contextdiff_jax.evaluate then measures --what of each, with the same prompts, images and noise.
 Super-resolution is left out.
 
@@ -31,7 +33,7 @@ import pathlib
 import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 from absl import logging
@@ -40,8 +42,10 @@ from etils import epath
 from benchmarks.adapter_vs_plain import collect, with_data
 from benchmarks.configuration import load_config
 from contextdiff_jax.config import Config, RunConfig, from_config_dict
+from contextdiff_jax.diffusion.weights import WeightName
 from contextdiff_jax.entry import hide_libraries
 from contextdiff_jax.evaluate import PLANS
+from contextdiff_jax.evaluation.prompt_following import ASPECTS
 from contextdiff_jax.evaluation.results import read_results
 from contextdiff_jax.pipeline.build import diffusion_runs
 from contextdiff_jax.pipeline.evaluation import Settings, evaluate
@@ -79,6 +83,9 @@ VARIANTS: dict[str, Callable[[Config, str], Config]] = {
     "mixed_objective": _changed("diffusion", objective="mixed"),
     "none_bound_objective": lambda config, base: _without_adapter(_BY_BOUND(config, base), base),
 }
+for _name in get_args(WeightName):
+    VARIANTS[f"weight_{_name}"] = _changed("diffusion", loss_weight=_name)
+    VARIANTS[f"v_weight_{_name}"] = _changed("diffusion", prediction="v", loss_weight=_name)
 REFERENCE = "none"  # what the others are paired with
 DRAWN = ("scenes", "fid")  # of drawn pictures: what guidance changes
 WHAT = (*DRAWN, "bits_per_dim")
@@ -174,7 +181,7 @@ def figures(results: Mapping[str, Any], base: str) -> dict[str, float]:
     if "scenes" in results:
         shares = results["scenes"].values[base]
         found["colour and shape"] = shares["prompts"]["colour_and_shape"]
-        found["position"] = shares["prompts"]["position"]
+        found |= {name: shares["prompts"][name] for name in ASPECTS}
         found["colour and shape, shuffled"] = shares["shuffled"]["colour_and_shape"]
     if "fid" in results:
         values = results["fid"].values

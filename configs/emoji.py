@@ -98,7 +98,7 @@ def _base(width: int) -> cfg.RunConfig:
             text_width=None,
         ),
         adapter=small_adapter(384, 4, patch_size=8, encoder_width=width),
-        diffusion=cfg.DiffusionConfig(prediction="v", loss_weight="min_snr_5"),
+        diffusion=cfg.DiffusionConfig(prediction="v", loss_weight="snr_plus_1"),
         sampler=SamplerConfig(
             name="dpm_solver++", num_steps=30, guidance_scale=2.5, threshold="dynamic"
         ),
@@ -119,13 +119,13 @@ def _super_resolution(width: int) -> cfg.RunConfig:
             channels=(64, 128, 256, 512), num_blocks=(2, 2, 4, 4), text_dim=width
         ),
         adapter=small_adapter(384, 4, patch_size=16, encoder_width=width),
-        diffusion=cfg.DiffusionConfig(prediction="v", loss_weight="min_snr_5"),
+        diffusion=cfg.DiffusionConfig(prediction="v", loss_weight="snr_plus_1"),
         sampler=SamplerConfig(name="ddim", num_steps=20, guidance_scale=1.5, threshold="dynamic"),
     )
 
 
 # A small network learns to return the picture itself soonest.
-_SMALL = cfg.DiffusionConfig(prediction="x0", loss_weight="min_snr_5")
+_SMALL = cfg.DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1")
 
 
 def _base_cpu(width: int) -> cfg.RunConfig:

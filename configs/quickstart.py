@@ -96,7 +96,7 @@ def _base() -> cfg.RunConfig:
             scan_blocks=False,
         ),
         adapter=_adapter(patch_size=4),
-        diffusion=cfg.DiffusionConfig(prediction="x0", loss_weight="min_snr_5"),
+        diffusion=cfg.DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1"),
         sampler=SamplerConfig(name="ddim", num_steps=25, guidance_scale=3.0, threshold="static"),
     )
 
@@ -128,7 +128,7 @@ def _super_resolution() -> cfg.RunConfig:
             scan_blocks=False,
         ),
         adapter=_adapter(patch_size=16),
-        diffusion=cfg.DiffusionConfig(prediction="x0", loss_weight="min_snr_5"),
+        diffusion=cfg.DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1"),
         sampler=SamplerConfig(name="ddim", num_steps=10, threshold="static"),
     )
 

@@ -5,10 +5,20 @@ instead; then the same loss is the squared error of ITS prediction times w(t) / 
 c = ab/(1 - ab) for eps' and c = 1/(1 - ab) for v'. Forming the loss there never divides an error
 by sqrt(ab_t), which vanishes towards T.
 
-x0:        1, the paper
-snr:       ab/(1 - ab), which is the uniform weight on eps (Ho et al. 2020)
-min_snr_5: min(snr, 5) (Hang et al. 2023)
-p2:        ab, which is the weight 1/(1 + snr) on eps (Choi et al. 2022 with k = gamma = 1)
+With snr = ab/(1 - ab):
+
+x0:               1, the paper
+snr:              snr, which is the uniform weight on eps (Ho et al. 2020)
+snr_plus_1:       1 + snr, which is the uniform weight on v (Salimans and Ho 2022)
+min_snr_5:        min(snr, 5) (Hang et al. 2023)
+min_snr_5_plus_1: 1 + min(snr, 5), the uniform weight on v without its emphasis on the last details
+p2:               ab, which is the weight 1/(1 + snr) on eps (Choi et al. 2022 with k = gamma = 1)
+
+WHAT A WEIGHT LEAVES OUT. snr, min_snr_5 and p2 vanish towards T, where a picture is decided that
+nothing but the condition tells: where things are, and how many. An eps-network's loss cannot
+avoid it. A network that predicts x0 or v then hardly learns what is there at t = T from its
+condition, and its samples, which begin there, ignore it. Rendered scenes, quickstart's base:
+docs/evidence.md, "Loss weights". x0, snr_plus_1 and min_snr_5_plus_1 are at least 1 everywhere.
 """
 
 from typing import Literal, get_args
@@ -19,7 +29,7 @@ import numpy as np
 from contextdiff_jax.diffusion.predictions import PredictionKind, check_kind
 from contextdiff_jax.diffusion.schedules import Schedule, at_time
 
-WeightName = Literal["x0", "snr", "min_snr_5", "p2"]
+WeightName = Literal["x0", "snr", "snr_plus_1", "min_snr_5", "min_snr_5_plus_1", "p2"]
 
 
 def loss_weight(
@@ -37,7 +47,9 @@ def loss_weight(
     of_x0 = {
         "x0": np.ones_like(snr),
         "snr": snr,
+        "snr_plus_1": snr + 1,
         "min_snr_5": np.minimum(snr, 5),
+        "min_snr_5_plus_1": np.minimum(snr, 5) + 1,
         "p2": alpha_bar,
     }[name]
     squared_error_ratio = {"x0": np.ones_like(snr), "eps": snr, "v": 1 / (1 - alpha_bar)}[kind]

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Literal
 
+from contextdiff_jax.diffusion.weights import WeightName
+
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
@@ -28,7 +30,7 @@ class DiffusionConfig:
     num_steps: int = 1000
     prediction: Literal["x0", "eps", "v"] = "v"
     objective: Literal["simple", "bound", "mixed"] = "simple"
-    loss_weight: Literal["x0", "snr", "min_snr_5", "p2"] = "x0"
+    loss_weight: WeightName = "x0"
     consistency: float = 0.0
     drop_condition: float = 0.1
     drop_both: float = 0.0

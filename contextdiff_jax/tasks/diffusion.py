@@ -105,7 +105,7 @@ class DiffusionTask:
         """The objective on a batch with uint8 "image" and the arrays of `tokenize`."""
         time_key, noise_key, drop_key, extras_key = jax.random.split(key, 4)
         x0 = from_uint8(batch["image"])
-        t = objective.draw_times(self.config, self.schedule, time_key, x0.shape[0])
+        t = objective.draw_times(self.schedule, time_key, x0.shape[0])
         noise = jax.random.normal(noise_key, x0.shape)
         condition, keep = self._dropped(self.conditioning.encode(frozen, batch), drop_key)
         extras = self.extras(x0, extras_key)

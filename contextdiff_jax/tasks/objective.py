@@ -32,16 +32,12 @@ class Draw:
     keep: jax.Array
 
 
-def draw_times(
-    config: DiffusionConfig, schedule: Schedule, key: jax.Array, count: int
-) -> jax.Array:
-    """Returns times (count,), each uniform in 1..T.
+def draw_times(schedule: Schedule, key: jax.Array, count: int) -> jax.Array:
+    """Returns times (count,), each uniform in 1..T, together spread evenly over it.
 
-    For the bound they are spread evenly over 1..T from one random start (Kingma et al. 2021, VDM):
-    its terms differ by orders of magnitude, so independent times would make a noisy estimate.
+    One random start serves all (Kingma et al. 2021, VDM, appendix I.1): the loss differs by orders
+    of magnitude between times, so independent times would make a noisy gradient.
     """
-    if config.objective == "simple":
-        return jax.random.randint(key, (count,), 1, schedule.num_steps + 1)
     place = (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0
     # Rounding may carry a place just below 1 to T itself.
     step = jnp.minimum((place * schedule.num_steps).astype(jnp.int32), schedule.num_steps - 1)

@@ -4,12 +4,14 @@ import dataclasses
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 from benchmarks import paired_runs
 from benchmarks.configuration import load_config
 from contextdiff_jax.config import differences
+from contextdiff_jax.diffusion.weights import WeightName
 from tests.conftest import ROOT
 
 
@@ -32,8 +34,14 @@ def test_variants_differ_in_one_thing_alone():
     section = "config.runs.base.diffusion"
     by_bound = {
         f"{section}.objective: 'simple' there, 'bound' here",
-        f"{section}.loss_weight: 'min_snr_5' there, 'x0' here",
+        f"{section}.loss_weight: 'min_snr_5_plus_1' there, 'x0' here",
     }
+    for name in get_args(WeightName):
+        key = f"{section}.loss_weight: {config.runs[base].diffusion.loss_weight!r} there, {name!r} here"
+        weight = set() if name == config.runs[base].diffusion.loss_weight else {key}
+        assert set(found.pop(f"weight_{name}")) == weight
+        v = f"{section}.prediction: 'x0' there, 'v' here"
+        assert set(found.pop(f"v_weight_{name}")) == weight | {v}
     assert {name: set(lines) for name, lines in found.items()} == {
         "none": {without},
         "bounded": set(),
