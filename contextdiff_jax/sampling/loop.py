@@ -69,7 +69,8 @@ def sample(
         (_, t, s), coefficients = inputs
         x0_hat = estimate(x, t)
         midpoint = midpoint_estimate(coefficients, x0_hat, previous)
-        # Extrapolation leaves the range that the threshold keeps, and that the adapter knows.
+        # Extrapolation leaves the range that the threshold keeps, and that the adapter knows: its
+        # bias alone is of the clipped one, see `solvers`.
         seen = midpoint if sampler.threshold == "none" else jnp.clip(midpoint, -1.0, 1.0)
         bias_t, bias_s = biases(schedule, relation, seen, (t, s))
         return (solver_step(coefficients, x, midpoint, bias_t, bias_s), x0_hat), None
