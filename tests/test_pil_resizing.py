@@ -18,7 +18,7 @@ def by_pil(pictures, side, kernel):
 @pytest.mark.parametrize("kernel", [pil_lanczos, pil_bicubic])
 @pytest.mark.parametrize(
     ("shape", "side"),
-    [((64, 64), 16), ((100, 100), 37), ((90, 61), 24), ((24, 90), 24), ((16, 16), 40)],
+    [((64, 64), 16), ((100, 100), 37), ((90, 61), 24), ((24, 90), 24), ((1, 7), 5), ((16, 16), 40)],
 )
 def test_it_is_pil_to_a_grey_level(shape, side, kernel):
     """Sums that lie at half a level may round otherwise: one level, one value in a thousand.
@@ -39,16 +39,6 @@ def test_it_is_pil_to_a_grey_level(shape, side, kernel):
 def test_a_picture_that_has_the_size_is_left_alone():
     pictures = np.arange(2 * 8 * 8 * 3, dtype=np.float32).reshape(2, 8, 8, 3) % 256
     np.testing.assert_array_equal(resize_square(pictures, 8, pil_lanczos), pictures)
-
-
-@pytest.mark.parametrize("kernel", [pil_lanczos, pil_bicubic])
-@pytest.mark.parametrize(("size", "target"), [(1, 5), (2, 7), (7, 2), (299, 299), (640, 299)])
-def test_rows_of_weights_sum_to_one(kernel, size, target):
-    weights = kernel(size, target)
-    assert weights.shape == (target, size)
-    np.testing.assert_allclose(weights.sum(1), 1.0, atol=1e-6)
-    if size == target:
-        np.testing.assert_allclose(weights, np.eye(size), atol=1e-7)
 
 
 def test_the_products_are_of_full_precision_on_every_device():
