@@ -77,8 +77,9 @@ class RunConfig:
     batch_size is global. save_every also names the checkpoints kept, `keep` of them.
     diagnose_every: steps between the costlier diagnostics (divergence of the last steps, and
     for super-resolution the distance of the downsampled result from its input); 0 for none.
-    low_resolution: side of the conditioning image; augmentation: the largest level of noise
-    added to it in training (levels are uniform in [0, augmentation], 0 is clean).
+    low_resolution: side of the conditioning image, which the picture is resized to as the data
+    pipeline resizes (PIL's Lanczos, 8 bits); augmentation: the largest level of noise added to it
+    in training (levels are uniform in [0, augmentation], 0 is clean).
     """
 
     task: Literal["contrastive", "text_to_image", "super_resolution"]

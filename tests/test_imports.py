@@ -19,9 +19,9 @@ ALLOWED = {
     "parallel": {"networks"},  # the table of logical axis names
     "training": {"parallel", "pictures", "atomic_write"},
     "sampling": {"diffusion"},
-    "tasks": {"diffusion", "networks", "encoders", "sampling", "training"},
+    "tasks": {"diffusion", "networks", "encoders", "sampling", "training", "pil_resizing"},
     # Encoders to compare images by; the bound, of networks as functions.
-    "evaluation": {"atomic_write", "data", "diffusion", "encoders", "sampling"},
+    "evaluation": {"atomic_write", "data", "diffusion", "encoders", "pil_resizing", "sampling"},
 }
 FORBIDDEN = {"diffusion": {"flax"}, "sampling": {"flax"}, "data": {"jax", "flax"}}
 

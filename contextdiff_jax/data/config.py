@@ -58,7 +58,8 @@ class DataConfig:
         column `split`, where there is one. tfds: the split. shards have none: use `path`.
     resolution: side of the pictures handed out.
     resize_mode: how other shapes become square: "border" pads with white, "center_crop" cuts
-        the longer side, "stretch" ignores the aspect ratio.
+        the longer side, "stretch" ignores the aspect ratio. A border is of whole pixels, so that
+        the resolutions of a cascade place a picture up to half a pixel apart; the others agree.
     min_side: images with a shorter side are skipped, and counted.
     min_original_side: shards only: samples whose json gives an original_width or
         original_height below it are skipped, and counted; 0 does not read the json.

@@ -14,6 +14,14 @@ which is the DDIM step of eq. 11 with D for x0_hat. The bias must be that of D: 
 x0_hat the solver is of first order in the bias, and carrying y from step to step while the
 estimate of its bias changes drops a term of the flow. Without bias it is 2M as published
 (midpoint form).
+
+Under a threshold each x0_hat lies in [-1, 1], but D, extrapolated, may not. The step takes D as it
+is, as the published sampler and diffusers do, so that a run without bias is theirs to rounding;
+the bias is that of clip(D). Both stand for x0_hat in the middle of the step, which lies in
+[-1, 1]: clipping can only bring D nearer to it, so that the solver's order stays, and an adapter
+never meets pictures beyond the range it was trained on (D reached 1.7). Measured with a two-mode
+x0, an adapter that is linear and thus sound out there as well, and 5 to 30 steps: the bias of D
+itself moves the error of a run by less than 1 %, clip(D) in the step too by -8 to +3 %.
 """
 
 import dataclasses

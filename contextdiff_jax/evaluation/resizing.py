@@ -6,17 +6,21 @@ is to the rounding of float32.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from contextdiff_jax.encoders.preprocess import CLIP_MEAN, CLIP_STD
-
-Matrix = Callable[[int, int], np.ndarray]
+from contextdiff_jax.pil_resizing import (
+    Matrix,
+    pil_bicubic,
+    resize_height,
+    resize_width,
+    round_to_levels,
+)
 
 
 def tf1_bilinear(size: int, target: int) -> np.ndarray:
@@ -49,30 +53,6 @@ def _two_taps(positions: np.ndarray, size: int) -> np.ndarray:
     return matrix
 
 
-def pil_bicubic(size: int, target: int) -> np.ndarray:
-    """Returns the matrix (target, size) of PIL's BICUBIC: a = -0.5, antialiased where it shrinks.
-
-    The weights of precompute_coeffs in Pillow's Resample.c, float64 rounded to float32.
-    """
-    scale = size / target
-    stretch = max(scale, 1.0)
-    matrix = np.zeros((target, size))
-    for row in range(target):
-        centre = (row + 0.5) * scale
-        first = max(int(centre - 2.0 * stretch + 0.5), 0)
-        last = min(int(centre + 2.0 * stretch + 0.5), size)
-        weights = _cubic((np.arange(first, last) - centre + 0.5) / stretch)
-        matrix[row, first:last] = weights / weights.sum()
-    return matrix.astype(np.float32)
-
-
-def _cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
-    x = np.abs(x)
-    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
-    far = (((x - 5.0) * x + 8.0) * x - 4.0) * a
-    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
-
-
 @dataclasses.dataclass(frozen=True)
 class ResizeProtocol:
     """How 8-bit images become a network's input.
@@ -99,10 +79,9 @@ class ResizeProtocol:
         height, width = images.shape[1:3]
         heights, widths = self._targets(height, width, size)
         x = jnp.asarray(images).astype(jnp.float32)
-        # PIL's order, which matters because of the rounding in between. Pillow 13 turns it round
-        # for some tall images and then differs.
-        x = self._pass("oi,bhic->bhoc", x, width, widths, size)
-        x = self._pass("oi,biwc->bowc", x, height, heights, size)
+        # The width first, as in `pil_resizing`.
+        x = self._pass(resize_width, x, 2, widths, size)
+        x = self._pass(resize_height, x, 1, heights, size)
         x = jnp.clip(x, 0.0, 255.0)  # bicubic weights overshoot
         return (x - jnp.array(self.mean)) * jnp.array(self.scale)
 
@@ -112,15 +91,14 @@ class ResizeProtocol:
         short = min(height, width)
         return int(size * height / short), int(size * width / short)
 
-    def _pass(self, equation: str, x: jax.Array, side: int, target: int, size: int) -> jax.Array:
-        """Resizes one side to `target`, of which the middle `size` are kept."""
+    def _pass(self, resize, x: jax.Array, axis: int, target: int, size: int) -> jax.Array:
+        """Resizes the side of this axis to `target`, of which the middle `size` are kept."""
         first = round((target - size) / 2)
+        side = x.shape[axis]
         if side == target:
-            axis = 2 if equation.startswith("oi,bhi") else 1
             return jax.lax.slice_in_dim(x, first, first + size, axis=axis)
-        matrix = self.matrix(side, target)[first : first + size]
-        x = jnp.einsum(equation, matrix, x, precision=lax.Precision.HIGHEST)
-        return jnp.clip(jnp.floor(x + 0.5), 0.0, 255.0) if self.eight_bit else x
+        x = resize(x, self.matrix(side, target)[first : first + size])
+        return round_to_levels(x) if self.eight_bit else x
 
 
 def check_images(images: jax.Array | np.ndarray) -> None:

@@ -35,6 +35,7 @@ from contextdiff_jax.pipeline import manifest
 from contextdiff_jax.pipeline.cascade import Stage
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.tasks.diffusion import from_uint8
+from contextdiff_jax.tasks.super_resolution import SuperResolutionTask
 from contextdiff_jax.training.interruption import Interrupted, Vote, Watch
 from contextdiff_jax.training.progress import ProgressLog
 
@@ -134,8 +135,15 @@ def _describe(
             "prediction": config.prediction,
             "clip": settings.clip,
             "seed": settings.seed,
+            **_condition(stage),
         },
     }
+
+
+def _condition(stage: Stage) -> dict[str, str]:
+    """How a super-resolution stage's condition is made: earlier versions resized otherwise."""
+    conditioned = isinstance(stage.task, SuperResolutionTask)
+    return {"low resolution": "PIL's Lanczos, 8 bits"} if conditioned else {}
 
 
 def _evaluate_missing(

@@ -45,7 +45,8 @@ class DPMSolver:
         """Returns x at s, and the estimate that the next step extrapolates from."""
         t, s, coefficients = inputs
         midpoint = midpoint_estimate(coefficients, x0_hat, carried)
-        # Extrapolation leaves the range that the threshold keeps, and that the adapter knows.
+        # Extrapolation leaves the range that the threshold keeps, and that the adapter knows: its
+        # bias alone is of the clipped one, see `solvers`.
         seen = jnp.clip(midpoint, -1.0, 1.0) if self.limit else midpoint
         bias_t, bias_s = self.process.biases(seen, t, s)
         return solver_step(coefficients, x, midpoint, bias_t, bias_s), x0_hat

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from contextdiff_jax.diffusion.schedules import Schedule, expand
+from contextdiff_jax.pil_resizing import pil_lanczos, resize_square, round_to_levels
 from contextdiff_jax.tasks.diffusion import DiffusionTask, from_uint8
 from contextdiff_jax.training.task import Batch, Metrics, Params
 
@@ -72,9 +73,15 @@ class SuperResolutionTask(DiffusionTask):
 
 
 def downsample(images: jax.Array, side: int) -> jax.Array:
-    """Resizes (B, H, W, C) to (B, side, side, C), antialiased bilinear."""
-    shape = (images.shape[0], side, side, images.shape[-1])
-    return jax.image.resize(images, shape, "linear", antialias=True)
+    """Resizes pictures (B, H, W, C) to (B, side, side, C) as the data pipeline does: PIL's Lanczos.
+
+    Both in [-1, 1], float32. What a base learns to draw are 8-bit pictures made by PIL, so this
+    rounds and clips where PIL does: a condition of another sharpness, or with the overshoot of the
+    kernel's negative lobes left in it, would be met in training only. `images` are rounded to 8
+    bits first, as they are when written. No gradient passes.
+    """
+    levels = round_to_levels((images.astype(jnp.float32) + 1.0) * 127.5)
+    return resize_square(levels, side, pil_lanczos) / 127.5 - 1.0
 
 
 def augment(schedule: Schedule, low: jax.Array, level: jax.Array, noise: jax.Array) -> jax.Array:

@@ -197,3 +197,5 @@ def test_a_super_resolution_stage_is_given_its_own_low_resolution(make_task, dat
     # The images are flat, so that the enlarged ones are the images.
     assert np.all(read_rows(tmp_path).x0_mse < 1e-10) and not result.protocol["adapter"]
     assert result.values["kl"] == pytest.approx(0, abs=1e-6) and result.values["decoder"] > 0
+    # Its terms are not mixed with those of a condition resized otherwise.
+    assert result.protocol["protocol"]["low resolution"] == "PIL's Lanczos, 8 bits"

@@ -190,6 +190,34 @@ def test_dpm_solver(name, kind, num_steps, spacing, final):
     assert_close(ours(schedule, sampler, kind), theirs)
 
 
+@pytest.mark.parametrize("threshold", ["static", "dynamic"])
+def test_dpm_solver_with_a_threshold(threshold):
+    """The estimates are thresholded, what is extrapolated from them is not: here up to 1.33."""
+    schedule = make_schedule("linear", 1000)
+    limit = 1.0 if threshold == "static" else 1.5  # of the dynamic range; 1 leaves plain clipping
+    oracle = make(
+        diffusers.DPMSolverMultistepScheduler,
+        schedule,
+        "eps",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        solver_type="midpoint",
+        final_sigmas_type="zero",
+        thresholding=True,
+        sample_max_value=limit,
+    )
+    times = sampling_timesteps(1000, 12, "trailing", final=0)
+    oracle.set_timesteps(timesteps=(times[:-1] - 1).tolist())
+    theirs = run(oracle, schedule, step_noise(KEYS, 0, SHAPE))
+    sampler = SamplerConfig(
+        "dpm_solver++",
+        12,
+        threshold=threshold,
+        max_threshold=limit if threshold == "dynamic" else None,
+    )
+    assert_close(ours(schedule, sampler, "eps"), theirs)
+
+
 @pytest.mark.parametrize(
     ("kind", "offset", "final"),
     # From alpha_bar = 1 diffusers divides by zero for an x0-network.
