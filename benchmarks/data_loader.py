@@ -6,8 +6,9 @@ Measured, in turns (loader, bare, loader, bare, ...) in one process after a warm
   loader: make_batches as training calls it: shuffled, reading the files, decoding, drawing
     captions, tokenizing, numpy batches. It stays open, as in training; after the other
     side's turn it first takes, uncounted, as many batches as may have become ready meanwhile.
-  bare: the same pictures, their files' bytes already in memory: PIL opens, decodes at the reduced
-    scale that JPEG offers, converts to RGB and resizes to the same side; as many threads as cores.
+  bare: the same pictures, their files' bytes already in memory: PIL opens, decodes (a JPEG at
+    the scale that the loader takes), converts to RGB and resizes to the same side; as many threads
+    as cores.
 The loader reads --copies of the data as one set: grain's shuffle is made for large ones, and takes
 ten times as long for an index of a small one.
 Two ratios are printed: of images per second, in which waiting for Python's lock and for other
@@ -18,7 +19,6 @@ Equal: cores, files, resolution, resize mode. Sources with image files in them: 
 import argparse
 import contextlib
 import dataclasses
-import io
 import itertools
 import json
 import math
@@ -32,12 +32,11 @@ from concurrent import futures
 
 import numpy as np
 import psutil
-from PIL import Image
 
 from benchmarks.configuration import load_config
 from benchmarks.turns import Side, compare, cores, load, take_turns, use_cores
 from contextdiff_jax.data.config import DataConfig
-from contextdiff_jax.data.decode import to_square
+from contextdiff_jax.data.decode import open_image, reduce, to_square
 from contextdiff_jax.data.example import Example, SkipReport, Source
 from contextdiff_jax.data.pipeline import make_batches
 from contextdiff_jax.data.shard_index import IMAGE_TYPES
@@ -172,9 +171,9 @@ class Loader:
 
 def decode(content: bytes, data: DataConfig) -> np.ndarray:
     """Returns the picture of one image file, as the loader would."""
-    image = Image.open(io.BytesIO(content))
-    image.draft(None, (2 * data.resolution, 2 * data.resolution))
-    return np.array(to_square(image.convert("RGB"), data.resolution, data.resize_mode))
+    image = open_image(content)
+    shown = reduce(image, data.resolution)
+    return np.array(to_square(image.convert("RGB"), data.resolution, data.resize_mode, shown))
 
 
 def bare(files: Sequence[bytes], data: DataConfig, count: int) -> Callable[[], None]:
@@ -197,7 +196,7 @@ def image_files(data: DataConfig, most: int) -> list[bytes]:
     files: list[bytes] = []
     for content in _contents(data):
         try:
-            with Image.open(io.BytesIO(content)) as image:
+            with open_image(content) as image:
                 image.load()
                 large = min(image.size) >= data.min_side
         except OSError:  # damaged; the loader passes over it too

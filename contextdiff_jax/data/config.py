@@ -9,6 +9,7 @@ from contextdiff_jax.atomic_write import in_bucket
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan", "pink", "black")
 SCENE_SPLITS = ("train", "test", "compositional")
+_MOST_PIXELS = 178_956_970  # PIL opens no larger picture
 _MOST_THREADS = 8  # what is done in Python itself keeps more from working at once
 
 
@@ -61,6 +62,9 @@ class DataConfig:
         the longer side, "stretch" ignores the aspect ratio. A border is of whole pixels, so that
         the resolutions of a cascade place a picture up to half a pixel apart; the others agree.
     min_side: images with a shorter side are skipped, and counted.
+    max_pixels: images of more pixels are skipped before they are decoded, and counted. Decoding
+        takes at most 20 bytes of memory for each pixel (1.3 GB at the default) and the file's own
+        size, in each of the threads.
     min_original_side: shards only: samples whose json gives an original_width or
         original_height below it are skipped, and counted; 0 does not read the json.
     caption_fields: columns (folder), json keys (shards) or features (tfds, "captions/text" for
@@ -92,6 +96,7 @@ class DataConfig:
     resolution: int = 64
     resize_mode: Literal["border", "center_crop", "stretch"] = "center_crop"
     min_side: int = 1
+    max_pixels: int = 64_000_000
     min_original_side: int = 0
     caption_fields: tuple[str, ...] = ()
     caption_template: str = ""
@@ -123,6 +128,11 @@ class DataConfig:
         for key, bound in lowest.items():
             if getattr(self, key) < bound:
                 raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be at least {bound}")
+        if not 1 <= self.max_pixels <= _MOST_PIXELS:
+            raise ValueError(
+                f"{where}.max_pixels = {self.max_pixels}: must be 1 to {_MOST_PIXELS}, the most "
+                "that PIL opens"
+            )
         if self.source != "scenes" and not self.path:
             raise ValueError(f"{where}.path is empty: source {self.source!r} needs one")
         if self.source == "scenes":

@@ -9,26 +9,32 @@ from contextdiff_jax import buckets
 from contextdiff_jax.data import decode
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, DataError, Example, SkipReport
+from contextdiff_jax.data.listed_files import NotReadable, read_listed, resolved
 
 METADATA = "metadata.jsonl"
 BAD_LINE = "line is no JSON object"
 NO_FILE_NAME = "no file_name in its row"
+_NAME_SHOWN = 80  # characters
 
 
 class FolderSource:
     """One sample per row of metadata.jsonl: `file_name`, and captions in a column.
 
     Rows of another split (column `split`) are not samples. Rows without file name or caption
-    are counted in `report`, by their key or line. Raises DataError if there is no metadata.jsonl,
-    the split has no rows, or no usable row is left.
+    are counted in `report`, by their key or line. A file name is relative to the folder and stays
+    inside it (no ".."); links are followed while they do, so copy a folder of links to elsewhere,
+    such as a snapshot in the Hugging Face cache, with `cp -rL`. A name of anything but a regular
+    file inside is a damaged sample. Raises DataError if there is no metadata.jsonl, or it is no
+    such file, the split has no rows, or no usable row is left.
     """
 
     def __init__(self, config: DataConfig, report: SkipReport):
         self._config = config
         with buckets.named(config.path, "be read"):
             self._folder = _find(epath.Path(config.path), config.split)
+            self._root = resolved(self._folder)
         self.name = f"folder {self._folder}"
-        self._rows: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
+        self._rows: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = []
         for number, row in self._rows_of_split(report):
             name = row.get("file_name")
             if not isinstance(name, str) or not name.strip():
@@ -36,7 +42,7 @@ class FolderSource:
                 continue
             try:
                 values = decode.caption_values(row, config.caption_fields)
-                self._rows.append((name, *decode.decode_captions(values, name)))
+                self._rows.append((number, name, *decode.decode_captions(values, name)))
             except DamagedSample as damaged:
                 report.skip(damaged.reason, name)
         if not self._rows:
@@ -47,7 +53,7 @@ class FolderSource:
         rows = []
         file = self._folder / METADATA
         with buckets.named(file, "be read"):
-            lines = file.read_bytes().splitlines()
+            lines = self._metadata().splitlines()
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -75,28 +81,34 @@ class FolderSource:
             )
         return [(number, row) for number, row in rows if row.get("split") == split]
 
+    def _metadata(self) -> bytes:
+        try:
+            return read_listed(self._root, METADATA)
+        except NotReadable as error:
+            raise DataError(
+                f"{self._folder / METADATA}: {error.reason}; must be a regular file in its folder"
+            ) from error
+
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
         config = self._config
-        name, captions, repaired = self._rows[index]
-        with buckets.named(self._folder / name, "be read"):
-            data = self._bytes(name)
+        number, name, captions, repaired = self._rows[index]
+        try:
+            with buckets.named(f"{self._root}/{name}", "be read"):
+                data = read_listed(self._root, name, decode.most_bytes(config.max_pixels))
+        except NotReadable as error:
+            row = f"{name[:_NAME_SHOWN]} (line {number})"
+            raise DamagedSample(row, f"{decode.IMAGE_UNUSABLE}: {error.reason}") from error
         picture, notes = decode.decode_image(
-            data, name, config.resolution, config.resize_mode, config.min_side
+            data, name, config.resolution, config.resize_mode, config.min_side, config.max_pixels
         )
         return Example(picture, captions, name, notes + repaired)
 
-    def _bytes(self, name: str) -> bytes:
-        try:
-            return (self._folder / name).read_bytes()
-        except FileNotFoundError as error:
-            raise DamagedSample(name, decode.IMAGE_MISSING) from error
-
     def captions(self, index: int) -> tuple[str, ...]:
         """Returns the captions alone."""
-        return self._rows[index][1]
+        return self._rows[index][2]
 
 
 def _find(folder: epath.Path, split: str) -> epath.Path:

@@ -74,7 +74,7 @@ class ShardSource:
         key, image, text = self._read(index)
         captions, repaired = self._captions(text, key)
         picture, notes = decode.decode_image(
-            image, key, config.resolution, config.resize_mode, config.min_side
+            image, key, config.resolution, config.resize_mode, config.min_side, config.max_pixels
         )
         return Example(picture, captions, key, notes + repaired)
 

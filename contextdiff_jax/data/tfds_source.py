@@ -35,8 +35,9 @@ class TfdsSource:
         config, key = self._config, self._key(index)
         record = self._records[index]
         captions, repaired = self._captions(record, key)
+        image = record[config.image_field]
         picture, notes = decode.decode_image(
-            record[config.image_field], key, config.resolution, config.resize_mode, config.min_side
+            image, key, config.resolution, config.resize_mode, config.min_side, config.max_pixels
         )
         return Example(picture, captions, key, notes + repaired)
 

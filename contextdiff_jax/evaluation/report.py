@@ -2,7 +2,6 @@
 
 import base64
 import html
-import io
 import math
 import pathlib
 import string
@@ -10,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
-from PIL import Image
 
 from contextdiff_jax.atomic_write import written_whole
+from contextdiff_jax.data.decode import open_image
 from contextdiff_jax.evaluation.results import Cell, Figure, Gallery, Result, Table
 
 REPORT = "report.html"
@@ -136,7 +135,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _inlined(path: epath.Path, alt: str) -> tuple[str, tuple[int, int]]:
     """Returns an <img> with the PNG inside it, and its size (width, height)."""
     data = path.read_bytes()
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data, ("PNG",)) as image:
         size = image.size
     source = base64.b64encode(data).decode()
     return f'<img alt="{_escape(alt)}" src="data:image/png;base64,{source}">', size

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
-from PIL import Image
 
+from contextdiff_jax.data.decode import open_image
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pictures import to_uint8, write_png
 from contextdiff_jax.pipeline import manifest
@@ -177,7 +177,7 @@ def _check_finite(images: Mapping[str, np.ndarray], places: range) -> None:
 
 def _read_png(path: epath.Path) -> np.ndarray:
     with path.open("rb") as file:
-        return np.asarray(Image.open(file).convert("RGB"))
+        return np.asarray(open_image(file, ("PNG",)).convert("RGB"))
 
 
 def _name(place: int) -> str:

@@ -3,12 +3,14 @@
 import dataclasses
 
 import pytest
+from PIL import Image
 
 from contextdiff_jax.data.config import DataConfig, ScenesConfig
 
 
 def test_defaults_are_valid():
     DataConfig().validate("data")
+    DataConfig(max_pixels=2 * Image.MAX_IMAGE_PIXELS).validate("data")
     DataConfig(source="shards", path="x", min_original_side=64).validate("data")
 
 
@@ -19,6 +21,8 @@ def test_defaults_are_valid():
         ({"threads": -2}, r"data.threads = -2: must be at least -1"),
         ({"limit": -1}, r"data.limit = -1"),
         ({"min_side": 0}, r"data.min_side = 0"),
+        ({"max_pixels": 0}, r"data.max_pixels = 0: must be 1 to 178956970"),
+        ({"max_pixels": 2 * Image.MAX_IMAGE_PIXELS + 1}, r"data.max_pixels = .*: must be 1 to"),
         ({"source": "shards", "path": "x", "split": "val"}, r"data.split = 'val': must be 'train'"),
         ({"source": "folder"}, r"data.path is empty: source 'folder' needs one"),
         ({"split": "val"}, r"data.split = 'val': must be one of train, test, compositional"),

@@ -2,10 +2,13 @@
 
 import io
 import json
+import pathlib
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageFile, ImageOps, features
 from scipy import ndimage
 
 from contextdiff_jax.data import decode
@@ -87,15 +90,46 @@ def test_broken_exif_is_noted_and_does_not_cost_the_image():
     assert notes == (decode.BAD_EXIF,)
 
 
-def test_jpeg_decoded_at_reduced_size_matches_full_decoding():
-    """PIL's draft mode saves time, and must leave detail as fine as the result can show."""
-    texture = ndimage.gaussian_filter(RNG.normal(size=(480, 640, 3)), (4, 4, 0))
-    pixels = np.clip(128 + 60 * texture / texture.std(), 0, 255).astype(np.uint8)
-    image = Image.fromarray(pixels)
-    picture, _ = decode.decode_image(encoded(image, "JPEG", quality=95), "k", 64)
-    crop = image.crop((80, 0, 560, 480)).resize((64, 64), Image.Resampling.LANCZOS)
-    assert np.asarray(crop).std() > 30
-    assert np.abs(picture.astype(int) - np.asarray(crop)).mean() < 1.5
+def rms(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((one.astype(float) - other) ** 2)))
+
+
+def as_png(jpeg: bytes) -> bytes:
+    """The same pixels, decoded whole, without loss; the EXIF data too."""
+    image = Image.open(io.BytesIO(jpeg))
+    return encoded(image, "PNG", exif=image.getexif())
+
+
+@pytest.mark.parametrize("mode", ["center_crop", "border", "stretch"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_jpeg_decoded_at_reduced_size_matches_whole_decoding(mode, orientation):
+    """Of sides that 2 and 4 do not divide the last pixels are not stretched, whichever way up."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for scale, width, height in ((2, 263, 345), (4, 461, 590)):
+        texture = ndimage.gaussian_filter(RNG.normal(size=(height, width, 3)), (24, 24, 0))
+        pixels = np.clip(128 + 40 * texture / texture.std(), 0, 255).astype(np.uint8)
+        jpeg = encoded(Image.fromarray(pixels), "JPEG", quality=95, subsampling=0, exif=exif)
+        image = decode.open_image(jpeg)
+        decode.reduce(image, 16)
+        assert image.size == (-(-width // scale), -(-height // scale))
+        picture, _ = decode.decode_image(jpeg, "k", 16, mode)
+        whole, _ = decode.decode_image(as_png(jpeg), "k", 16, mode)
+        assert whole.std() > 20
+        assert rms(picture, whole) < 0.5
+
+
+def test_jpeg_of_photographs_gives_the_pixels_of_their_png(shared_data):
+    files = sorted(shared_data("photos").glob("*.jpg"))[::4]
+    differences = []
+    for file in files:
+        jpeg, png = file.read_bytes(), as_png(file.read_bytes())
+        pairs = [decode.decode_image(data, "k", 16)[0] for data in (jpeg, png)]
+        differences.append(rms(*pairs))
+        for side in (64, 128):
+            pairs = [decode.decode_image(data, "k", side)[0] for data in (jpeg, png)]
+            np.testing.assert_array_equal(*pairs)
+    assert 0 < np.sqrt(np.mean(np.square(differences))) < 0.5
 
 
 def test_resize_modes():
@@ -148,10 +182,101 @@ def test_every_damage_has_its_reason(monkeypatch):
     assert damaged_reason(png) == decode.IMAGE_HUGE
 
 
+def test_only_listed_formats_reach_their_decoders(monkeypatch):
+    """PIL starts Ghostscript for EPS, and a size in ICO, ICNS or AVIF need not be the picture's."""
+
+    def start(*args, **options):
+        raise AssertionError("another program is started")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", start)
+    image = smooth(32, 32)
+    for kind in ("EPS", "ICO", "ICNS", "TGA", "PPM", *["AVIF"] * features.check("avif")):
+        assert damaged_reason(encoded(image, kind)) == decode.IMAGE_UNKNOWN, kind
+    for kind in decode.FORMATS:
+        assert decode.decode_image(encoded(image, kind), "k", 16)[0].shape == (16, 16, 3)
+
+
+def test_pictures_are_opened_in_one_place():
+    package = pathlib.Path(decode.__file__).parent.parent
+    users = [path.name for path in package.rglob("*.py") if "Image.open(" in path.read_text()]
+    assert users == ["decode.py"]
+
+
+@pytest.mark.parametrize("kind", decode.FORMATS)
+def test_pixels_are_counted_before_they_are_decoded(kind, monkeypatch):
+    still, frames = smooth(40, 20), [smooth(40, 20)] * 3
+    files = [encoded(still, kind)]
+    if kind in ("GIF", "WEBP", "TIFF", "PNG"):  # of several pictures only the first counts
+        files.append(encoded(still, kind, save_all=True, append_images=frames))
+    for data in files:
+        assert decode.decode_image(data, "k", 16, max_pixels=800)[0].shape == (16, 16, 3)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    for data in files:
+        assert damaged_reason(data, max_pixels=799) == decode.IMAGE_HUGE
+
+
+def tiled_tiff(side: int, tile: int) -> bytes:
+    """A grey TIFF (6.0, section 15) of one deflated tile."""
+    pixels = zlib.compress(bytes(tile * tile))
+    values = {256: side, 257: side, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile}
+    values |= {324: 8, 325: len(pixels)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    head = struct.pack("<4sI", b"II*\0", 8 + len(pixels))
+    return head + pixels + struct.pack("<H", len(values)) + entries + bytes(4)
+
+
+def test_what_decoding_takes_is_bounded_whatever_the_size_shown(monkeypatch):
+    assert decode.decode_image(tiled_tiff(16, 64), "k", 8, max_pixels=4096)[0].shape == (8, 8, 3)
+    assert damaged_reason(tiled_tiff(16, 64), max_pixels=4095) == decode.IMAGE_HUGE
+    assert damaged_reason(encoded(Image.new("L", (65536, 1)), "PNG")) == decode.IMAGE_LONG
+    png = encoded(smooth(64, 64), "PNG")
+    monkeypatch.setattr(decode, "most_bytes", lambda pixels: len(png) - 1)
+    assert damaged_reason(png) == decode.IMAGE_LARGE_FILE
+
+
+def test_jpeg_of_very_many_scans():
+    """What follows the end of the picture is no scan, whatever it holds."""
+    jpeg = encoded(smooth(64, 64).convert("L"), "JPEG", progressive=True)
+    *_, last = jpeg[:-2].partition(b"\xff\xda")[2].split(b"\xff\xda")
+    scan, begun = b"\xff\xda" + last, jpeg.count(b"\xff\xda")
+    many = jpeg[:-2] + (100 - begun) * scan
+    picture, _ = decode.decode_image(many + b"\xff\xd9" + 200 * scan, "k", 16)
+    assert picture.shape == (16, 16, 3)
+    assert damaged_reason(many + scan + b"\xff\xd9") == decode.IMAGE_SCANS
+    comment = b"\xff\xfe\x00\x04\xff\xd9"  # which ends nothing
+    assert damaged_reason(many + comment + scan + b"\xff\xd9") == decode.IMAGE_SCANS
+
+
+def test_memory_that_runs_out_is_not_the_samples_fault(monkeypatch):
+    def load(image):
+        raise MemoryError
+
+    data = encoded(smooth(32, 32), "PNG")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    with pytest.raises(MemoryError):
+        decode.decode_image(data, "k", 16)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "I;16"])
+def test_conversion_in_bands_is_that_of_the_whole(mode, monkeypatch):
+    image = smooth(24, 24).convert("RGBA" if mode == "RGBA" else "L")
+    options = {"transparency": 3} if mode == "P" else {}
+    image = (
+        image
+        if mode == "RGBA"
+        else image.convert("I").convert(mode)
+        if mode == "I;16"
+        else (image.convert(mode))
+    )
+    data = encoded(image, "TIFF" if mode == "CMYK" else "PNG", **options)
+    whole, _ = decode.decode_image(data, "k", 24)
+    monkeypatch.setattr(decode, "_BAND", 24 * 7)
+    np.testing.assert_array_equal(decode.decode_image(data, "k", 24)[0], whole)
+
+
 def test_random_damage_never_escapes_the_named_reasons():
     """Whatever bytes a crawl brings, the only exception is DamagedSample."""
-    kinds = ["JPEG", "PNG", "GIF", "WEBP", "BMP"] + ["AVIF"] * features.check("avif")
-    sources = [encoded(smooth(48, 48), kind) for kind in kinds]
+    sources = [encoded(smooth(48, 48), kind) for kind in decode.FORMATS]
     outcomes = {"fine": 0, "damaged": 0}
     for trial in range(400):
         data = bytearray(sources[trial % len(sources)])

@@ -1,6 +1,7 @@
 """Folders with metadata.jsonl: captions, splits, damaged rows, real photographs."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +11,16 @@ from contextdiff_jax.data import decode
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, DataError, SkipReport
 from contextdiff_jax.data.folder import BAD_LINE, NO_FILE_NAME, FolderSource
+from contextdiff_jax.data.listed_files import (
+    MISSING,
+    NO_NAME,
+    NOT_REGULAR,
+    OUTSIDE,
+    TOO_LARGE,
+    NotReadable,
+    read_listed,
+)
+from contextdiff_jax.data.pipeline import probe
 
 
 def write(folder, rows, picture_bytes) -> None:
@@ -68,7 +79,94 @@ def test_damaged_rows_are_counted_by_name(tmp_path, picture_bytes):
     assert report.files[BAD_LINE].names == ("metadata.jsonl line 2", "metadata.jsonl line 3")
     with pytest.raises(DamagedSample) as caught:
         source[1]
-    assert (caught.value.key, caught.value.reason) == ("gone.png", decode.IMAGE_MISSING)
+    key = "gone.png (line 8)"
+    assert (caught.value.key, caught.value.reason) == (key, decode.IMAGE_MISSING)
+
+
+@pytest.mark.timeout(120)  # a pipe would block
+def test_names_of_anything_but_files_inside_are_damaged_samples(tmp_path, picture_bytes):
+    folder = tmp_path / "data"
+    write(folder, [], picture_bytes)
+    (tmp_path / "outside.png").write_bytes(picture_bytes(1))
+    os.mkfifo(folder / "pipe.png")
+    (folder / "sub").mkdir()
+    for name, target in {
+        "loop.png": "loop.png",
+        "out.png": "../outside.png",
+        "zero.png": "/dev/zero",
+        "up": "..",
+        "in.png": "sub/../3.png",
+        "gone.png": "nothing",
+    }.items():
+        (folder / name).symlink_to(target)
+    with (folder / "huge.png").open("wb") as file:
+        file.truncate(1 << 40)
+    cases = {
+        "../outside.png": OUTSIDE,
+        "sub/../0.png": OUTSIDE,
+        str(folder / "0.png"): OUTSIDE,
+        "/dev/zero": OUTSIDE,
+        "out.png": OUTSIDE,
+        "zero.png": OUTSIDE,
+        "up/outside.png": OUTSIDE,
+        "pipe.png": NOT_REGULAR,
+        "sub": NOT_REGULAR,
+        "./": NOT_REGULAR,
+        "huge.png": TOO_LARGE,
+        "a" * 5000 + ".png": NO_NAME,
+        "loop.png": NO_NAME,
+        "a\0.png": NO_NAME,
+        "\ud83d.png": NO_NAME,
+        "gone.png": MISSING,
+        "0.png/x.png": MISSING,
+    }
+    names = [*cases, "in.png", "./1.png"]
+    write(folder, [{"file_name": name, "text": "t"} for name in names], picture_bytes)
+    source, report = open_folder(folder)
+    assert len(source) == len(names) and report.total == 0
+    for index, (name, reason) in enumerate(cases.items()):
+        with pytest.raises(DamagedSample) as caught:
+            source[index]
+        assert caught.value.reason == f"no usable image: {reason}", name
+        assert caught.value.key == f"{name[:80]} (line {index + 1})"
+    assert (source[len(cases)].image == 150).all() and (source[len(cases) + 1].image == 50).all()
+    probe(source, report=report)
+    assert report.total == len(cases) and len(report.skipped) == 5
+
+
+@pytest.mark.timeout(120)
+def test_metadata_is_a_regular_file_inside(tmp_path):
+    (tmp_path / "elsewhere.jsonl").write_text('{"file_name": "0.png", "text": "a"}')
+    makers = {
+        NOT_REGULAR: (os.mkfifo, os.mkdir),
+        OUTSIDE: (lambda path: os.symlink("/dev/zero", path),)
+        + (lambda path: os.symlink("../elsewhere.jsonl", path),),
+    }
+    for reason, make in [(reason, make) for reason, some in makers.items() for make in some]:
+        folder = tmp_path / f"data{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        make(folder / "metadata.jsonl")
+        with pytest.raises(DataError, match=f"metadata.jsonl: {reason}; must be a regular file"):
+            open_folder(folder)
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path, picture_bytes):
+    write(tmp_path / "data", [{"file_name": "2.png", "text": "a"}], picture_bytes)
+    (tmp_path / "link").symlink_to("data")
+    assert (open_folder(tmp_path / "link")[0][0].image == 100).all()
+
+
+@pytest.mark.parametrize("name", ["../other/0.png", "/0.png", "a/../../0.png"])
+def test_names_in_a_bucket_stay_inside_too(name):
+    with pytest.raises(NotReadable, match=OUTSIDE):
+        read_listed("gs://bucket/data", name)
+
+
+def test_pixels_are_limited(tmp_path, picture_bytes):
+    write(tmp_path, [{"file_name": "2.png", "text": "a"}], picture_bytes)
+    assert open_folder(tmp_path, max_pixels=24 * 24)[0][0].image.shape == (16, 16, 3)
+    with pytest.raises(DamagedSample, match=decode.IMAGE_HUGE):
+        open_folder(tmp_path, max_pixels=24 * 24 - 1)[0][0]
 
 
 def test_splits(tmp_path, picture_bytes):
