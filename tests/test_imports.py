@@ -14,8 +14,8 @@ PACKAGE = ROOT / "contextdiff_jax"
 ALLOWED = {
     "diffusion": set(),
     "networks": {"diffusion"},
-    "encoders": {"networks", "atomic_write"},
-    "data": {"atomic_write"},
+    "encoders": {"networks", "atomic_write", "printable"},
+    "data": {"atomic_write", "printable"},
     "parallel": {"networks"},  # the table of logical axis names
     "training": {"parallel", "pictures", "atomic_write"},
     "sampling": {"diffusion"},

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from contextdiff_jax.data import decode, shard_index, tar_index
+from contextdiff_jax.data import decode, index_cache, shard_index, tar_index
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, DataError, SkipReport
 from contextdiff_jax.data.pipeline import make_batches
@@ -72,7 +72,7 @@ def test_an_index_that_cannot_be_kept_keeps_nobody_from_reading(tiny_shards, tmp
     def full(index, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shard_index, "_save", full)
+    monkeypatch.setattr(index_cache, "_save", full)
     assert len(open_shards(tiny_shards, tmp_path)[0])
 
 
@@ -220,9 +220,9 @@ def test_index_is_cached_per_file(tiny_shards, tmp_path, monkeypatch, picture_by
     _, report = open_shards(shards, cache)
     assert len(list(cache.iterdir())) == 3
     scanned = []
-    scan = shard_index.scan_shard
+    scan = index_cache.scan_shard
     monkeypatch.setattr(
-        shard_index, "scan_shard", lambda *args: scanned.append(args[1]) or scan(*args)
+        index_cache, "scan_shard", lambda *args: scanned.append(args[1]) or scan(*args)
     )
     source, again = open_shards(shards, cache)
     assert scanned == [] and len(source) == 9 and source[8].captions == ("sample 8",)

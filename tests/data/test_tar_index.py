@@ -108,7 +108,7 @@ def test_sizes_of_8_gib_and_more():
     info = tarfile.TarInfo("big.jpg")
     info.size = 9 * 2**30
     gnu = info.tobuf(tarfile.GNU_FORMAT)
-    assert tar_index._size(gnu) == 9 * 2**30
+    assert tar_index.own_size(gnu) == 9 * 2**30
     pax = info.tobuf(tarfile.PAX_FORMAT)
     found = listing(pax + b"x" * 100)
     assert found.partial == ["big.jpg"] and found.damage == tar_index.TRUNCATED
