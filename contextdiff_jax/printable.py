@@ -4,7 +4,9 @@ A terminal obeys escape codes in what it shows: they retitle it, hide lines, for
 changes direction, or has no width, makes one name look like another.
 """
 
+import json
 import re
+from typing import Any
 
 _CUT = "..."
 _NO_CONTROLS = re.compile(r"[^\n\t]+")
@@ -25,6 +27,14 @@ def printable(text: object, most: int = 200) -> str:
 def printable_lines(text: object) -> str:
     """Returns a message with what is not printable as escapes, except its line ends and tabs."""
     return _NO_CONTROLS.sub(lambda part: _escaped(part[0]), str(text))
+
+
+def printable_json(value: Any, indent: int) -> str:
+    """Returns what json.loads reads back exactly, other scripts than ours left readable."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return "".join(
+        char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text
+    )
 
 
 def _escaped(text: str) -> str:

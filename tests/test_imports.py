@@ -21,7 +21,7 @@ ALLOWED = {
     "sampling": {"diffusion"},
     "tasks": {"diffusion", "networks", "encoders", "sampling", "training"},
     # Encoders to compare images by; the bound, of networks as functions.
-    "evaluation": {"atomic_write", "data", "diffusion", "encoders", "sampling"},
+    "evaluation": {"atomic_write", "data", "diffusion", "encoders", "printable", "sampling"},
 }
 FORBIDDEN = {"diffusion": {"flax"}, "sampling": {"flax"}, "data": {"jax", "flax"}}
 
