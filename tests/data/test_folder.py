@@ -9,7 +9,7 @@ from PIL import Image
 from contextdiff_jax.data import decode
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, DataError, SkipReport
-from contextdiff_jax.data.folder import BAD_LINE, NO_FILE_NAME, FolderSource
+from contextdiff_jax.data.folder import BAD_LINE, METADATA, NO_FILE_NAME, FolderSource
 
 
 def write(folder, rows, picture_bytes) -> None:
@@ -69,6 +69,20 @@ def test_damaged_rows_are_counted_by_name(tmp_path, picture_bytes):
     with pytest.raises(DamagedSample) as caught:
         source[1]
     assert (caught.value.key, caught.value.reason) == ("gone.png", decode.IMAGE_MISSING)
+
+
+def test_rows_nested_without_end_and_infinite_numbers(tmp_path, picture_bytes):
+    deep = "[" * 100_000 + "]" * 100_000
+    write(tmp_path, [{"file_name": "s.png", "text": "sound"}], picture_bytes)
+    with (tmp_path / METADATA).open("a") as file:
+        file.write(f'{{"file_name": "0.png", "text": {deep}}}\n')
+        file.write(f'{{"file_name": "1.png", "text": {"[" * 60}"x"{"]" * 60}}}\n')
+        file.write('{"file_name": "2.png", "text": 1e999}\n{"file_name": 1e999, "text": "x"}\n')
+    source, report = open_folder(tmp_path)
+    assert len(source) == 1 and source.captions(0) == ("sound",)
+    assert report.files[BAD_LINE].names == ("metadata.jsonl line 2",)
+    assert report.skipped[decode.CAPTION_NOT_TEXT].names == ("1.png", "2.png")
+    assert report.skipped[NO_FILE_NAME].names == ("line 5",)
 
 
 def test_splits(tmp_path, picture_bytes):
