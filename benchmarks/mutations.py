@@ -174,7 +174,8 @@ def strange_value(rng: random.Random, depth: int = 0) -> str:
         if kind == 2:
             return f"[{', '.join(values)}]"
         names = rng.choices(("text", "caption", "split", "a", *_STRANGE), k=len(values))
-        return "{" + ", ".join(f"{_json(n).decode()}: {v}" for n, v in zip(names, values)) + "}"
+        pairs = zip(names, values, strict=True)
+        return "{" + ", ".join(f"{_json(name).decode()}: {value}" for name, value in pairs) + "}"
     if kind == 4:
         return '"' + "w" * rng.choice((0, 200, 80_000, 200_000)) + '"'
     if kind == 5:

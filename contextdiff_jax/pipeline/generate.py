@@ -11,7 +11,6 @@ The same call goes on where it was stopped, and ends in the pictures of an undis
 import concurrent.futures
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 

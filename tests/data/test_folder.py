@@ -75,7 +75,7 @@ def test_rows_nested_without_end_and_infinite_numbers(tmp_path, picture_bytes):
     deep = "[" * 100_000 + "]" * 100_000
     write(tmp_path, [{"file_name": "s.png", "text": "sound"}], picture_bytes)
     with (tmp_path / METADATA).open("a") as file:
-        file.write(f'{{"file_name": "0.png", "text": {deep}}}\n')
+        file.write(f'\n{{"file_name": "0.png", "text": {deep}}}\n')
         file.write(f'{{"file_name": "1.png", "text": {"[" * 60}"x"{"]" * 60}}}\n')
         file.write('{"file_name": "2.png", "text": 1e999}\n{"file_name": 1e999, "text": "x"}\n')
     source, report = open_folder(tmp_path)
