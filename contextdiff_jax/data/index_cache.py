@@ -33,6 +33,7 @@ from contextdiff_jax.printable import printable
 
 NOT_A_FILE = "a folder, pipe or device, not a file"
 _VERSION = 1  # of the index files
+_STEM = 40  # characters of the shard's name in the index's, which may not exceed 255 bytes
 _PROBES = 4  # samples of a stored index that are compared with the shard when it is opened
 
 
@@ -52,7 +53,7 @@ def index_shard(
     if cache is not None:
         identity = (_VERSION, os.fspath(path), length, modified, options)
         digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-        stored = cache / f"{path.stem}-{digest}.npz"
+        stored = cache / f"{path.stem[:_STEM]}-{digest}.npz"
         index = None if anew else _stored(stored, path, length)
         if index is not None:
             return index

@@ -31,13 +31,7 @@ from contextdiff_jax.data.example import (
 )
 from contextdiff_jax.data.index_cache import index_shard
 from contextdiff_jax.data.json_object import read_object
-from contextdiff_jax.data.shard_index import (
-    ARRAYS,
-    IndexOptions,
-    ShardIndex,
-    fits,
-    split_name,
-)
+from contextdiff_jax.data.shard_index import ARRAYS, IndexOptions, ShardIndex, fits, split_name
 from contextdiff_jax.data.tar_index import BLOCK, own_name
 from contextdiff_jax.printable import printable
 
@@ -55,8 +49,8 @@ class ShardSource:
     """Samples of many tar shards, in the order of the shards' names and then of their members.
 
     Raises DataError if `config.path` names no shard or no usable sample is left. What the index
-    leaves out is counted in `report`, damaged shards by name. The same key in two shards is two
-    samples.
+    leaves out is counted in `report`, damaged shards by name: among it images of more than 512 MiB
+    and captions of more than 4 MiB. The same key in two shards is two samples.
     """
 
     def __init__(self, config: DataConfig, report: SkipReport):

@@ -1,10 +1,11 @@
 """The audit's count: that it is all handled, and that it would say so if it were not."""
 
 import collections
+import tarfile
 
 import pytest
 
-from benchmarks import mutations
+from benchmarks import mutated_data, mutations
 from contextdiff_jax.data import json_object, tar_index
 
 
@@ -33,12 +34,12 @@ def test_what_does_not_end_is_counted(monkeypatch, tmp_path):
         return int(field.strip(b"\0 ") or b"0", 8)
 
     monkeypatch.setattr(tar_index, "_octal", backwards)
-    data = mutations.tar(mutations.sample("a", 100), mutations.tarfile.USTAR_FORMAT)
+    data = mutated_data.tar(mutated_data.sample("a", 100), tarfile.USTAR_FORMAT)
     header = bytearray(data[:512])
     header[124:136] = b"-0000001000\0"
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
-    found = mutations._shards(tmp_path, bytes(header) + data[512:], {})
+    found = mutated_data.shards(tmp_path, bytes(header) + data[512:], {})
     monkeypatch.setattr(mutations, "make_input", lambda *_: ("tar", found))
     assert mutations.run_one(0, 0, 1.0) == ("tar", "hung")
     monkeypatch.undo()
@@ -46,7 +47,9 @@ def test_what_does_not_end_is_counted(monkeypatch, tmp_path):
 
 
 def test_a_lost_sample_escapes(tmp_path):
-    found = mutations._shards(tmp_path, mutations.tar(mutations.sample("a", 100)), {"a": 101})
+    found = mutated_data.shards(
+        tmp_path, mutated_data.tar(mutated_data.sample("a", 100)), {"a": 101}
+    )
     with pytest.raises(mutations.Escaped, match="sound sample a was changed"):
         mutations.judge(found)
     found.expected = {"b": 100}

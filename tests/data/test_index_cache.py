@@ -122,6 +122,13 @@ def test_what_is_no_file_is_a_damaged_shard(write, tmp_path, make):
         open_shards(tmp_path / "1.tar", tmp_path / "cache")
 
 
+def test_a_shard_whose_name_is_as_long_as_names_may_be(write, tmp_path, scanned):
+    path = write("a", 50).rename(tmp_path / ("\u738b" * 83 + ".tar"))
+    for _ in range(2):
+        assert len(open_shards(path, tmp_path / "cache")) == 1
+    assert len(scanned) == 1
+
+
 def test_a_shard_that_cannot_be_listed_is_damaged_and_named(write, tmp_path, monkeypatch):
     path = write("a", 50)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from benchmarks.mutations import strange_row
+from benchmarks.mutated_data import strange_row
 from contextdiff_jax.data.json_object import read_object
 
 VALUES = st.recursive(

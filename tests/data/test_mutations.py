@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import mutations
+from benchmarks import mutated_data, mutations
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("make", dict.fromkeys(mutations.MAKERS), ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", dict.fromkeys(mutated_data.MAKERS), ids=lambda make: make.__name__)
 @settings(
     max_examples=40,
     deadline=None,
