@@ -21,6 +21,7 @@ from contextdiff_jax import buckets
 from contextdiff_jax.host_memory import keep_freed_memory
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.device_errors import out_of_memory
+from contextdiff_jax.printable import printable_lines
 from contextdiff_jax.training.checkpoints import CheckpointError
 from contextdiff_jax.training.failure import NotFinite
 from contextdiff_jax.training.interruption import EXIT_INTERRUPTED, Interrupted
@@ -109,6 +110,7 @@ def run(command: Callable[..., None], takes_rest: bool = False) -> None:
         if len(argv) > 1 and not takes_rest:
             raise app.UsageError(f"unexpected argument {argv[1]!r}")
         hide_libraries()
+        logging.get_absl_handler().setFormatter(_Printable())
         try:
             command(*([argv[1:]] if takes_rest else []))
         except Interrupted as stop:
@@ -145,8 +147,15 @@ def _is_ours(record: std_logging.LogRecord) -> bool:
     return ours or record.levelno >= std_logging.ERROR
 
 
+class _Printable(logging.PythonFormatter):
+    """Shows what a terminal would obey as escapes: names and captions come from strangers."""
+
+    def format(self, record: std_logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
 def _end(error: Exception | str, code: int) -> None:
     logging.debug("ended by", exc_info=True)
     with contextlib.suppress(OSError):  # nobody reads it any more: the code still says what it was
-        print(f"contextdiff_jax: {error}", file=sys.stderr)
+        print(f"contextdiff_jax: {printable_lines(error)}", file=sys.stderr)
     sys.exit(code)

@@ -14,14 +14,16 @@ PACKAGE = ROOT / "contextdiff_jax"
 ALLOWED = {
     "diffusion": set(),
     "networks": {"diffusion"},
-    "encoders": {"networks", "atomic_write"},
-    "data": {"atomic_write"},
+    "encoders": {"networks", "atomic_write", "printable"},
+    "data": {"atomic_write", "printable"},
     "parallel": {"networks"},  # the table of logical axis names
     "training": {"parallel", "pictures", "atomic_write"},
     "sampling": {"diffusion"},
     "tasks": {"diffusion", "networks", "encoders", "sampling", "training", "pil_resizing"},
     # Encoders to compare images by; the bound, of networks as functions.
-    "evaluation": {"atomic_write", "data", "diffusion", "encoders", "pil_resizing", "sampling"},
+    "evaluation": {
+        *("atomic_write", "data", "diffusion", "encoders", "pil_resizing", "printable", "sampling"),
+    },
 }
 FORBIDDEN = {"diffusion": {"flax"}, "sampling": {"flax"}, "data": {"jax", "flax"}}
 

@@ -33,6 +33,7 @@ IMAGE_SMALL = "no usable image: smaller than min_side"
 CAPTION_MISSING = "no usable caption: missing"
 CAPTION_BLANK = "no usable caption: blank"
 CAPTION_NOT_TEXT = "no usable caption: not text"
+CAPTION_LONG = "no usable caption: more than 100,000 characters"
 LATIN_1 = "caption was not UTF-8, read as Latin-1"
 SURROGATES = "caption held half characters, dropped"
 BLANK_DROPPED = "blank captions dropped from a list"
@@ -46,6 +47,8 @@ _LONGEST_SIDE = 65_535
 _MOST_SCANS = 100  # as libtiff and Skia have it; encoders write about 10
 _SCAN, _END = 0xDA, 0xD9
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
+_MOST_CHARACTERS = 100_000  # of a caption; a tokenizer takes 0.2 s for them, and keeps some hundred
+_DEEPEST_CAPTION = 16  # lists and mappings around a caption; Python's own limit is near 1,000
 # EXIF tag 0x0112: what undoes each orientation (EXIF 2.3, table 6).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,6 +61,13 @@ _UPRIGHT = {
 }
 # PIL warns of what max_pixels decides about.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def decode_sample(data: bytes, key: str, config: DataConfig) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Returns `decode_image`'s picture and notes, of the size and with the limits of a config."""
+    return decode_image(
+        *(data, key, config.resolution, config.resize_mode, config.min_side, config.max_pixels)
+    )
 
 
 def decode_image(
@@ -264,7 +274,7 @@ def decode_captions(values: object, key: str) -> tuple[tuple[str, ...], tuple[st
 
     values: str, bytes, a (possibly nested) iterable of them, or a mapping with them under "text".
     Bytes that are not UTF-8 are read as Latin-1, which cannot fail, and noted. Raises
-    DamagedSample when none is left.
+    DamagedSample when none is left, or one is longer than a caption can be.
     """
     raw = list(_flatten(values, key))
     if not raw:
@@ -274,6 +284,8 @@ def decode_captions(values: object, key: str) -> tuple[tuple[str, ...], tuple[st
     for value in raw:
         text, note = _decode_text(value)
         notes.update(note)
+        if len(text) > _MOST_CHARACTERS:
+            raise DamagedSample(key, CAPTION_LONG)
         if text:
             captions.append(text)
     if not captions:
@@ -283,16 +295,18 @@ def decode_captions(values: object, key: str) -> tuple[tuple[str, ...], tuple[st
     return tuple(captions), tuple(sorted(notes))
 
 
-def _flatten(values: object, key: str) -> Iterable[str | bytes]:
+def _flatten(values: object, key: str, depth: int = 0) -> Iterable[str | bytes]:
     if values is None:
         return
     if isinstance(values, (str, bytes)):
         yield values
+    elif depth >= _DEEPEST_CAPTION:
+        raise DamagedSample(key, CAPTION_NOT_TEXT)
     elif isinstance(values, Mapping) and "text" in values:
-        yield from _flatten(values["text"], key)  # coco_captions: {"id": ..., "text": ...}
+        yield from _flatten(values["text"], key, depth + 1)  # coco: {"id": ..., "text": ...}
     elif isinstance(values, Iterable) and not isinstance(values, Mapping):
         for value in values:
-            yield from _flatten(value, key)
+            yield from _flatten(value, key, depth + 1)
     else:
         raise DamagedSample(key, CAPTION_NOT_TEXT)
 

@@ -23,6 +23,8 @@ from etils import epath
 
 from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.data.example import DataError, SkipReport
+from contextdiff_jax.data.json_object import parse_object
+from contextdiff_jax.printable import printable
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 PROMPTS = "prompts.array_record"
@@ -92,19 +94,26 @@ class Metadata:
 def read_metadata(folder: epath.Path) -> Metadata | None:
     """Returns what metadata.json says, or None where there is none yet.
 
-    Raises DataError where it cannot be read.
+    Raises DataError where it cannot be read, or cannot be right.
     """
     file = folder / METADATA
     if not file.exists():
         return None
+    content = parse_object(file.read_bytes())
     try:
-        content = json.loads(file.read_text())
         if content.pop("format") != _FORMAT:
             raise DataError(f"{file} has another format than {_FORMAT}, which this version reads")
         encoders = {name: StoredEncoder(**e) for name, e in content.pop("encoders").items()}
-        return Metadata(encoders=encoders, **content)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} is no description of embeddings: {error}") from error
+        metadata = Metadata(encoders=encoders, **content)
+        counts = [metadata.samples, metadata.shard_size]
+        counts += [n for encoder in encoders.values() for n in (encoder.max_length, encoder.width)]
+        if metadata.dtype not in DTYPES or not all(isinstance(n, int) and n > 0 for n in counts):
+            raise ValueError("a size or the dtype cannot be right")
+        return metadata
+    except DataError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{file} is no description of embeddings: {printable(error)}") from error
 
 
 def caption_digest(caption: str) -> bytes:
@@ -172,6 +181,15 @@ def read_record(reader: Any, path: epath.Path, place: int) -> bytes:
         return reader.read([place % reader.num_records()])[0]
     except (RuntimeError, ValueError, OSError) as error:
         raise DataError(f"{path} cannot be read at record {place}: {error}") from error
+
+
+def read_entries(reader: Any, path: epath.Path, place: int) -> dict[bytes, dict[str, bytes]]:
+    """Returns one record as `unpack` does. Raises DataError."""
+    record = read_record(reader, path, place)
+    try:
+        return unpack(record)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is damaged at record {place}: {printable(error)}") from error
 
 
 def _call(path: epath.Path, function: Any, *arguments: Any) -> Any:

@@ -51,7 +51,7 @@ class Embeddings:
         """
         shard, place = divmod(index, self.metadata.shard_size)
         path = self.folder / self.metadata.shard_name(shard)
-        entries = shards.unpack(shards.read_record(self._reader(path), path, place))
+        entries = shards.read_entries(self._reader(path), path, place)
         found = entries.get(shards.caption_digest(caption))
         if found is None:
             held = f"{len(entries)} others" if entries else "none: it was damaged"
@@ -59,7 +59,7 @@ class Embeddings:
                 f"sample {index} has the caption {caption!r}, but the embeddings in {self.folder} "
                 f"hold {held}: they were made from other data ({self.metadata.source})"
             )
-        return self._tokens(found)
+        return self._tokens(found, path)
 
     def prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns the arrays of `collate` for preview prompts; "" is no condition.
@@ -67,14 +67,14 @@ class Embeddings:
         Raises DataError naming a prompt that the folder does not hold.
         """
         path = self.folder / shards.PROMPTS
-        entries = shards.unpack(shards.read_record(self._reader(path), path, 0))
+        entries = shards.read_entries(self._reader(path), path, 0)
         missing = [text for text in prompts if shards.caption_digest(text) not in entries]
         if missing:
             raise DataError(
                 f"the preview prompt {missing[0]!r} is not among the embeddings in {self.folder}: "
                 "give the python -m contextdiff_jax.prepare command again, it adds prompts"
             )
-        rows = [self._tokens(entries[shards.caption_digest(text)]) for text in prompts]
+        rows = [self._tokens(entries[shards.caption_digest(text)], path) for text in prompts]
         present = np.array([bool(text.strip()) for text in prompts])
         return self.collate(rows) | {"present": present}
 
@@ -114,10 +114,17 @@ class Embeddings:
             for caption in captions:
                 self.read(index, caption)
 
-    def _tokens(self, found: Mapping[str, bytes]) -> dict[str, Any]:
-        return {
-            name: np.frombuffer(found[name], self._dtype).reshape(
-                -1, self.metadata.encoders[name].width
-            )
-            for name in self.names
-        }
+    def _tokens(self, found: Mapping[str, bytes], path: epath.Path) -> dict[str, Any]:
+        tokens = {}
+        for name in self.names:
+            encoder = self.metadata.encoders[name]
+            try:
+                tokens[name] = np.frombuffer(found[name], self._dtype).reshape(-1, encoder.width)
+            except (TypeError, KeyError, ValueError) as error:
+                raise DataError(f"{path} holds damaged {name} tokens: {error}") from error
+            if len(tokens[name]) > encoder.max_length:
+                raise DataError(
+                    f"{path} holds {len(tokens[name])} {name} tokens of one text: must be at most "
+                    f"{encoder.max_length}"
+                )
+        return tokens

@@ -1,12 +1,16 @@
 """A captioned image, what makes one unusable, and the count of those."""
 
 import collections
+import contextlib
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from absl import logging
+
+from contextdiff_jax.printable import printable
 
 
 class DataError(ValueError):
@@ -17,9 +21,25 @@ class DamagedSample(Exception):
     """One sample cannot be used. `key` names it, `reason` is one of a small set of phrases."""
 
     def __init__(self, key: str, reason: str):
-        super().__init__(f"{key}: {reason}")
-        self.key = key
+        self.key = printable(key)
         self.reason = reason
+        super().__init__(f"{self.key}: {reason}")
+
+
+@contextlib.contextmanager
+def sample_at_fault(key: str) -> Iterator[None]:
+    """Within, which works on the bytes of one sample alone, any error becomes a DamagedSample.
+
+    Its reason names the error's type. A lack of memory is not the sample's fault. Reading stays
+    outside: that a disk or a bucket fails is not, either.
+    """
+    try:
+        yield
+    except (DamagedSample, MemoryError):
+        raise
+    except Exception as error:  # its contents are a stranger's: no list of errors is complete
+        logging.debug("sample %s", printable(key), exc_info=True)
+        raise DamagedSample(key, f"cannot be decoded ({type(error).__name__})") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +106,7 @@ class SkipReport:
         self._count("files", (reason,), name, None)
 
     def _count(self, section: str, reasons: tuple[str, ...], name: str, index: int | None) -> None:
+        name = printable(name)
         with self._lock:
             if index is not None and not self._seen[section].add(index):
                 return
@@ -138,13 +159,15 @@ class SkipReport:
     def from_json(cls, value: Mapping[str, Any]) -> "SkipReport":
         """Reads `to_json` back. It no longer knows which samples it counted.
 
-        A copy made by pickling is such a one.
+        A copy made by pickling is such a one. What is no report raises an error of some type.
         """
         report = cls()
         for section in ("skipped", "repaired", "files"):
             getattr(report, section).update(
                 {
-                    reason: _Tally(tally["count"], tuple(tally["names"]))
+                    printable(reason): _Tally(
+                        int(tally["count"]), tuple(map(printable, tally["names"]))
+                    )
                     for reason, tally in value[section].items()
                 }
             )

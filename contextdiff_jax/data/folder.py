@@ -1,6 +1,5 @@
 """A folder of image files with a metadata.jsonl (the Hugging Face `imagefolder` convention)."""
 
-import json
 from typing import Any
 
 from etils import epath
@@ -8,8 +7,16 @@ from etils import epath
 from contextdiff_jax import buckets
 from contextdiff_jax.data import decode
 from contextdiff_jax.data.config import DataConfig
-from contextdiff_jax.data.example import DamagedSample, DataError, Example, SkipReport
+from contextdiff_jax.data.example import (
+    DamagedSample,
+    DataError,
+    Example,
+    SkipReport,
+    sample_at_fault,
+)
+from contextdiff_jax.data.json_object import parse_object
 from contextdiff_jax.data.listed_files import NotReadable, read_listed, resolved
+from contextdiff_jax.printable import printable
 
 METADATA = "metadata.jsonl"
 BAD_LINE = "line is no JSON object"
@@ -41,8 +48,9 @@ class FolderSource:
                 report.skip(NO_FILE_NAME, f"line {number}")
                 continue
             try:
-                values = decode.caption_values(row, config.caption_fields)
-                self._rows.append((number, name, *decode.decode_captions(values, name)))
+                with sample_at_fault(name):
+                    values = decode.caption_values(row, config.caption_fields)
+                    self._rows.append((number, name, *decode.decode_captions(values, name)))
             except DamagedSample as damaged:
                 report.skip(damaged.reason, name)
         if not self._rows:
@@ -57,14 +65,11 @@ class FolderSource:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
-                rows.append((number, row))
-            else:
+            row = parse_object(line)
+            if row is None:
                 report.damaged_file(BAD_LINE, f"{METADATA} line {number}")
+            else:
+                rows.append((number, row))
         splits = sorted({str(row["split"]) for _, row in rows if "split" in row})
         split = self._config.split
         if not splits:
@@ -77,7 +82,8 @@ class FolderSource:
             return rows
         if split not in splits:
             raise DataError(
-                f"split {split!r} has no rows in {self.name}: must be one of {', '.join(splits)}"
+                f"split {split!r} has no rows in {self.name}: must be one of "
+                f"{printable(', '.join(splits))}"
             )
         return [(number, row) for number, row in rows if row.get("split") == split]
 
@@ -101,9 +107,8 @@ class FolderSource:
         except NotReadable as error:
             row = f"{name[:_NAME_SHOWN]} (line {number})"
             raise DamagedSample(row, f"{decode.IMAGE_UNUSABLE}: {error.reason}") from error
-        picture, notes = decode.decode_image(
-            data, name, config.resolution, config.resize_mode, config.min_side, config.max_pixels
-        )
+        with sample_at_fault(name):
+            picture, notes = decode.decode_sample(data, name, config)
         return Example(picture, captions, name, notes + repaired)
 
     def captions(self, index: int) -> tuple[str, ...]:

@@ -7,22 +7,14 @@ they are needed.
 """
 
 import dataclasses
-import hashlib
-import io
-import json
-import os
-import zipfile
 from collections.abc import Sequence
 
 import numpy as np
-from absl import logging
-from etils import epath
 
-from contextdiff_jax import buckets
-from contextdiff_jax.atomic_write import in_bucket, written_whole
 from contextdiff_jax.data import decode, tar_index
 from contextdiff_jax.data.example import SkipReport
-from contextdiff_jax.data.tar_index import BLOCK, Member, Window
+from contextdiff_jax.data.json_object import parse_object
+from contextdiff_jax.data.tar_index import BLOCK, Member, Window, own_name, own_size
 
 IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 DUPLICATE = "duplicate key in its shard"
@@ -30,7 +22,9 @@ CUT_OFF = "cut off by the end of a damaged shard"
 ORIGINAL_SMALL = "original image smaller than min_original_side"
 ORIGINAL_UNKNOWN = "original image size not in its json"
 NO_SAMPLES = "no samples in it"
-_VERSION = 1  # of the index files
+IMAGE_LARGE = "no usable image: file larger than 512 MiB"
+CAPTION_LARGE = "no usable caption: file larger than 4 MiB"
+MOST_BYTES = {IMAGE_LARGE: 1 << 29, CAPTION_LARGE: 1 << 22}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,44 +59,24 @@ class ShardIndex:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return sum(getattr(self, name).nbytes for name in _ARRAYS)
+        return sum(getattr(self, name).nbytes for name in ARRAYS)
 
 
-_ARRAYS = ("image_block", "image_size", "text_gap", "text_size")
+ARRAYS = ("image_block", "image_size", "text_gap", "text_size")
 
 
-def index_shard(path: epath.Path, options: IndexOptions, cache: epath.Path | None) -> ShardIndex:
-    """Returns the shard's index, from the cache if it has one for this very file.
-
-    Raises OSError if the shard cannot be opened or read.
-    """
-    length, modified = _length_and_time(path)
-    stored = None
-    if cache is not None:
-        identity = (_VERSION, os.fspath(path), length, modified, options)
-        digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-        stored = cache / f"{path.stem}-{digest}.npz"
-        with buckets.named(stored, "be read"):
-            index = _load(stored) if stored.exists() else None
-        if index is not None:
-            return index
-    with path.open("rb") as file:
-        index = scan_shard(Window(file, length), path.stem, options)
-    if stored is not None:
-        try:
-            _save(index, stored)
-        except (OSError, ValueError) as error:  # the samples can be read all the same
-            logging.warning("the index of shard %s is not kept: %s", path, error)
-    return index
+def without_samples(reason: str, shard: str) -> ShardIndex:
+    """Returns the index of a damaged shard of which nothing is used."""
+    report = SkipReport()
+    report.damaged_file(reason, shard)
+    return _index([], report)
 
 
-def _length_and_time(path: epath.Path) -> tuple[int, int]:
-    # epath would look up the names of a local file's owner and group, which need not have any.
-    if in_bucket(path):
-        stat = path.stat()
-        return stat.length, stat.mtime
-    local = os.stat(path)
-    return local.st_size, int(local.st_mtime)
+def _index(rows: Sequence[tuple[int, int, int, int]], report: SkipReport) -> ShardIndex:
+    """rows: block and size of the image, then of the caption."""
+    columns = np.array(rows, np.int64).reshape(-1, 4).T
+    arrays = (columns[0], columns[1], columns[2] - columns[0], columns[3])
+    return ShardIndex(*(_narrow(array) for array in arrays), report)
 
 
 def scan_shard(window: Window, shard: str, options: IndexOptions) -> ShardIndex:
@@ -132,10 +106,7 @@ def scan_shard(window: Window, shard: str, options: IndexOptions) -> ShardIndex:
             rows.append((image.offset // BLOCK, image.size, text.offset // BLOCK, text.size))
         else:
             report.skip(reason, f"{shard}/{key}")
-    columns = np.array(rows, np.int64).reshape(-1, 4).T
-    gap = columns[2] - columns[0]
-    arrays = (columns[0], columns[1], gap, columns[3])
-    return ShardIndex(*(_narrow(array) for array in arrays), report)
+    return _index(rows, report)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -143,6 +114,15 @@ def split_name(name: str) -> tuple[str, str]:
     folder, _, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return (f"{folder}/{stem}" if folder else stem), extension.lower()
+
+
+def fits(image_header: bytes, text_header: bytes, image_size: int, text_size: int) -> bool:
+    """Whether two headers are of one sample's members with these sizes."""
+    return (
+        own_size(image_header) == image_size
+        and own_size(text_header) == text_size
+        and split_name(own_name(image_header))[0] == split_name(own_name(text_header))[0]
+    )
 
 
 def group_by_key(members: Sequence[Member]) -> list[tuple[str, list[Member]]]:
@@ -164,18 +144,22 @@ def _problem(image: Member | None, text: Member | None) -> str | None:
         return decode.IMAGE_MISSING
     if image.size == 0:
         return decode.IMAGE_EMPTY
+    if image.size > MOST_BYTES[IMAGE_LARGE]:
+        return IMAGE_LARGE
     if text is None:
         return decode.CAPTION_MISSING
+    if text.size > MOST_BYTES[CAPTION_LARGE]:
+        return CAPTION_LARGE
     return decode.CAPTION_BLANK if text.size == 0 else None
 
 
 def _too_small(window: Window, member: Member | None, least: int) -> str | None:
-    if member is None:
+    if member is None or member.size > MOST_BYTES[CAPTION_LARGE]:
         return ORIGINAL_UNKNOWN
+    row = parse_object(window.read(member.offset, member.size))
     try:
-        row = json.loads(window.read(member.offset, member.size))
         sides = (int(row["original_width"]), int(row["original_height"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):  # OverflowError: 1e999
         return ORIGINAL_UNKNOWN
     return ORIGINAL_SMALL if min(sides) < least else None
 
@@ -185,22 +169,3 @@ def _narrow(values: np.ndarray) -> np.ndarray:
         return values.astype(np.uint8)
     low, high = np.min_scalar_type(values.min()), np.min_scalar_type(values.max())
     return values.astype(np.result_type(low, high))
-
-
-def _save(index: ShardIndex, path: epath.Path) -> None:
-    """Writes the index in one go: another process never sees half of it."""
-    report = np.frombuffer(json.dumps(index.report.to_json()).encode(), np.uint8)
-    buffer = io.BytesIO()
-    np.savez(buffer, report=report, **{name: getattr(index, name) for name in _ARRAYS})
-    with written_whole(path) as unfinished:
-        unfinished.write_bytes(buffer.getvalue())
-
-
-def _load(path: epath.Path) -> ShardIndex | None:
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            report = SkipReport.from_json(json.loads(stored["report"].tobytes()))
-            return ShardIndex(*(stored[name] for name in _ARRAYS), report)
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logging.warning("index %s cannot be read (%s): the shard is scanned again", path, error)
-        return None

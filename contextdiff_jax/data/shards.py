@@ -7,13 +7,13 @@ and the shards may lie on any storage that etils.epath opens (a local disk, gs:/
 import bisect
 import collections
 import itertools
-import json
 import os
 import re
 import threading
 from collections.abc import Sequence
 from concurrent import futures
 
+import numpy as np
 from absl import logging
 from etils import epath
 from tqdm import tqdm
@@ -22,15 +22,26 @@ from contextdiff_jax import buckets
 from contextdiff_jax.atomic_write import in_bucket
 from contextdiff_jax.data import decode
 from contextdiff_jax.data.config import DataConfig
-from contextdiff_jax.data.example import DamagedSample, DataError, Example, SkipReport
-from contextdiff_jax.data.shard_index import IndexOptions, ShardIndex, index_shard, split_name
-from contextdiff_jax.data.tar_index import BLOCK, member_name
+from contextdiff_jax.data.example import (
+    DamagedSample,
+    DataError,
+    Example,
+    SkipReport,
+    sample_at_fault,
+)
+from contextdiff_jax.data.index_cache import index_shard
+from contextdiff_jax.data.json_object import parse_object
+from contextdiff_jax.data.shard_index import ARRAYS, IndexOptions, ShardIndex, fits, split_name
+from contextdiff_jax.data.tar_index import BLOCK, own_name
+from contextdiff_jax.printable import printable
 
 CAPTION_JSON = "no usable caption: json unreadable"
 SHARD_MISSING = "missing"
 _INDEX_FOLDER = ".contextdiff_index"
 _OPEN_FILES = 256
 _SCANNERS = 16  # threads; scanning waits for storage more than for Python
+_NEAR = 1 << 20  # bytes between image and caption that cost less to read than a second reading
+_RENEWING = threading.Lock()
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -38,8 +49,8 @@ class ShardSource:
     """Samples of many tar shards, in the order of the shards' names and then of their members.
 
     Raises DataError if `config.path` names no shard or no usable sample is left. What the index
-    leaves out is counted in `report`, damaged shards by name. The same key in two shards is two
-    samples.
+    leaves out is counted in `report`, damaged shards by name: among it images of more than 512 MiB
+    and captions of more than 4 MiB. The same key in two shards is two samples.
     """
 
     def __init__(self, config: DataConfig, report: SkipReport):
@@ -47,11 +58,13 @@ class ShardSource:
         self._config = config
         with buckets.named(config.path, "be read"):
             self._paths = find_shards(config.path, report)
-        options = IndexOptions(
+        self._options = IndexOptions(
             text_type="json" if config.caption_fields else "txt",
             min_original_side=config.min_original_side,
         )
-        self._shards = index_shards(self._paths, options, _cache(config, self._paths[0].parent))
+        self._cache = _cache(config, self._paths[0].parent)
+        self._shards = index_shards(self._paths, self._options, self._cache)
+        self._odd: set[int] = set()  # shards whose members' own headers say other than the index
         for shard in self._shards:
             report.merge(shard.report)
         self._ends = list(itertools.accumulate(len(shard) for shard in self._shards))
@@ -72,48 +85,81 @@ class ShardSource:
     def __getitem__(self, index: int) -> Example:
         config = self._config
         key, image, text = self._read(index)
-        captions, repaired = self._captions(text, key)
-        picture, notes = decode.decode_image(
-            image, key, config.resolution, config.resize_mode, config.min_side, config.max_pixels
-        )
-        return Example(picture, captions, key, notes + repaired)
+        with sample_at_fault(key):
+            captions, repaired = self._captions(text, key)
+            picture, notes = decode.decode_sample(image, key, config)
+            return Example(picture, captions, key, notes + repaired)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Returns the captions alone, or raises DamagedSample."""
         key, _, text = self._read(index)
-        return self._captions(text, key)[0]
+        with sample_at_fault(key):
+            return self._captions(text, key)[0]
 
     def _captions(self, text: bytes, key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         fields = self._config.caption_fields
         if not fields:
             return decode.decode_captions(text, key)
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            raise DamagedSample(key, CAPTION_JSON) from error
-        if not isinstance(row, dict):
+        row = parse_object(text)
+        if row is None:
             raise DamagedSample(key, CAPTION_JSON)
         return decode.decode_captions(decode.caption_values(row, fields), key)
 
     def _read(self, index: int) -> tuple[str, bytes, bytes]:
-        """Returns key, image bytes and caption bytes, read as one range: they are neighbours."""
+        """Returns key, image bytes and caption bytes."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         number = bisect.bisect_right(self._ends, index)
-        shard = self._shards[number]
-        row = index - self._ends[number] + len(shard)
-        block, image_size = int(shard.image_block[row]), int(shard.image_size[row])
-        image_at = block * BLOCK
-        text_at = (block + int(shard.text_gap[row])) * BLOCK
-        text_end = text_at + int(shard.text_size[row])
-        start = min(image_at - BLOCK, text_at)  # the header before the image has the key
-        end = max(image_at + image_size, text_end)
         file, stem = self._files_and_stems[number]
-        data = self._files.read(file, start, end - start)
-        header = data[image_at - BLOCK - start : image_at - start]
-        key = f"{stem}/{split_name(member_name(header))[0]}"
-        image = data[image_at - start : image_at - start + image_size]
-        return key, image, data[text_at - start : text_end - start]
+        while True:
+            shard = self._shards[number]
+            row = index - self._ends[number] + len(shard)
+            headers, image, text = self._members(file, shard, row)
+            if fits(*headers, len(image), len(text)) or number in self._odd:
+                return f"{stem}/{split_name(own_name(headers[0]))[0]}", image, text
+            self._renew(number, shard)
+
+    def _members(
+        self, file: str, shard: ShardIndex, row: int
+    ) -> tuple[tuple[bytes, bytes], bytes, bytes]:
+        """Returns the headers of image and caption, and their data: one range, as neighbours."""
+        image_size, text_size = int(shard.image_size[row]), int(shard.text_size[row])
+        image_at = int(shard.image_block[row]) * BLOCK
+        text_at = image_at + int(shard.text_gap[row]) * BLOCK
+        start = min(image_at, text_at) - BLOCK
+        length = max(image_at + image_size, text_at + text_size) - start
+        if length > image_size + text_size + _NEAR:
+            image = self._files.read(file, image_at - BLOCK, BLOCK + image_size)
+            text = self._files.read(file, text_at - BLOCK, BLOCK + text_size)
+            return (image[:BLOCK], text[:BLOCK]), image[BLOCK:], text[BLOCK:]
+        data = self._files.read(file, start, length)
+        image_at, text_at = image_at - start, text_at - start
+        headers = data[image_at - BLOCK : image_at], data[text_at - BLOCK : text_at]
+        image = data[image_at : image_at + image_size]
+        return headers, image, data[text_at : text_at + text_size]
+
+    def _renew(self, number: int, seen: ShardIndex) -> None:
+        """Scans a shard again whose sample does not fit its index entry.
+
+        Raises DataError where it has become another number of samples, which every place in the
+        order of all depends on.
+        """
+        path = self._paths[number]
+        with _RENEWING:
+            if self._shards[number] is not seen:
+                return  # another thread has
+            self._files.forget(os.fspath(path))
+            (new,) = index_shards([path], self._options, self._cache, anew=True)
+            if len(new) != len(seen):
+                raise DataError(
+                    f"shard {printable(path)} was replaced while in use: its index has "
+                    f"{len(seen)} samples, it has {len(new)}; start the same command again"
+                )
+            if all(np.array_equal(getattr(new, name), getattr(seen, name)) for name in ARRAYS):
+                self._odd.add(number)  # by a pax header, a member's size or name is another
+                return
+            logging.warning("shard %s was replaced: it is read by a new index", printable(path))
+            self._shards[number] = new
 
 
 def find_shards(pattern: str, report: SkipReport) -> list[epath.Path]:
@@ -151,9 +197,14 @@ def _present(names: Sequence[epath.Path], report: SkipReport) -> list[epath.Path
 
 
 def index_shards(
-    paths: Sequence[epath.Path], options: IndexOptions, cache: epath.Path | None
+    paths: Sequence[epath.Path],
+    options: IndexOptions,
+    cache: epath.Path | None,
+    anew: bool = False,
 ) -> list[ShardIndex]:
     """Returns the shards' indices, in order; a progress bar shows on a terminal.
+
+    anew: whatever the cache has, which is replaced.
 
     A shard that cannot be reached is a DataError, not a damaged shard: leaving it out would give
     this process other samples than those that can reach it.
@@ -162,11 +213,11 @@ def index_shards(
     def index(path: epath.Path) -> ShardIndex:
         try:
             with buckets.named(path, "be read"):
-                return index_shard(path, options, cache)
+                return index_shard(path, options, cache, anew)
         except buckets.Unavailable:
             raise
         except OSError as error:
-            raise DataError(f"shard {path} cannot be read: {error}") from error
+            raise DataError(f"shard {printable(path)} cannot be read: {error}") from error
 
     with futures.ThreadPoolExecutor(_SCANNERS) as pool:
         indices = pool.map(index, paths)
@@ -188,7 +239,9 @@ def _cache(config: DataConfig, folder: epath.Path) -> epath.Path | None:
         with buckets.named(cache, "be written to"):
             cache.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a bucket that may only be read
-        logging.warning("the shard index is not kept (%s); set data.cache_dir to keep it", error)
+        logging.warning(
+            "the shard index is not kept (%s); set data.cache_dir to keep it", printable(error)
+        )
         return None
     return cache
 
@@ -213,8 +266,15 @@ class _OpenFiles:
             file = self._open(path)
             data = os.pread(file.number, size, offset)
         if len(data) != size:
-            raise DataError(f"{path} is shorter than its index says: it changed while in use")
+            raise DataError(
+                f"{printable(path)} is shorter than its index says: it changed while in use"
+            )
         return data
+
+    def forget(self, path: str) -> None:
+        """Opens the file anew at its next reading: another may stand there."""
+        with self._lock:
+            self._files.pop(path, None)
 
     def _open(self, path: str) -> "_Descriptor":
         with self._lock:

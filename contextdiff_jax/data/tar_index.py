@@ -12,8 +12,13 @@ BLOCK = 512
 _CHUNK = 1 << 20
 _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders
+_READ_EXTENSIONS = (b"x", b"L")  # a pax header, a GNU long name
+_OF_THE_NEXT = (*_READ_EXTENSIONS, b"g", b"K")  # headers that say more of members to come
 
+_OCTAL = re.compile(rb"[\0 ]*([0-7]*)[\0 ]*")
 _PAX_RECORD = re.compile(rb"(\d{1,9}) ([^=]+)=")  # "LENGTH KEY=VALUE\n", LENGTH of it all
+_PAX_SIZE = re.compile(rb"\d{1,19}")  # up to 2^63
+_MOST_EXTENSION = 1 << 20  # bytes of a pax header or GNU long name; real ones have a few hundred
 
 
 class Member(NamedTuple):
@@ -76,23 +81,27 @@ def list_members(window: Window) -> TarListing:
         if len(header) < BLOCK:
             listing.damage = TRUNCATED if listing.members or offset else NOT_A_TAR
             return listing
-        size = _size(header) if _checksum_holds(header) else None
+        size = own_size(header) if _checksum_holds(header) else None
         if size is None:
             listing.damage = CORRUPT if offset else NOT_A_TAR
             return listing
         data, kind = offset + BLOCK, header[156:157]
-        size = 0 if kind in _WITHOUT_DATA else extended.get("size", size)
+        if kind in _WITHOUT_DATA:
+            size = 0
+        elif kind not in _OF_THE_NEXT:
+            size = extended.get("size", size)
         complete = data + size <= window.size
-        if kind in (b"x", b"L"):
+        if kind in _READ_EXTENSIONS:
             if complete:
-                found = _extension(kind, window.read(data, size))
+                short = size <= _MOST_EXTENSION
+                found = _extension(kind, window.read(data, size)) if short else None
                 if found is None:
                     listing.damage = CORRUPT
                     return listing
                 extended |= found
-        elif kind not in (b"g", b"K"):
+        elif kind not in _OF_THE_NEXT:
             if kind in _REGULAR:
-                name = extended.get("path") or _name(header)
+                name = extended.get("path") or own_name(header)
                 if complete:
                     listing.members.append(Member(name, data, size))
                 else:
@@ -104,12 +113,8 @@ def list_members(window: Window) -> TarListing:
         offset = data + -(-size // BLOCK) * BLOCK
 
 
-def member_name(header: bytes) -> str:
-    """Returns the (possibly shortened) name in a member's own header block."""
-    return _name(header)
-
-
-def _name(header: bytes) -> str:
+def own_name(header: bytes) -> str:
+    """Returns the name in a member's own header block; a long one may be cut in there."""
     name, prefix = header[:100], header[345:500]
     name = name.split(b"\0", 1)[0]
     if header[257:263] == b"ustar\0" and prefix[0]:
@@ -117,21 +122,22 @@ def _name(header: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _size(header: bytes) -> int | None:
+def own_size(header: bytes) -> int | None:
+    """Returns the size in a member's own header block, None where none is in it."""
     field = header[124:136]
-    if field[0] & 0x80:  # GNU base-256, for members of 8 GiB and more
-        return int.from_bytes(field[1:], "big")
-    try:
-        return int(field.strip(b"\0 ") or b"0", 8)
-    except ValueError:
-        return None
+    if field[:1] >= b"\x80":  # GNU base-256, for members of 8 GiB and more; \xff: negative
+        return int.from_bytes(field[1:], "big") if field[0] == 0x80 else None
+    return _octal(field)
+
+
+def _octal(field: bytes) -> int | None:
+    # Python's int() would take signs and underscores too: a negative size leads backwards.
+    digits = _OCTAL.fullmatch(field)
+    return None if digits is None else int(digits[1] or b"0", 8)
 
 
 def _checksum_holds(header: bytes) -> bool:
-    try:
-        expected = int(header[148:156].strip(b"\0 "), 8)
-    except ValueError:
-        return False
+    expected = _octal(header[148:156])
     return expected == sum(header) - sum(header[148:156]) + 8 * 0x20
 
 
@@ -140,17 +146,18 @@ def _extension(kind: bytes, data: bytes) -> dict[str, Any] | None:
     if kind == b"L":
         return {"path": data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")}
     found: dict[str, Any] = {}
-    while data:
-        record = _PAX_RECORD.match(data)
-        if record is None or int(record[1]) <= record.end():
+    begin = 0
+    while begin < len(data):
+        record = _PAX_RECORD.match(data, begin)
+        end = begin + int(record[1]) if record else 0
+        if record is None or not record.end() < end <= len(data) or data[end - 1] != ord("\n"):
             return None
-        length = int(record[1])
-        value = data[record.end() : length - 1]
+        value = data[record.end() : end - 1]
         if record[2] == b"path":
             found["path"] = value.decode("utf-8", "surrogateescape")
         elif record[2] == b"size":
-            if not value.isdigit():
+            if not _PAX_SIZE.fullmatch(value):
                 return None
             found["size"] = int(value)
-        data = data[length:]
+        begin = end
     return found

@@ -5,7 +5,7 @@ from typing import Any
 
 from contextdiff_jax.data import decode
 from contextdiff_jax.data.config import DataConfig
-from contextdiff_jax.data.example import DataError, Example
+from contextdiff_jax.data.example import DataError, Example, sample_at_fault
 
 
 class TfdsSource:
@@ -34,16 +34,17 @@ class TfdsSource:
     def __getitem__(self, index: int) -> Example:
         config, key = self._config, self._key(index)
         record = self._records[index]
-        captions, repaired = self._captions(record, key)
-        image = record[config.image_field]
-        picture, notes = decode.decode_image(
-            image, key, config.resolution, config.resize_mode, config.min_side, config.max_pixels
-        )
-        return Example(picture, captions, key, notes + repaired)
+        with sample_at_fault(key):
+            captions, repaired = self._captions(record, key)
+            encoded = record[config.image_field]
+            picture, notes = decode.decode_sample(encoded, key, config)
+            return Example(picture, captions, key, notes + repaired)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Returns the captions alone (the record is read whole)."""
-        return self._captions(self._records[index], self._key(index))[0]
+        record, key = self._records[index], self._key(index)
+        with sample_at_fault(key):
+            return self._captions(record, key)[0]
 
     def _key(self, index: int) -> str:
         return f"{self._config.path}/{self._config.split}/{index}"
@@ -51,7 +52,12 @@ class TfdsSource:
     def _captions(
         self, record: Mapping[str, Any], key: str
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        names = {field: name(int(record[field])) for field, name in self._class_names.items()}
+        labels = {field: int(record[field]) for field in self._class_names}
+        # -1 is TFDS's mark of a sample without a label, and as an index the last class.
+        names = {
+            field: self._class_names[field](label) if label >= 0 else None
+            for field, label in labels.items()
+        }
         values = decode.caption_values({**record, **names}, self._config.caption_fields)
         return decode.decode_captions(values, key)
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,10 +16,15 @@ import numpy as np
 
 from contextdiff_jax.atomic_write import cleared, written_whole
 from contextdiff_jax.encoders.local_folder import local_folder
+from contextdiff_jax.printable import printable
 
 _SPECIAL = _PAD, _START, _END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
 _NUM_BYTES = 256
 _MOST_CUT_WORDS = 50  # named in one warning
+# Characters to train on of a caption, and of a word, whose time grows with the square of it.
+_LONGEST_CAPTION, _LONGEST_WORD = 2_000, 256
+# Plain spaces only: what else counts as white space, Python and the backend do not agree on.
+_LONG_WORD = re.compile(rf"[^ \t\n\v\f\r]{{{_LONGEST_WORD + 1},}}")
 # transformers marks "no limit" by a number of about 1e30.
 _NO_LIMIT = 10**9
 
@@ -129,7 +135,7 @@ class Tokenizer:
         logging.getLogger(__name__).warning(
             "prompt cut to %d tokens; lost: %s%s",
             self.max_length,
-            " ".join(words[:_MOST_CUT_WORDS]),
+            " ".join(map(printable, words[:_MOST_CUT_WORDS])),
             f" ... and {more} more words" if more > 0 else "",
         )
 
@@ -201,7 +207,8 @@ def train_tokenizer(
     Texts are normalized (NFC, lowercase, runs of white space to one space). All 256 bytes are in
     the vocabulary, so that every text can be written. As in CLIP, the start and end tokens are the
     two largest ids; padding is 0. The result depends on the captions and sizes alone, not on the
-    captions' order. Files: tokenizer.json, tokenizer_config.json.
+    captions' order. Of a caption the first 2,000 characters are trained on, words of more than 256
+    in pieces of so many; a warning counts both. Files: tokenizer.json, tokenizer_config.json.
 
     Args:
       captions: at least one.
@@ -217,7 +224,7 @@ def train_tokenizer(
     captions = list(captions)
     if not captions:
         raise ValueError("captions is empty; a tokenizer needs at least one to train on")
-    backend = _train_bpe(captions, vocab_size - len(_SPECIAL))
+    backend = _train_bpe(_bounded(captions), vocab_size - len(_SPECIAL))
     description = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length,
@@ -232,6 +239,27 @@ def train_tokenizer(
     with written_whole(target / "tokenizer.json") as path:
         backend.save(str(path))
     return load_tokenizer(folder)
+
+
+def _bounded(captions: Sequence[str]) -> list[str]:
+    """Returns the captions, short enough and with spaces in words that are longer than words."""
+    words = 0
+
+    def in_pieces(word: re.Match) -> str:
+        nonlocal words
+        words += 1
+        pieces = range(0, len(word[0]), _LONGEST_WORD)
+        return " ".join(word[0][begin : begin + _LONGEST_WORD] for begin in pieces)
+
+    bounded = [_LONG_WORD.sub(in_pieces, caption[:_LONGEST_CAPTION]) for caption in captions]
+    long = sum(len(caption) > _LONGEST_CAPTION for caption in captions)
+    if long or words:
+        logging.getLogger(__name__).warning(
+            "tokenizer: of %d captions the first %d characters are trained on, "
+            "%d words of more than %d characters in pieces",
+            *(long, _LONGEST_CAPTION, words, _LONGEST_WORD),
+        )
+    return bounded
 
 
 def _train_bpe(captions: Sequence[str], most: int) -> Any:

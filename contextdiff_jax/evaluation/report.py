@@ -13,6 +13,7 @@ from etils import epath
 from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.data.decode import open_image
 from contextdiff_jax.evaluation.results import Cell, Figure, Gallery, Result, Table
+from contextdiff_jax.printable import printable_lines
 
 REPORT = "report.html"
 
@@ -21,7 +22,6 @@ _PIXELATED_BELOW = 128  # pixels of a side; smaller pictures are enlarged withou
 _BROAD_FROM = 1.5  # width over height; such pictures get a row of their own
 _HEADLINES = 3
 _FOLDED_FROM = 24  # rows of a table
-_escape = html.escape
 
 
 def write_report(
@@ -46,6 +46,11 @@ def write_report(
     with written_whole(path) as file:
         file.write_text(page)
     return path
+
+
+def _escape(text: str) -> str:
+    """Returns text as HTML shows it; captions are strangers', and may hold control characters."""
+    return html.escape(printable_lines(text))
 
 
 def _section(folder: epath.Path, name: str, result: Result) -> str:

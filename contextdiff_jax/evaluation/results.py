@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from contextdiff_jax.atomic_write import written_whole
+from contextdiff_jax.printable import printable_json
 
 _FORMAT = 1
 RESULTS = "results.json"
@@ -118,7 +119,7 @@ def write_results(
         "results": {name: dataclasses.asdict(result) for name, result in results.items()},
     }
     with written_whole(folder / RESULTS) as file:
-        file.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+        file.write_text(printable_json(content, indent=1))
     for name, result in results.items():
         for table in result.tables:
             stem = name if table.name == name else f"{name}_{table.name}"

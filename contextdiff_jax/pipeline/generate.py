@@ -11,7 +11,6 @@ The same call goes on where it was stopped, and ends in the pictures of an undis
 import concurrent.futures
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pictures import to_uint8, write_png
 from contextdiff_jax.pipeline import manifest
 from contextdiff_jax.pipeline.cascade import Cascade, Stage
+from contextdiff_jax.printable import printable_json
 from contextdiff_jax.training.interruption import Interrupted, Vote, Watch
 from contextdiff_jax.training.progress import ProgressLog
 
@@ -102,7 +102,7 @@ def generate(
         _manifest(cascade, networks, captions, noise),
         "pictures",
         subfolders=names,
-        texts={"captions.json": json.dumps(list(captions), indent=0, ensure_ascii=False)},
+        texts={"captions.json": printable_json(list(captions), indent=0)},
     )
     done = _finished(folder / names[-1], len(captions))
     distributed.wait_for_all(f"{folder} is looked through")

@@ -93,7 +93,7 @@ class Worker:
         path = self.job.folder / shards.PROMPTS
         entries = {}
         if path.exists():
-            entries = shards.unpack(shards.read_record(shards.open_records(path), path, 0))
+            entries = shards.read_entries(shards.open_records(path), path, 0)
         prompts = self.job.config.runs[self.job.run].preview.prompts
         new = [text for text in prompts if shards.caption_digest(text) not in entries]
         if new or not path.exists():

@@ -304,6 +304,19 @@ def test_captions():
     )
 
 
+def nested(levels: int):
+    """A caption in so many lists and mappings."""
+    value = "caption"
+    for level in range(levels):
+        value = [value] if level % 2 else {"text": value}
+    return value
+
+
+def test_captions_up_to_the_limits():
+    assert decode.decode_captions(nested(16), "k")[0] == ("caption",)
+    assert decode.decode_captions("w" * 100_000, "k")[0] == ("w" * 100_000,)
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
@@ -315,6 +328,10 @@ def test_captions():
         (["", " "], decode.CAPTION_BLANK),
         (3, decode.CAPTION_NOT_TEXT),
         ({"id": 3}, decode.CAPTION_NOT_TEXT),
+        (nested(17), decode.CAPTION_NOT_TEXT),
+        (nested(50_000), decode.CAPTION_NOT_TEXT),
+        ("w" * 100_001, decode.CAPTION_LONG),
+        (["short", b"w" * 100_001], decode.CAPTION_LONG),
     ],
 )
 def test_unusable_captions(value, reason):

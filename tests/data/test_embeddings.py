@@ -1,6 +1,7 @@
 """Stored text tokens: what is written is read back, and nothing else is taken for it."""
 
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -164,3 +165,44 @@ def test_a_full_disk_leaves_no_half_file(tmp_path):
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     assert "could not be written" in done.stdout and "File too large" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("record", "sentence"),
+    [
+        (b"\xc1", "is damaged at record 0"),
+        (b"\x93\x01\x02\x03", "is damaged at record 0"),
+        (shards.pack_entries({shards.caption_digest("0.0"): {"clip": b"12345678"}}), "text tokens"),
+        (
+            shards.pack_entries({shards.caption_digest("0.0"): {"text": b"123", "clip": b""}}),
+            "text tokens",
+        ),
+        (
+            shards.pack_entries({shards.caption_digest("0.0"): {"text": bytes(112), "clip": b""}}),
+            "holds 7 text tokens of one text: must be at most 6",
+        ),
+    ],
+)
+def test_a_damaged_record_is_one_sentence(write, list_source, record, sentence):
+    folder = write(list_source(4))
+    path = folder / "00000-of-00001.array_record"
+    shards.write_records(path, [record, *[shards.pack([])] * 3])
+    with pytest.raises(DataError, match=sentence) as caught:
+        Embeddings(folder).read(0, "0.0")
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("samples", 1e999), ("shard_size", 0), ("dtype", "x"), ("encoders", {"text": {"width": 1}})],
+)
+def test_metadata_that_cannot_be_right(write, list_source, key, value):
+    folder = write(list_source(4))
+    path = folder / shards.METADATA
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(DataError, match="metadata.json is no description of embeddings"):
+        Embeddings(folder)
+    for text in ("[" * 100_000, "[]", "\x00"):
+        path.write_text(text)
+        with pytest.raises(DataError, match="metadata.json is no description of embeddings"):
+            Embeddings(folder)

@@ -3,7 +3,9 @@
 import json
 import threading
 
-from contextdiff_jax.data.example import SkipReport
+import pytest
+
+from contextdiff_jax.data.example import DamagedSample, SkipReport, sample_at_fault
 
 
 def test_counts_by_reason_with_the_first_names():
@@ -63,3 +65,37 @@ def test_threads_lose_no_count():
     for thread in threads:
         thread.join()
     assert report.total == 250 * 7 + 500
+
+
+HOSTILE = "a\x1b]0;pwned\x07\u202e\x9b31m\nforged"
+
+
+def test_names_cannot_command_a_terminal_or_forge_a_line():
+    report = SkipReport()
+    report.skip("truncated", HOSTILE)
+    report.repair(("latin",), HOSTILE)
+    report.damaged_file("empty", "x" * 10_000)
+    assert all(line.isprintable() for line in report.summary())
+    assert report.summary()[1] == (
+        "skipped: 1 x truncated (a\\x1b]0;pwned\\x07\\u202e\\x9b31m\\nforged)"
+    )
+    assert len(report.files["empty"].names[0]) == 200
+    damaged = DamagedSample(HOSTILE, "truncated")
+    assert str(damaged).isprintable() and damaged.key.isprintable()
+
+
+@pytest.mark.parametrize(
+    "error", [RecursionError(), OverflowError(), AssertionError(), OSError(22, "x"), KeyError("k")]
+)
+def test_whatever_a_sample_raises_is_its_fault(error):
+    with pytest.raises(DamagedSample) as caught, sample_at_fault(HOSTILE):
+        raise error
+    assert caught.value.reason == f"cannot be decoded ({type(error).__name__})"
+    assert caught.value.__cause__ is error and caught.value.key.isprintable()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt(), DamagedSample("k", "blank")])
+def test_what_is_not_its_fault_or_is_named_already_stays(error):
+    with pytest.raises(type(error)) as caught, sample_at_fault("k"):
+        raise error
+    assert caught.value is error

@@ -10,7 +10,7 @@ from PIL import Image
 from contextdiff_jax.data import decode
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, DataError, SkipReport
-from contextdiff_jax.data.folder import BAD_LINE, NO_FILE_NAME, FolderSource
+from contextdiff_jax.data.folder import BAD_LINE, METADATA, NO_FILE_NAME, FolderSource
 from contextdiff_jax.data.listed_files import (
     MISSING,
     NO_NAME,
@@ -167,6 +167,20 @@ def test_pixels_are_limited(tmp_path, picture_bytes):
     assert open_folder(tmp_path, max_pixels=24 * 24)[0][0].image.shape == (16, 16, 3)
     with pytest.raises(DamagedSample, match=decode.IMAGE_HUGE):
         open_folder(tmp_path, max_pixels=24 * 24 - 1)[0][0]
+
+
+def test_rows_nested_without_end_and_infinite_numbers(tmp_path, picture_bytes):
+    deep = "[" * 100_000 + "]" * 100_000
+    write(tmp_path, [{"file_name": "s.png", "text": "sound"}], picture_bytes)
+    with (tmp_path / METADATA).open("a") as file:
+        file.write(f'\n{{"file_name": "0.png", "text": {deep}}}\n')
+        file.write(f'{{"file_name": "1.png", "text": {"[" * 60}"x"{"]" * 60}}}\n')
+        file.write('{"file_name": "2.png", "text": 1e999}\n{"file_name": 1e999, "text": "x"}\n')
+    source, report = open_folder(tmp_path)
+    assert len(source) == 1 and source.captions(0) == ("sound",)
+    assert report.files[BAD_LINE].names == ("metadata.jsonl line 2",)
+    assert report.skipped[decode.CAPTION_NOT_TEXT].names == ("1.png", "2.png")
+    assert report.skipped[NO_FILE_NAME].names == ("line 5",)
 
 
 def test_splits(tmp_path, picture_bytes):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from contextdiff_jax.data import decode, shard_index, tar_index
+from contextdiff_jax.data import decode, index_cache, shard_index, tar_index
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, DataError, SkipReport
 from contextdiff_jax.data.pipeline import make_batches
@@ -72,13 +72,15 @@ def test_an_index_that_cannot_be_kept_keeps_nobody_from_reading(tiny_shards, tmp
     def full(index, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shard_index, "_save", full)
+    monkeypatch.setattr(index_cache, "_save", full)
     assert len(open_shards(tiny_shards, tmp_path)[0])
 
 
 def test_original_size_unknown_is_counted(tmp_path, picture_bytes, write_tar):
     members = []
-    for key, row in (("a", b"{"), ("b", b"{}"), ("c", b'{"original_width": null}'), ("d", None)):
+    infinite = b'{"original_width": 1e999, "original_height": Infinity}'
+    rows = (b"{", b"{}", b'{"original_width": null}', None, infinite, b"[" * 100_000)
+    for key, row in zip("abcdfg", rows, strict=True):
         members += [(f"{key}.png", picture_bytes(9)), (f"{key}.txt", b"c")]
         members += [] if row is None else [(f"{key}.json", row)]
     row = json.dumps({"original_width": 400, "original_height": 400}).encode()
@@ -86,7 +88,7 @@ def test_original_size_unknown_is_counted(tmp_path, picture_bytes, write_tar):
     write_tar(tmp_path / "0.tar", members)
     source, report = open_shards(tmp_path, tmp_path / "cache", min_original_side=1)
     assert len(source) == 1 and source[0].captions == ("the one",)
-    assert report.counts() == {shard_index.ORIGINAL_UNKNOWN: 4}
+    assert report.counts() == {shard_index.ORIGINAL_UNKNOWN: 6}
 
 
 def test_order_of_members_and_long_names(tmp_path, picture_bytes, write_tar):
@@ -220,9 +222,9 @@ def test_index_is_cached_per_file(tiny_shards, tmp_path, monkeypatch, picture_by
     _, report = open_shards(shards, cache)
     assert len(list(cache.iterdir())) == 3
     scanned = []
-    scan = shard_index.scan_shard
+    scan = index_cache.scan_shard
     monkeypatch.setattr(
-        shard_index, "scan_shard", lambda *args: scanned.append(args[1]) or scan(*args)
+        index_cache, "scan_shard", lambda *args: scanned.append(args[1]) or scan(*args)
     )
     source, again = open_shards(shards, cache)
     assert scanned == [] and len(source) == 9 and source[8].captions == ("sample 8",)
@@ -312,6 +314,66 @@ def test_bucket_paths_are_read_through_epath(tiny_shards, tmp_path, monkeypatch)
     for i in (8, 0, 5):
         assert source.captions(i) == (f"sample {i}",) and (source[i].image == 20 * i).all()
     assert not source._files._files
+
+
+def test_a_disk_that_fails_ends_the_run_and_a_sample_that_does_not(
+    tiny_shards, tmp_path, monkeypatch
+):
+    source, _ = open_shards(tiny_shards, tmp_path)
+
+    def fail(error):
+        def raising(*_):
+            raise error
+
+        return raising
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "to_square", fail(ZeroDivisionError()))
+        report = SkipReport()
+        config = config_for(tiny_shards, tmp_path)
+        batches = make_batches(source, config, 1, seed=0, report=report)
+        with pytest.raises(DataError, match=r"9 x cannot be decoded \(ZeroDivisionError\)"):
+            next(batches)
+        batches.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "decode_captions", fail(ZeroDivisionError()))
+        with pytest.raises(DamagedSample, match=r"00000/00000: cannot be decoded"):
+            source.captions(0)
+    monkeypatch.setattr(source._files, "read", fail(OSError(5, "Input/output error")))
+    for read in (source.__getitem__, source.captions):
+        with pytest.raises(OSError, match="Input/output error"):
+            read(0)
+
+
+def test_what_lies_between_image_and_caption_is_not_read(
+    tmp_path, picture_bytes, write_tar, monkeypatch
+):
+    """A film with the same key, say: more than one reading can give."""
+    members = [("a.png", picture_bytes(7)), ("a.mp4", bytes(3 << 20)), ("a.txt", b"caption")]
+    write_tar(tmp_path / "0.tar", members)
+    source, _ = open_shards(tmp_path, tmp_path / "cache")
+    read = source._files.read
+    sizes = []
+    monkeypatch.setattr(source._files, "read", lambda *args: sizes.append(args[2]) or read(*args))
+    assert (source[0].image == 7).all() and source[0].captions == ("caption",)
+    assert sum(sizes) < 5000
+
+
+def test_members_that_are_too_large_are_counted(tmp_path, picture_bytes, write_tar, monkeypatch):
+    limits = {shard_index.IMAGE_LARGE: 2000, shard_index.CAPTION_LARGE: 50}
+    monkeypatch.setattr(shard_index, "MOST_BYTES", limits)
+    large = json.dumps({"original_width": 900, "original_height": 900}).encode() + b" " * 50
+    members = [
+        *(("a.png", picture_bytes(1) + bytes(2000)), ("a.txt", b"c"), ("a.json", b"{}")),
+        *(("b.png", picture_bytes(1)), ("b.txt", b"c" * 51), ("b.json", b"{}")),
+        *(("c.png", picture_bytes(1)), ("c.txt", b"c"), ("c.json", large)),
+        *(("d.png", picture_bytes(1)), ("d.txt", b"c"), ("d.json", b"{}")),
+    ]
+    write_tar(tmp_path / "0.tar", members)
+    source, report = open_shards(tmp_path, tmp_path / "cache")
+    assert len(source) == 2 and report.counts() == dict.fromkeys(limits, 1)
+    with pytest.raises(DataError):
+        open_shards(tmp_path, tmp_path / "cache", min_original_side=1)
 
 
 def test_more_shards_than_files_stay_open(tmp_path, picture_bytes, write_tar, monkeypatch):

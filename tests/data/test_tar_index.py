@@ -108,7 +108,106 @@ def test_sizes_of_8_gib_and_more():
     info = tarfile.TarInfo("big.jpg")
     info.size = 9 * 2**30
     gnu = info.tobuf(tarfile.GNU_FORMAT)
-    assert tar_index._size(gnu) == 9 * 2**30
+    assert tar_index.own_size(gnu) == 9 * 2**30
     pax = info.tobuf(tarfile.PAX_FORMAT)
     found = listing(pax + b"x" * 100)
     assert found.partial == ["big.jpg"] and found.damage == tar_index.TRUNCATED
+
+
+def forged(data: bytes, field: int, value: bytes, header: int = 0) -> bytes:
+    """The archive with a field of a header replaced and its checksum right."""
+    block = bytearray(data[header : header + 512])
+    block[field : field + len(value)] = value
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return data[:header] + bytes(block) + data[header + 512 :]
+
+
+class CountingWindow(tar_index.Window):
+    """Refuses more readings than a listing that goes forwards can need."""
+
+    def __init__(self, data: bytes):
+        super().__init__(io.BytesIO(data), len(data))
+        self.left, self.largest = 2 + 2 * len(data) // 512, 0
+
+    def read(self, offset: int, count: int) -> bytes:
+        self.left -= 1
+        self.largest = max(self.largest, count)
+        assert self.left >= 0, "the listing goes in circles"
+        return super().read(offset, count)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"-0000001000\0", b"-7777777777\0", b"+0000001000\0", b"0000_00010\0\0", b"\xff" * 12],
+)
+def test_only_a_whole_number_is_a_size(value):
+    data = make(MEMBERS[:3])
+    for header, members, damage in ((0, 0, tar_index.NOT_A_TAR), (1536, 1, tar_index.CORRUPT)):
+        found = tar_index.list_members(CountingWindow(forged(data, 124, value, header)))
+        assert (len(found.members), found.damage) == (members, damage)
+
+
+@pytest.mark.parametrize("value", [b"77777777777\0", b"\x80" + b"\xff" * 11])
+def test_a_size_beyond_the_file_is_a_cut_off_member(value):
+    found = tar_index.list_members(CountingWindow(forged(make(MEMBERS[:3]), 124, value)))
+    assert found.damage == tar_index.TRUNCATED and found.partial == ["a.jpg"]
+
+
+def pax(records: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """An archive that begins with an extended header of these records."""
+    info = tarfile.TarInfo("extended")
+    info.type, info.size = kind, len(records)
+    padded = records.ljust(-(-len(records) // 512) * 512, b"\0")
+    return info.tobuf(tarfile.USTAR_FORMAT) + padded + make(MEMBERS[:2])
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        b"4513 size=" + b"9" * 4502 + b"\n",  # Python reads no number of more than 4,300 digits
+        *(b"12 size=-512\n", b"13 size=1e300\n", b"10 size=\n\n\n", b"3 size=1\n", b"99 path=a\n"),
+        *(b"10 path=abc", b"=" * 700, b"9" * 700),
+    ],
+)
+def test_a_pax_record_that_is_none_is_a_corrupt_header(records):
+    found = tar_index.list_members(CountingWindow(pax(records)))
+    assert found.members == [] and found.damage == tar_index.CORRUPT
+
+
+def test_many_pax_records_are_gone_over_once():
+    """A byte string that counts what is copied of it: the rest, for every record, takes minutes."""
+
+    class Counted(bytes):
+        copied = 0
+
+        def __getitem__(self, key):
+            found = super().__getitem__(key)
+            Counted.copied += len(found) if isinstance(key, slice) else 1
+            return Counted(found) if isinstance(key, slice) else found
+
+    records = Counted(b"5 a=\n" * 20_000 + b"12 path=new\n")
+    assert tar_index._extension(b"x", records) == {"path": "new"}
+    assert Counted.copied < 2 * len(records)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_an_extended_header_as_large_as_a_file_is_not_read(kind):
+    window = CountingWindow(pax(b"1048590 comment=".ljust(1048589, b"x") + b"\n", kind))
+    found = tar_index.list_members(window)
+    assert found.damage == tar_index.CORRUPT and window.largest == 512
+    allowed = pax(b"1000000 comment=".ljust(999_999, b"x") + b"\n", kind)
+    assert tar_index.list_members(CountingWindow(allowed)).damage is None
+
+
+def test_a_pax_size_is_of_the_member_not_of_another_header():
+    """As in tarfile, where a GNU long name stands between."""
+    long = tarfile.TarInfo("long")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 4
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 13
+    head = info.tobuf(tarfile.USTAR_FORMAT) + b"13 size=1000\n".ljust(512, b"\0")
+    head += long.tobuf(tarfile.USTAR_FORMAT) + b"new\0".ljust(512, b"\0")
+    found = listing(head + forged(make(MEMBERS[:2]), 124, b"00000000000\0"))
+    assert found.damage is None
+    assert [(member.name, member.size) for member in found.members] == [("new", 1000), ("a.txt", 0)]

@@ -149,3 +149,22 @@ def test_adapter_on_plain_records(picture_bytes):
         assert (caught.value.key, caught.value.reason) == (f"tiny/train/{index}", reason)
     with pytest.raises(DataError, match="no sample in tfds tiny"):
         TfdsSource([], config_for(""), {})
+
+
+def test_a_sample_without_a_label_has_no_caption(picture_bytes):
+    """TFDS marks it by -1, which as an index is the last class."""
+    records = [{"image": picture_bytes(10), "label": np.int64(label)} for label in (1, -1, 7)]
+    names = {"label": ["cat", "dog"].__getitem__}
+    source = TfdsSource(records, config_for("", caption_fields=("label",)), names)
+    assert source.captions(0) == source[0].captions == ("dog",)
+    for index, reason in ((1, decode.CAPTION_MISSING), (2, "cannot be decoded (IndexError)")):
+        for read in (source.__getitem__, source.captions):
+            with pytest.raises(DamagedSample) as caught:
+                read(index)
+            assert caught.value.reason == reason
+
+
+def test_a_record_without_its_features_is_a_damaged_sample():
+    source = TfdsSource([{"caption": b"c"}], config_for(""), {})
+    with pytest.raises(DamagedSample, match=r"tiny/train/0: cannot be decoded \(KeyError\)"):
+        source[0]

@@ -45,7 +45,9 @@ def test_snr_weight_is_exactly_one_on_eps_and_min_snr_at_most_one():
     t = np.arange(1, 1001)
     np.testing.assert_array_equal(loss_weight("snr", "eps", schedule, t), np.ones(1000))
     assert float(jnp.max(loss_weight("min_snr_5", "eps", schedule, t))) == 1
-    np.testing.assert_allclose(loss_weight("snr_plus_1", "v", schedule, t), np.ones(1000), rtol=1e-6)
+    np.testing.assert_allclose(
+        loss_weight("snr_plus_1", "v", schedule, t), np.ones(1000), rtol=1e-6
+    )
     for name in DEFINITION:
         for kind in ("x0", "eps", "v"):
             assert np.isfinite(loss_weight(name, kind, schedule, t)).all()
@@ -54,7 +56,7 @@ def test_snr_weight_is_exactly_one_on_eps_and_min_snr_at_most_one():
 def test_no_weight_at_zero_and_unknown_names_are_refused():
     schedule = make_schedule("cosine", 10)
     assert np.isnan(loss_weight("x0", "x0", schedule, np.array(0)))
-    with pytest.raises(ValueError, match="'minsnr'.*x0, snr, snr_plus_1, min_snr_5, min_snr_5_plus_1, p2"):
+    with pytest.raises(ValueError, match="'minsnr'.*x0, snr, snr_plus_1, min_snr_5, .*p2"):
         loss_weight("minsnr", "x0", schedule, T)
     with pytest.raises(ValueError, match="'epsilon'"):
         loss_weight("snr", "epsilon", schedule, T)

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+from contextdiff_jax.encoders import tokenizers
 from contextdiff_jax.encoders.tokenizers import load_tokenizer, train_tokenizer
 
 CAT = [49406, 320, 1125, 539, 320, 2368, 49407]
@@ -230,3 +231,35 @@ def test_a_copied_vocabulary_has_the_same_identity(clip_files, tmp_path):
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(clip_files / name, tmp_path)
     assert load_tokenizer(tmp_path, 30).identity == load_tokenizer(clip_files).identity
+
+
+def test_words_without_end_are_trained_on_in_pieces(tmp_path, monkeypatch, caplog):
+    """Training takes the square of a word's length: 80,000 letters took minutes."""
+    longest = []
+    train = tokenizers._train_bpe
+
+    def measured(captions, most):
+        longest.extend(len(word) for caption in captions for word in caption.split())
+        return train(captions, most)
+
+    monkeypatch.setattr(tokenizers, "_train_bpe", measured)
+    letters = np.random.default_rng(0).integers(97, 123, 80_000).astype(np.uint8).tobytes().decode()
+    strange = [letters, "\u00a0".join(["nbsp"] * 1000), "\x1c" * 5000, "x" * 256]
+    tokenizer = train_tokenizer([*CAPTIONS, *strange], 300, 12, tmp_path)
+    assert max(longest) == 256 and sum(longest) < 5 * 2000
+    assert caplog.messages == [
+        "tokenizer: of 3 captions the first 2000 characters are trained on, "
+        "3 words of more than 256 characters in pieces"
+    ]
+    ids, mask = tokenizer([letters, "a red cat"])
+    assert mask.all(1).tolist() == [True, False] and ids[0, -1] == tokenizer.eot_token_id
+
+
+def test_captions_of_common_length_are_trained_on_as_they_are(caplog):
+    captions = [*CAPTIONS, "word " * 399, "x" * 256, "\u00e9\t a\n b"]
+    assert tokenizers._bounded(captions) == captions and not caplog.records
+
+
+def test_what_a_warning_names_cannot_command_a_terminal(trained, caplog):
+    trained(["a " * 20 + "\x1b[31mred\u202e"], warn=True)
+    assert "\\x1b[31mred\\u202e" in caplog.messages[0] and caplog.messages[0].isprintable()
