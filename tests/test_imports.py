@@ -14,14 +14,25 @@ PACKAGE = ROOT / "contextdiff_jax"
 ALLOWED = {
     "diffusion": set(),
     "networks": {"diffusion"},
-    "encoders": {"networks", "atomic_write"},
-    "data": {"atomic_write"},
+    "encoders": {"networks", "atomic_write", "finite", "json_files", "limits", "scalars"},
+    "data": {"atomic_write", "json_files", "scalars"},
     "parallel": {"networks"},  # the table of logical axis names
     "training": {"parallel", "pictures", "atomic_write"},
     "sampling": {"diffusion"},
     "tasks": {"diffusion", "networks", "encoders", "sampling", "training"},
     # Encoders to compare images by; the bound, of networks as functions.
-    "evaluation": {"atomic_write", "data", "diffusion", "encoders", "sampling"},
+    "evaluation": {
+        *(
+            "atomic_write",
+            "data",
+            "diffusion",
+            "encoders",
+            "finite",
+            "json_files",
+            "sampling",
+            "scalars",
+        )
+    },
 }
 FORBIDDEN = {"diffusion": {"flax"}, "sampling": {"flax"}, "data": {"jax", "flax"}}
 

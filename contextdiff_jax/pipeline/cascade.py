@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 from tqdm import tqdm
 
-from contextdiff_jax.config import Config, RunConfig, SamplesConfig, from_config_dict
+from contextdiff_jax.config import Config, RunConfig, SamplesConfig
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.audit import audit, report
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
@@ -86,17 +86,17 @@ class Cascade:
         Raises CheckpointError when the encoders found are not the ones trained with, ValueError
         for a sampler setting that does not exist, or weights that cannot fit the devices.
         """
-        content, locate = read_export(folder)
-        config = from_config_dict(content["config"])
+        export, locate = read_export(folder)
+        config = export.config
         if dtype is not None:
             config = dataclasses.replace(config, dtype=dtype)
         mesh = _sampling_mesh(config)
-        overrides = parse_overrides(sampler, list(content["stages"]))
+        overrides = parse_overrides(sampler, list(export.stages))
         conditioning = build_conditioning(config, locate)
         placed = _Placed(config, mesh)
         stages = []
-        for name, recorded in content["stages"].items():
-            _check_encoders(conditioning, name, recorded["encoders"])
+        for name, recorded in export.stages.items():
+            _check_encoders(conditioning, name, recorded.encoders)
             run = _for_this_machine(config.runs[name])
             task = diffusion_task(config, run, conditioning)
             if not stages:
