@@ -145,25 +145,35 @@ def _check(
     where: str,
 ) -> None:
     expected = {part.name: part.shape for part in parts}
-    missing = sorted(set(expected) - set(tensors))
-    unexpected = sorted(name for name in set(tensors) - set(expected) if not ignored(name))
-    shaped = [
-        f"{name} is {tensors[name].shape}, must be {shape}"
-        for name, shape in expected.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-    typed = [
+    mistyped = [
         f"{name} is {tensors[name].dtype}, must be one of {', '.join(FLOATS)}"
         for name in expected
         if name in tensors and tensors[name].dtype not in FLOATS
     ]
+    found = {name: tensor.shape for name, tensor in tensors.items() if not ignored(name)}
+    check_fit(expected, found | {n: tensors[n].shape for n in expected if n in tensors}, where)
+    if mistyped:
+        raise ValueError(f"tensors of {where} cannot be read: {listed(mistyped)}")
+
+
+def check_fit(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Raises ValueError naming missing, unexpected and mis-shaped tensors, the first few of each.
+
+    expected, found: shapes by name. where: the source.
+    """
+    shaped = [
+        f"{name} is {found[name]}, must be {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
     problems = [
         f"{len(names)} {kind}: {listed(names)}"
         for kind, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
+            ("missing", sorted(set(expected) - set(found))),
+            ("unexpected", sorted(set(found) - set(expected))),
             ("of another shape", shaped),
-            ("of another type", typed),
         )
         if names
     ]

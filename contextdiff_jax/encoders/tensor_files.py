@@ -104,10 +104,15 @@ def _read(file: Any, name: str, path: pathlib.Path) -> np.ndarray:
 def read_floats(name: str, tensor: Tensor, where: str) -> np.ndarray:
     """Returns a tensor of one of FLOATS; ValueError, naming it, where a value is not finite."""
     array = tensor.read()
+    check_finite(name, array, where)
+    return array
+
+
+def check_finite(name: str, array: np.ndarray, where: str) -> None:
+    """Raises ValueError, naming the tensor, where a value of it is NaN or infinite."""
     if not all_finite(array):
         wrong = array.size - int(np.isfinite(array).sum())
         raise ValueError(f"{name} of {where} holds {wrong} NaN or infinite values of {array.size}")
-    return array
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -126,7 +126,7 @@ FILES = {
         f"{KERNEL} is (), must be",
     ),
     **{
-        dtype: (as_dtype(dtype), f"1 of another type: {KERNEL} is {shown}")
+        dtype: (as_dtype(dtype), f"cannot be read: {KERNEL} is {shown}")
         for dtype, shown in (("int8", "I8"), ("int64", "I64"), ("float64", "F64"), ("bool", "BOOL"))
     },
     "FIFO": (fifo(WEIGHTS), "has neither model.safetensors nor"),
