@@ -23,6 +23,7 @@ ALLOWED = {
     # Encoders to compare images by; the bound, of networks as functions.
     "evaluation": {
         *(
+            "array_files",
             "atomic_write",
             "data",
             "diffusion",
