@@ -24,7 +24,7 @@ from etils import epath
 from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.data.example import DataError, SkipReport
 from contextdiff_jax.json_files import read_object
-from contextdiff_jax.scalars import read_scalar, shown
+from contextdiff_jax.scalars import read_scalar
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 PROMPTS = "prompts.array_record"
@@ -115,11 +115,11 @@ def read_metadata(folder: epath.Path) -> Metadata | None:
 
 def _check(metadata: Metadata) -> None:
     """Raises ValueError naming what `Metadata.write` never wrote."""
-    for name in ("source", "compute_dtype"):
+    for name in ("source", "dtype", "compute_dtype"):
         read_scalar(str, getattr(metadata, name), name)
     read_scalar(bool, metadata.finished, "finished")
     if metadata.dtype not in DTYPES:
-        raise ValueError(f"dtype = {shown(metadata.dtype)}: must be one of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype = {metadata.dtype!r}: must be one of {', '.join(DTYPES)}")
     sizes = {"samples": metadata.samples, "shard_size": metadata.shard_size}
     for name, encoder in metadata.encoders.items():
         read_scalar(str, encoder.identity, f"encoders.{name}.identity")

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -80,6 +81,9 @@ class Result:
         Raises ValueError, KeyError or TypeError for what it did not make, and for names of files
         that would lie outside the output folder.
         """
+        for name in ("tables", "figures", "galleries", "warnings"):
+            if not isinstance(content[name], (list, tuple)):
+                raise TypeError(f"{name} = {shown(content[name])} is no list")
         parts = {
             "tables": tuple(
                 Table(**table | {"columns": tuple(table["columns"]), "rows": _rows(table["rows"])})
@@ -98,15 +102,19 @@ class Result:
 
 
 def _check(result: Result) -> None:
-    for texts in (
-        (result.title, result.summary, *result.warnings),
-        *((table.name, table.note, *table.columns) for table in result.tables),
-        *((figure.file, figure.caption) for figure in result.figures),
-        *((part.title, *(t for item in part.items for t in item)) for part in result.galleries),
+    """Raises TypeError or ValueError for what no measurement writes."""
+    for text in (
+        *(result.title, result.summary, *result.warnings),
+        *(text for table in result.tables for text in (table.name, table.note, *table.columns)),
+        *(text for figure in result.figures for text in (figure.file, figure.caption)),
+        *(
+            text
+            for part in result.galleries
+            for text in (part.title, *itertools.chain(*part.items))
+        ),
     ):
-        for text in texts:
-            if not isinstance(text, str):
-                raise TypeError(f"{shown(text)} is no text")
+        if not isinstance(text, str):
+            raise TypeError(f"{shown(text)} is no text")
     for name in ("values", "protocol"):
         if not isinstance(getattr(result, name), dict):
             raise TypeError(f"{name} = {shown(getattr(result, name))} is no object")
@@ -114,11 +122,13 @@ def _check(result: Result) -> None:
         _check_file(f"{table.name}.csv", plain=True)
         if any(len(row) != len(table.columns) for row in table.rows):
             raise ValueError(f"a row of table {table.name} has another length than its columns")
-    for file in (
-        *(figure.file for figure in result.figures),
-        *(item[0] for gallery in result.galleries for item in gallery.items),
-    ):
-        _check_file(file)
+    for figure in result.figures:
+        _check_file(figure.file)
+    for gallery in result.galleries:
+        for item in gallery.items:
+            if len(item) != 2:
+                raise ValueError(f"{shown(item)} is no file with its caption")
+            _check_file(item[0])
 
 
 def _check_file(name: str, plain: bool = False) -> None:
