@@ -9,7 +9,8 @@ _MOST_SHOWN = 200  # characters
 def read_scalar(expected: type, value: Any, where: str) -> Any:
     """Returns `value` as int, float, bool or str; `where` is its key, for the message.
 
-    Raises ValueError where it is of another type, or NaN or infinite. An int may stand for a float.
+    Raises ValueError where it is of another type, an int beyond 64 bits, or NaN or infinite. An int
+    may stand for a float.
     """
     # bool is an int in Python: only an exact match keeps `steps=True` out.
     if expected is float and type(value) is int and abs(value) < 2**63:
@@ -17,8 +18,10 @@ def read_scalar(expected: type, value: Any, where: str) -> Any:
     if type(value) is not expected:
         kind = type(value).__name__
         raise ValueError(f"{where} = {shown(value)}: must be {expected.__name__}, is {kind}")
+    if expected is int and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{where} = {shown(value)}: must fit into 64 bits")
     if expected is float and not math.isfinite(value):
-        raise ValueError(f"{where} = {value}: must be a finite number")
+        raise ValueError(f"{where} = {value}: must be finite")
     return value
 
 
