@@ -20,10 +20,12 @@ _CHUNK = 2**17  # numbers at a time, which stay in a core's cache
 
 
 def all_finite(array: np.ndarray) -> bool:
-    """Whether no value of an array of 16, 32 or 64 bit floats, bfloat16 too, is NaN or infinite.
+    """Whether no value of an array of floats, bfloat16 too, is NaN or infinite.
 
     Reads some 8 GB/s, several times what numpy.isfinite does for 16 bits.
     """
+    if array.dtype.name not in _EXPONENTS or not array.dtype.isnative:
+        return bool(np.isfinite(array).all())
     kind, exponent = _EXPONENTS[array.dtype.name]
     bits = np.ascontiguousarray(array).reshape(-1).view(kind)
     masked = np.empty(min(_CHUNK, bits.size), kind)

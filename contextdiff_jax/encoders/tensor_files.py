@@ -56,10 +56,8 @@ def open_folder(folder: str | pathlib.Path, stem: str = "model") -> dict[str, Te
 
 
 def _is_file_name(name: Any) -> bool:
-    return isinstance(name, str) and name.endswith(".safetensors") and _is_plain(name)
-
-
-def _is_plain(name: str) -> bool:
+    if not isinstance(name, str) or not name.endswith(".safetensors"):
+        return False
     return len(name) <= 255 and name.isprintable() and not {"/", "\\"} & set(name)
 
 
