@@ -2,11 +2,13 @@
 
 A config file builds a `Config` and returns `to_config_dict(config)`, so that every key can be
 overridden on the command line (`--config.runs.base.steps=100`). `from_config_dict` reads the
-result back, refusing unknown keys, wrong types and values outside a choice with one sentence.
+result back, refusing unknown keys, wrong types, values outside a choice and sizes above
+`limits.LIMITS` with one sentence.
 `validate` (in `validation.py`) then checks what depends on several keys or on the machine.
 """
 
 import dataclasses
+import re
 import types
 import typing
 from typing import Any, Literal
@@ -15,9 +17,11 @@ import ml_collections
 
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.encoders.clip import CLIPConfig
+from contextdiff_jax.limits import check_limits
 from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, UNetConfig
 from contextdiff_jax.parallel.mesh import MeshConfig
 from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.scalars import read_scalar, shown
 from contextdiff_jax.tasks.config import DiffusionConfig
 from contextdiff_jax.training.optimizer import OptimizerConfig
 
@@ -137,6 +141,9 @@ class Config:
     samples: SamplesConfig = SamplesConfig()
 
 
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
 class ConfigError(ValueError):
     """A key of the config is unknown, missing, of a wrong type or of a value not allowed."""
 
@@ -149,9 +156,13 @@ def to_config_dict(config: Config) -> ml_collections.ConfigDict:
 def from_config_dict(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
     """Returns the typed config, or raises ConfigError naming the key, its value and the choice."""
     values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    read = _read(Config, values, "config")
-    runs = {name: _with_data_path(run, read.data_path) for name, run in read.runs.items()}
-    return dataclasses.replace(read, runs=runs)
+    return with_data_path(_read(Config, values, "config"))
+
+
+def with_data_path(config: Config) -> Config:
+    """Returns the config with its data_path in every run that names none itself."""
+    runs = {name: _with_data_path(run, config.data_path) for name, run in config.runs.items()}
+    return dataclasses.replace(config, runs=runs)
 
 
 def _with_data_path(run: RunConfig, path: str) -> RunConfig:
@@ -175,24 +186,28 @@ def _read(expected: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         choices = typing.get_args(expected)
         if value not in choices:
-            raise ConfigError(f"{where} = {value!r}: must be one of {_listing(choices)}")
+            raise ConfigError(f"{where} = {shown(value)}: must be one of {_listing(choices)}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where} = {value!r}: must be a tuple, is {_type_name(value)}")
+            raise ConfigError(f"{where} = {shown(value)}: must be a tuple, is {_type_name(value)}")
         inner = typing.get_args(expected)[0]
         return tuple(_read(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
-            raise ConfigError(f"{where} = {value!r}: must be a section, is {_type_name(value)}")
+            raise ConfigError(
+                f"{where} = {shown(value)}: must be a section, is {_type_name(value)}"
+            )
         inner = typing.get_args(expected)[1]
+        for key in value:
+            check_name(key, where)
         return {key: _read(inner, item, f"{where}.{key}") for key, item in value.items()}
     return _read_scalar(expected, value, where)
 
 
 def _read_section(section: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise ConfigError(f"{where} = {value!r}: must be a section, is {_type_name(value)}")
+        raise ConfigError(f"{where} = {shown(value)}: must be a section, is {_type_name(value)}")
     hints = typing.get_type_hints(section)
     fields = {field.name: field for field in dataclasses.fields(section)}
     unknown = sorted(set(value) - set(fields))
@@ -210,9 +225,14 @@ def _read_section(section: type, value: Any, where: str) -> Any:
     ]
     if missing:
         raise ConfigError(f"{where}.{missing[0]} is missing; it has no default")
-    return section(
+    read = section(
         **{key: _read(hints[key], item, f"{where}.{key}") for key, item in value.items()}
     )
+    try:
+        check_limits(read, where)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return read
 
 
 def _read_optional(expected: Any, value: Any, where: str) -> Any:
@@ -229,14 +249,19 @@ def _read_optional(expected: Any, value: Any, where: str) -> Any:
 
 
 def _read_scalar(expected: type, value: Any, where: str) -> Any:
-    # bool is an int in Python: only an exact match keeps `steps=True` out.
-    if expected is float and type(value) is int:
-        return float(value)
-    if type(value) is not expected:
+    try:
+        return read_scalar(expected, value, where)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_name(name: Any, where: str) -> None:
+    """Raises ConfigError unless a name of `where` is plain: those of runs are names of folders."""
+    if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
         raise ConfigError(
-            f"{where} = {value!r}: must be {expected.__name__}, is {_type_name(value)}"
+            f"{where} has the name {shown(name)}: must be at most 100 letters, digits, _, - and "
+            "., the first of them no - or ."
         )
-    return value
 
 
 def _listing(choices: typing.Iterable[Any]) -> str:

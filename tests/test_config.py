@@ -52,6 +52,13 @@ def test_an_unknown_preset_lists_the_known(name):
         ("runs.base.batch_sise", 3, r"config.runs.base.batch_sise = 3: unknown key"),
         ("runs.base.steps", "many", r"config.runs.base.steps = 'many': must be int, is str"),
         ("runs.base.steps", True, r"config.runs.base.steps = True: must be int, is bool"),
+        ("runs.base.steps", 10**30, r"config.runs.base.steps = 1\d+: must fit into 64 bits"),
+        (
+            "runs.base.optimizer.b1",
+            float("nan"),
+            r"config.runs.base.optimizer.b1 = nan: must be fin",
+        ),
+        ("runs.base.sampler.num_steps", 10**9, r"num_steps = 1000000000: must be at most 10,000"),
         ("runs.base.steps", 0, r"config.runs.base.steps = 0: must be at least 1"),
         ("runs.base.sampler.name", "euler", r"sampler.name = 'euler': must be one of ddpm, ddim"),
         ("runs.base.data.resolution", 17, r"runs.base.data.resolution.*= 17 .*multiple of 2"),

@@ -23,8 +23,9 @@ from etils import epath
 
 from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.data.example import DataError, SkipReport
-from contextdiff_jax.data.json_object import parse_object
+from contextdiff_jax.json_files import read_object
 from contextdiff_jax.printable import printable
+from contextdiff_jax.scalars import read_scalar
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 PROMPTS = "prompts.array_record"
@@ -32,6 +33,8 @@ METADATA = "metadata.json"
 REPORT = "data_report.json"
 
 _FORMAT = 1
+_MOST_SAMPLES = 10**12
+_MOST_TOKEN_SIZE = 2**16  # length of a text, width of a token
 # Tokens hardly compress. One record a group: a sample is read without its neighbours.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
@@ -99,21 +102,34 @@ def read_metadata(folder: epath.Path) -> Metadata | None:
     file = folder / METADATA
     if not file.exists():
         return None
-    content = parse_object(file.read_bytes())
     try:
+        content = read_object(file)
         if content.pop("format") != _FORMAT:
-            raise DataError(f"{file} has another format than {_FORMAT}, which this version reads")
+            raise ValueError(f"its format is not {_FORMAT}, the one this version reads")
         encoders = {name: StoredEncoder(**e) for name, e in content.pop("encoders").items()}
         metadata = Metadata(encoders=encoders, **content)
-        counts = [metadata.samples, metadata.shard_size]
-        counts += [n for encoder in encoders.values() for n in (encoder.max_length, encoder.width)]
-        if metadata.dtype not in DTYPES or not all(isinstance(n, int) and n > 0 for n in counts):
-            raise ValueError("a size or the dtype cannot be right")
-        return metadata
-    except DataError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        _check(metadata)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file} is no description of embeddings: {printable(error)}") from error
+    return metadata
+
+
+def _check(metadata: Metadata) -> None:
+    """Raises ValueError naming what `Metadata.write` never wrote."""
+    for name in ("source", "dtype", "compute_dtype"):
+        read_scalar(str, getattr(metadata, name), name)
+    read_scalar(bool, metadata.finished, "finished")
+    if metadata.dtype not in DTYPES:
+        raise ValueError(f"dtype = {metadata.dtype!r}: must be one of {', '.join(DTYPES)}")
+    sizes = {"samples": metadata.samples, "shard_size": metadata.shard_size}
+    for name, encoder in metadata.encoders.items():
+        read_scalar(str, encoder.identity, f"encoders.{name}.identity")
+        sizes[f"encoders.{name}.max_length"] = encoder.max_length
+        sizes[f"encoders.{name}.width"] = encoder.width
+    for name, size in sizes.items():
+        most = _MOST_TOKEN_SIZE if name.startswith("encoders.") else _MOST_SAMPLES
+        if not 1 <= read_scalar(int, size, name) <= most:
+            raise ValueError(f"{name} = {size}: must be from 1 to {most:,}")
 
 
 def caption_digest(caption: str) -> bytes:

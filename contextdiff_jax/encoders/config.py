@@ -5,6 +5,8 @@ import typing
 from types import MappingProxyType
 from typing import Literal
 
+from contextdiff_jax.limits import check_limits
+
 Activation = Literal["quick_gelu", "gelu"]
 
 
@@ -119,6 +121,7 @@ class CLIPConfig:
 
     def validate(self, where: str = "clip") -> None:
         """Raises ValueError naming the first field (as `where`.field) that makes no model."""
+        check_limits(self, where)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in ("eot_token_id", "norm_eps", "logit_scale_init") else 1
@@ -216,6 +219,24 @@ class T5Config:
     num_buckets: int = 32
     max_distance: int = 128
     norm_eps: float = 1e-6
+
+    def validate(self, where: str = "t5") -> None:
+        """Raises ValueError naming the first field (as `where`.field) that makes no model."""
+        check_limits(self, where)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name == "norm_eps" else 1
+            if value < least:
+                raise ValueError(f"{where}.{field.name} = {value}: must be at least {least}")
+        if self.num_buckets < 4 or self.num_buckets % 2:
+            raise ValueError(
+                f"{where}.num_buckets = {self.num_buckets}: must be an even number from 4 on"
+            )
+        if self.max_distance <= self.num_buckets // 4:
+            raise ValueError(
+                f"{where}.max_distance = {self.max_distance}: must be above a quarter of "
+                f"num_buckets = {self.num_buckets}, whose distances have buckets of their own"
+            )
 
 
 T5_PRESETS = MappingProxyType(

@@ -83,16 +83,15 @@ def load_inception(
 
     module = InceptionV3(tuple(features))
     abstract = _abstract(module)
-    params = to_params(
-        wanted, abstract if graph else _unfolded(abstract), tensors, ignored, f"{str(path)!r}"
-    )
+    where = f"{str(path)!r}"
+    params = to_params(wanted, abstract if graph else _unfolded(abstract), tensors, ignored, where)
     identities = {
         name: content_hash({entry.name: tensors[entry.name] for entry in table((name,))})
         for name in features
     }
     return (
         module,
-        params if graph else _folded(params),
+        params if graph else _folded(params, where),
         {name: f"sha256:{digits}" for name, digits in identities.items()},
     )
 
@@ -172,7 +171,7 @@ def _unfolded(abstract: Any) -> Any:
     return traverse_util.unflatten_dict(flat)
 
 
-def _folded(params: Any) -> Any:
+def _folded(params: Any, where: str) -> Any:
     """Returns kernel and bias of convolutions that do their batch norms' work; in float64."""
     flat = traverse_util.flatten_dict(params)
     for path in [path[:-1] for path in flat if path[-1] == "variance"]:
@@ -180,6 +179,9 @@ def _folded(params: Any) -> Any:
             flat.pop((*path, leaf)).astype(np.float64)
             for leaf in ("scale", "shift", "mean", "variance")
         )
+        if variance.min() < 0:
+            name = ".".join((*path, "bn.running_var"))
+            raise ValueError(f"{name} of {where} holds {variance.min():g}, must not be negative")
         gain = scale / np.sqrt(variance + BATCH_NORM_EPSILON)
         flat[*path, "kernel"] = (flat[*path, "kernel"] * gain).astype(np.float32)
         flat[*path, "bias"] = (shift - mean * gain).astype(np.float32)

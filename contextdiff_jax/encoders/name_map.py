@@ -10,11 +10,10 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
-import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
-from contextdiff_jax.encoders.tensor_files import Tensor, listed
+from contextdiff_jax.encoders.tensor_files import FLOATS, Tensor, listed, read_floats
 
 Path = tuple[str, ...]
 
@@ -22,9 +21,6 @@ Path = tuple[str, ...]
 LAYOUTS: Mapping[str, tuple[int, ...] | None] = MappingProxyType(
     {"same": None, "linear": (1, 0), "conv": (2, 3, 1, 0)}
 )
-
-# Quantized weights would need scales that no entry describes.
-FILE_DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +70,9 @@ def to_params(
       dtype: of the result, whatever the dtype of the files (float32, float16 or bfloat16).
 
     Raises:
-      ValueError: naming all missing, unexpected and mis-shaped tensors (the first few of each),
-        or a tensor of a dtype not in FILE_DTYPES.
+      ValueError: naming all missing, unexpected and mis-shaped tensors, and those of a dtype not
+        in FLOATS (the first few of each), before any is read; or a tensor with values that are NaN
+        or infinite.
     """
     shapes = _shapes(table, abstract)
     parts = {entry: list(_parts(entry, shapes[entry.path])) for entry in table}
@@ -84,20 +81,12 @@ def to_params(
     for entry, group in parts.items():
         array = np.empty(shapes[entry.path], dtype)
         for part in group:
-            one = _read_float(part.name, tensors[part.name], where)
+            one = read_floats(part.name, tensors[part.name], where)
             array[... if part.index is None else part.index] = _transposed(
                 one, LAYOUTS[entry.layout]
             )
         flat[tuple(entry.path.split("/"))] = array
     return traverse_util.unflatten_dict(flat)
-
-
-def _read_float(name: str, tensor: Tensor, where: str) -> np.ndarray:
-    array = tensor.read()
-    if array.dtype not in FILE_DTYPES:
-        allowed = ", ".join(dtype.name for dtype in FILE_DTYPES)
-        raise ValueError(f"{name} of {where} is {array.dtype}; must be one of {allowed}")
-    return array
 
 
 def from_params(table: Sequence[Entry], abstract: Any, params: Any) -> dict[str, np.ndarray]:
@@ -156,18 +145,34 @@ def _check(
     where: str,
 ) -> None:
     expected = {part.name: part.shape for part in parts}
-    missing = sorted(set(expected) - set(tensors))
-    unexpected = sorted(name for name in set(tensors) - set(expected) if not ignored(name))
+    mistyped = [
+        f"{name} is {tensors[name].dtype}, must be one of {', '.join(FLOATS)}"
+        for name in expected
+        if name in tensors and tensors[name].dtype not in FLOATS
+    ]
+    found = {name: tensor.shape for name, tensor in tensors.items() if not ignored(name)}
+    check_fit(expected, found | {n: tensors[n].shape for n in expected if n in tensors}, where)
+    if mistyped:
+        raise ValueError(f"tensors of {where} cannot be read: {listed(mistyped)}")
+
+
+def check_fit(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Raises ValueError naming missing, unexpected and mis-shaped tensors, the first few of each.
+
+    expected, found: shapes by name. where: the source.
+    """
     shaped = [
-        f"{name} is {tensors[name].shape}, must be {shape}"
+        f"{name} is {found[name]}, must be {shape}"
         for name, shape in expected.items()
-        if name in tensors and tensors[name].shape != shape
+        if name in found and found[name] != shape
     ]
     problems = [
         f"{len(names)} {kind}: {listed(names)}"
         for kind, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
+            ("missing", sorted(set(expected) - set(found))),
+            ("unexpected", sorted(set(found) - set(expected))),
             ("of another shape", shaped),
         )
         if names

@@ -1,5 +1,6 @@
 """CLIP state dicts in OpenAI's original naming, presented in Hugging Face's."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -40,6 +41,14 @@ _BLOCK_NAMES = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
+# What sizes are read from, and how many axes it has.
+_SIZED = {
+    _MARKER: 4,
+    "visual.positional_embedding": 2,
+    "text_projection": 2,
+    "positional_embedding": 2,
+    "token_embedding.weight": 2,
+}
 # Numbers stored beside the weights in the TorchScript archives.
 _SCALARS = ("input_resolution", "context_length", "vocab_size")
 
@@ -62,7 +71,11 @@ def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
     if name in _NAMES:
         return {_NAMES[name]: tensor}
     if name in _TRANSPOSED:
-        return {_TRANSPOSED[name]: Tensor(tensor.shape[::-1], lambda: tensor.read().T)}
+        return {
+            _TRANSPOSED[name]: dataclasses.replace(
+                tensor, shape=tensor.shape[::-1], read=lambda: tensor.read().T
+            )
+        }
     block = _BLOCK.fullmatch(name)
     if not block:
         return {name: tensor}
@@ -70,10 +83,14 @@ def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
     prefix = f"{tower}.encoder.layers.{block['i']}."
     if block["rest"] in ("attn.in_proj_weight", "attn.in_proj_bias"):
         kind = block["rest"].removeprefix("attn.in_proj_")
-        rows = tensor.shape[0] // 3
+        rows, left = divmod(tensor.shape[0], 3) if tensor.shape else (0, 1)
+        if left:
+            return {name: tensor}  # which is refused as unexpected
         return {
-            f"{prefix}self_attn.{part}_proj.{kind}": Tensor(
-                (rows, *tensor.shape[1:]), _rows(tensor, slice(i * rows, (i + 1) * rows))
+            f"{prefix}self_attn.{part}_proj.{kind}": dataclasses.replace(
+                tensor,
+                shape=(rows, *tensor.shape[1:]),
+                read=_rows(tensor, slice(i * rows, (i + 1) * rows)),
             )
             for i, part in enumerate("qkv")
         }
@@ -87,15 +104,17 @@ def _rows(tensor: Tensor, rows: slice) -> Callable[[], np.ndarray]:
 
 def config_from_shapes(tensors: Mapping[str, Tensor], where: str) -> CLIPConfig:
     """Returns the sizes of an OpenAI state dict, as its own loader infers them."""
-    needed = (_MARKER, "visual.positional_embedding", "text_projection")
-    needed += ("positional_embedding", "token_embedding.weight")
-    missing = [name for name in needed if name not in tensors]
+    missing = [name for name in _SIZED if name not in tensors]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}, which its sizes are read from")
-    vision_width, _, _, patch = tensors[_MARKER].shape
-    grid = math.isqrt(tensors["visual.positional_embedding"].shape[0] - 1)
-    text_width, projection_dim = tensors["text_projection"].shape
-    vocab_size, max_length = (tensors[name].shape[0] for name in (needed[4], needed[3]))
+    for name, axes in _SIZED.items():
+        shape = tensors[name].shape
+        if len(shape) != axes or 0 in shape:
+            raise ValueError(f"{name} of {where} is {shape}, must have {axes} axes, none empty")
+    shapes = [tensors[name].shape for name in _SIZED]
+    (vision_width, _, _, patch), (places, _), (text_width, projection_dim) = shapes[:3]
+    (max_length, _), (vocab_size, _) = shapes[3:]
+    grid = math.isqrt(places - 1)
     blocks = [match for match in map(_BLOCK.fullmatch, tensors) if match]
     layers = {
         tower: len({block["i"] for block in blocks if bool(block["visual"]) == (tower == "vision")})

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from contextdiff_jax.encoders.config import CLIPConfig, CLIPTextConfig, T5Config
-from contextdiff_jax.encoders.tensor_files import read_json
+from contextdiff_jax.json_files import read_object
+from contextdiff_jax.scalars import read_scalar, shown
 
 # transformers reads this eos_token_id as "pool at the largest id" (the files of before mid-2023).
 _LARGEST_ID = 2
@@ -27,6 +28,10 @@ _VISION_FIELDS = {
     "image_size": ("image_size", 224),
     "patch_size": ("patch_size", 32),
 }
+_TOP_FIELDS = {
+    "projection_dim": ("projection_dim", 512),
+    "logit_scale_init_value": ("logit_scale_init", 2.6592),
+}
 _SHARED_FIELDS = {
     "hidden_act": ("activation", "quick_gelu"),
     "layer_norm_eps": ("norm_eps", 1e-5),
@@ -47,19 +52,18 @@ _T5_FIELDS = {
 def read_clip_config(folder: pathlib.Path) -> CLIPConfig:
     """Returns the sizes of a folder with both towers (model_type "clip")."""
     values, where = _read(folder, ("clip",))
-    text, vision = _section(values, "text_config"), _section(values, "vision_config")
-    shared, of_vision = _fields(_SHARED_FIELDS, text), _fields(_SHARED_FIELDS, vision)
+    text, vision = (_section(values, f"{tower}_config", where) for tower in ("text", "vision"))
+    shared, of_vision = (_fields(_SHARED_FIELDS, part, where) for part in (text, vision))
     if shared != of_vision:
         raise ValueError(f"{where}: the towers differ, text {shared}, vision {of_vision}")
     if vision.get("num_channels", 3) != 3:
-        raise ValueError(f"{where}: num_channels = {vision['num_channels']}: must be 3")
+        raise ValueError(f"{where}: num_channels = {shown(vision['num_channels'])}: must be 3")
     config = CLIPConfig(
-        **_fields(_TEXT_FIELDS, text),
-        **_fields(_VISION_FIELDS, vision),
+        **_fields(_TEXT_FIELDS, text, where),
+        **_fields(_VISION_FIELDS, vision, where),
         **shared,
-        projection_dim=values.get("projection_dim", 512),
-        eot_token_id=_eot(text),
-        logit_scale_init=values.get("logit_scale_init_value", 2.6592),
+        **_fields(_TOP_FIELDS, values, where),
+        eot_token_id=_eot(text, where),
     )
     config.validate(where)
     return config
@@ -68,9 +72,9 @@ def read_clip_config(folder: pathlib.Path) -> CLIPConfig:
 def read_clip_text_config(folder: pathlib.Path) -> CLIPTextConfig:
     """Returns the sizes of the text tower, of a folder with both towers or with it alone."""
     values, where = _read(folder, ("clip", "clip_text_model"))
-    text = _section(values, "text_config") if values["model_type"] == "clip" else values
+    text = _section(values, "text_config", where) if values["model_type"] == "clip" else values
     config = CLIPConfig(
-        **_fields(_TEXT_FIELDS, text), **_fields(_SHARED_FIELDS, text), eot_token_id=_eot(text)
+        **_fields(_TEXT_FIELDS | _SHARED_FIELDS, text, where), eot_token_id=_eot(text, where)
     )
     config.validate(where)
     return config.text
@@ -109,36 +113,45 @@ def read_t5_config(folder: pathlib.Path) -> T5Config:
     mlp = values.get("feed_forward_proj", "relu")
     if mlp != "gated-gelu":
         raise ValueError(
-            f"{where}: feed_forward_proj = {mlp!r}: must be 'gated-gelu' (T5 v1.1 or Flan-T5)"
+            f"{where}: feed_forward_proj = {shown(mlp)}: must be 'gated-gelu' (T5 v1.1 or Flan-T5)"
         )
-    return T5Config(**_fields(_T5_FIELDS, values))
+    config = T5Config(**_fields(_T5_FIELDS, values, where))
+    config.validate(where)
+    return config
 
 
 def _read(folder: pathlib.Path, kinds: tuple[str, ...]) -> tuple[dict[str, Any], str]:
     path = pathlib.Path(folder) / "config.json"
-    values = read_json(path)
+    values = read_object(path)
     kind = values.get("model_type")
     if kind not in kinds:
-        raise ValueError(f"{str(path)!r}: model_type = {kind!r}: must be {' or '.join(kinds)}")
+        raise ValueError(f"{str(path)!r}: model_type = {shown(kind)}: must be {' or '.join(kinds)}")
     return values, str(path)
 
 
-def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _section(values: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
     # Early files repeat a section as NAME_dict, and transformers lets that one win.
     for key in (f"{name}_dict", name):
         if values.get(key) is not None:
+            if not isinstance(values[key], dict):
+                raise ValueError(f"{where}: {key} = {shown(values[key])}: must be an object")
             return values[key]
     return {}
 
 
-def _fields(table: Mapping[str, tuple[str, Any]], section: Mapping[str, Any]) -> dict[str, Any]:
-    return {field: section.get(key, default) for key, (field, default) in table.items()}
+def _fields(
+    table: Mapping[str, tuple[str, Any]], section: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    return {
+        field: read_scalar(type(default), section.get(key, default), f"{where}: {key}")
+        for key, (field, default) in table.items()
+    }
 
 
 def _keys(table: Mapping[str, tuple[str, Any]], config: CLIPConfig) -> dict[str, Any]:
     return {key: getattr(config, field) for key, (field, _) in table.items()}
 
 
-def _eot(text: Mapping[str, Any]) -> int | None:
+def _eot(text: Mapping[str, Any], where: str) -> int | None:
     eot = text.get("eos_token_id", _LARGEST_ID)
-    return None if eot == _LARGEST_ID else eot
+    return None if eot in (None, _LARGEST_ID) else read_scalar(int, eot, f"{where}: eos_token_id")

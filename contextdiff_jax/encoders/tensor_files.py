@@ -2,20 +2,31 @@
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors asks numpy for)
 import numpy as np
 from safetensors import safe_open
 
+from contextdiff_jax.finite import all_finite
+from contextdiff_jax.json_files import read_object
+
+# By the names safetensors has for them. Quantized weights would need scales that nothing describes.
+FLOATS = ("F32", "F16", "BF16")
+_MOST_CHARACTERS = 1000  # of a tensor's name
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of a file: its shape, known without reading, and a function that reads it."""
+    """A tensor of a file: shape and dtype, known without reading, and a function that reads it.
+
+    dtype: as safetensors names it, "F32". read: raises ValueError where the file cannot be read.
+    """
 
     shape: tuple[int, ...]
+    dtype: str
     read: Callable[[], np.ndarray]
 
 
@@ -23,7 +34,8 @@ def open_folder(folder: str | pathlib.Path, stem: str = "model") -> dict[str, Te
     """Returns the tensors of `stem`.safetensors, or of the shards that its index file lists.
 
     Raises FileNotFoundError where the folder, its weights or a shard are missing, and ValueError
-    where a shard lacks a tensor that the index promises or a file is damaged.
+    where a shard lacks a tensor that the index promises, lies outside the folder, or a file is
+    damaged.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -37,10 +49,16 @@ def open_folder(folder: str | pathlib.Path, stem: str = "model") -> dict[str, Te
             f"weights folder {str(folder)!r} has neither {single.name} nor {index.name}; "
             f"it has {present}"
         )
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ValueError(f"{str(index)!r} has no weight_map from tensors to files")
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(map(_is_file_name, weight_map.values())):
+        raise ValueError(f"{str(index)!r} has no weight_map from tensors to files beside it")
     return _open_shards(folder, weight_map, index.name)
+
+
+def _is_file_name(name: Any) -> bool:
+    if not isinstance(name, str) or not name.endswith(".safetensors"):
+        return False
+    return len(name) <= 255 and name.isprintable() and not {"/", "\\"} & set(name)
 
 
 def _open_shards(
@@ -60,23 +78,39 @@ def open_file(path: pathlib.Path) -> dict[str, Tensor]:
     """Returns the tensors of one file; ValueError where it is none of safetensors."""
     try:
         file = safe_open(str(path), "np")
+        names = list(file.keys())
     except Exception as error:  # safetensors has one error class, private to its Rust module
         raise ValueError(f"{str(path)!r} is not a readable safetensors file: {error}") from error
+    wrong = [name for name in names if len(name) > _MOST_CHARACTERS or not name.isprintable()]
+    if wrong:
+        raise ValueError(f"{str(path)!r} has a tensor of the name {wrong[0][:60]!r}, no plain text")
 
     def tensor(name: str) -> Tensor:
-        return Tensor(tuple(file.get_slice(name).get_shape()), lambda: file.get_tensor(name))
+        part = file.get_slice(name)
+        return Tensor(tuple(part.get_shape()), part.get_dtype(), lambda: _read(file, name, path))
 
-    return {name: tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    return {name: tensor(name) for name in names}
 
 
-def read_json(path: pathlib.Path) -> dict:
-    """Returns the object in a JSON file, or raises naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{str(path)!r} does not exist")
+def _read(file: Any, name: str, path: pathlib.Path) -> np.ndarray:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not JSON: {error}") from error
+        return file.get_tensor(name)
+    except Exception as error:  # types numpy has no name for, a disk that fails
+        raise ValueError(f"{name} of {str(path)!r} cannot be read: {error}") from error
+
+
+def read_floats(name: str, tensor: Tensor, where: str) -> np.ndarray:
+    """Returns a tensor of one of FLOATS; ValueError, naming it, where a value is not finite."""
+    array = tensor.read()
+    check_finite(name, array, where)
+    return array
+
+
+def check_finite(name: str, array: np.ndarray, where: str) -> None:
+    """Raises ValueError, naming the tensor, where a value of it is NaN or infinite."""
+    if not all_finite(array):
+        wrong = array.size - int(np.isfinite(array).sum())
+        raise ValueError(f"{name} of {where} holds {wrong} NaN or infinite values of {array.size}")
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -4,7 +4,6 @@ Only `load_tokenizer` and `train_tokenizer` need transformers and tokenizers; no
 """
 
 import hashlib
-import importlib.util
 import json
 import logging
 import pathlib
@@ -16,7 +15,10 @@ import numpy as np
 
 from contextdiff_jax.atomic_write import cleared, written_whole
 from contextdiff_jax.encoders.local_folder import local_folder
+from contextdiff_jax.encoders.tokenizer_files import read_tokenizer
+from contextdiff_jax.limits import LIMITS
 from contextdiff_jax.printable import printable
+from contextdiff_jax.scalars import shown
 
 _SPECIAL = _PAD, _START, _END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
 _NUM_BYTES = 256
@@ -27,6 +29,7 @@ _LONGEST_CAPTION, _LONGEST_WORD = 2_000, 256
 _LONG_WORD = re.compile(rf"[^ \t\n\v\f\r]{{{_LONGEST_WORD + 1},}}")
 # transformers marks "no limit" by a number of about 1e30.
 _NO_LIMIT = 10**9
+_MOST_TOKENS = LIMITS["EncoderRef"]["max_length"]
 
 
 class Tokenizer:
@@ -153,50 +156,38 @@ def load_tokenizer(folder: str | pathlib.Path, max_length: int | None = None) ->
     Raises:
       FileNotFoundError: the folder or such files are missing.
       ImportError: spiece.model is to be read without the package sentencepiece.
-      ValueError: no length is given or recorded, or it has no end or padding token.
+      ValueError: no length is given or recorded, it has no end or padding token, or its files are
+        damaged.
     """
     folder = local_folder(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"tokenizer folder {str(folder)!r} does not exist")
-    tokenizer = _read_folder(folder)
+    tokenizer, where = read_tokenizer(folder), f"tokenizer {str(folder)!r}"
     if max_length is None:
-        max_length = tokenizer.model_max_length
-        if max_length > _NO_LIMIT:
-            raise ValueError(
-                f"tokenizer {str(folder)!r} records no model_max_length; give a length"
-            )
+        max_length = _recorded_length(tokenizer, where)
     for token in ("eos_token", "pad_token"):
         if getattr(tokenizer, token) is None:
             raise ValueError(
-                f"tokenizer {str(folder)!r} has no {token}; "
+                f"{where} has no {token}; "
                 "tokenizer_config.json or special_tokens_map.json must name one"
             )
-    return Tokenizer(
-        tokenizer.backend_tokenizer, max_length, tokenizer.eos_token_id, tokenizer.pad_token_id
-    )
+    ids = tokenizer.eos_token_id, tokenizer.pad_token_id
+    try:
+        return Tokenizer(tokenizer.backend_tokenizer, max_length, *ids)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
-def _read_folder(folder: pathlib.Path) -> Any:
-    import transformers
-
-    # A tokenizer.json is complete. The classes named after models rebuild parts of it by their own
-    # rules, so they only read the files of their own kind.
-    kinds = (
-        (("tokenizer.json",), "PreTrainedTokenizerFast"),
-        (("vocab.json", "merges.txt"), "CLIPTokenizer"),
-        (("spiece.model",), "T5Tokenizer"),
-    )
-    for files, kind in kinds:
-        if all((folder / file).is_file() for file in files):
-            if kind == "T5Tokenizer" and importlib.util.find_spec("sentencepiece") is None:
-                raise ImportError(
-                    f"{str(folder / files[0])!r} needs the package sentencepiece to be read"
-                )
-            return getattr(transformers, kind).from_pretrained(str(folder), local_files_only=True)
-    raise FileNotFoundError(
-        f"tokenizer folder {str(folder)!r} has no tokenizer.json, no vocab.json with merges.txt "
-        "and no spiece.model"
-    )
+def _recorded_length(tokenizer: Any, where: str) -> int:
+    length = tokenizer.model_max_length
+    if isinstance(length, (int, float)) and length > _NO_LIMIT:
+        raise ValueError(f"{where} records no model_max_length; give a length")
+    if type(length) is not int or not 1 <= length <= _MOST_TOKENS:
+        raise ValueError(
+            f"{where} records model_max_length = {shown(length)}: must be an integer from 1 to "
+            f"{_MOST_TOKENS:,}"
+        )
+    return length
 
 
 def train_tokenizer(

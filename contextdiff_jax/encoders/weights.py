@@ -157,7 +157,7 @@ def load_clip_text(
     def ignored(name: str) -> bool:
         return name.startswith(_BESIDE_TEXT) or _CLIP_BUFFERS.fullmatch(name) is not None
 
-    ids = jnp.zeros((1, config.max_length), jnp.int32)
+    ids = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
     tower = jax.eval_shape(TextTower(config).init, jax.random.key(0), ids)["params"]
     abstract = {"text_model": tower}
     params = to_params(_TEXT_TABLE, abstract, tensors, ignored, f"{str(folder)!r}", dtype)
@@ -219,6 +219,6 @@ def folder_identity(folder: str | pathlib.Path) -> str:
 
 
 def _abstract_clip(config: CLIPConfig) -> Any:
-    ids = jnp.zeros((1, config.max_length), jnp.int32)
-    pixels = jnp.zeros((1, config.image_size, config.image_size, 3))
+    ids = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
+    pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     return jax.eval_shape(CLIP(config).init, jax.random.key(0), ids, pixels)["params"]

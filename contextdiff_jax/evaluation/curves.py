@@ -1,6 +1,8 @@
 """Convergence curves of training runs, from their metrics.csv."""
 
 import csv
+import io
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,9 +10,14 @@ from etils import epath
 
 from contextdiff_jax.evaluation import plots
 from contextdiff_jax.evaluation.results import Figure, Result, Table
+from contextdiff_jax.json_files import read_regular
+from contextdiff_jax.scalars import shown
 
 METRICS_FILE = "metrics.csv"
 NOT_CURVES = ("images_per_second", "learning_rate")
+
+_MOST_BYTES = 2**30
+_MOST_STEPS = 2**63
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Steps (n,) int64, rising, and values (n,) float64."""
@@ -27,21 +34,33 @@ def read_metrics(path: epath.PathLike) -> dict[str, Curve]:
     if not file.exists():
         raise ValueError(f"run {str(path)!r}: no {METRICS_FILE} there; give the folder of one run")
     points: dict[str, dict[int, float]] = {}
-    rows = list(csv.reader(file.read_text().splitlines()))
+    rows = _rows(file)
     for number, row in enumerate(rows[1:], 2):
         try:
             step, name, value = row
+            if not 0 <= int(step) < _MOST_STEPS:
+                raise ValueError(f"step {step[:30]}")
             points.setdefault(name, {})[int(step)] = float(value)
         except ValueError as error:
             if number == len(rows):
                 continue  # a run that is being written, or was killed, ends in half a row
-            raise ValueError(f"{file}, line {number}: no step, name, value: {row}") from error
+            raise ValueError(
+                f"{file}, line {number}: no step, name, value: {shown(row)}"
+            ) from error
     if not points:
         raise ValueError(f"{file} holds no metrics yet")
     return {
         name: (np.array(sorted(curve)), np.array([curve[step] for step in sorted(curve)]))
         for name, curve in points.items()
     }
+
+
+def _rows(file: epath.Path) -> list[list[str]]:
+    try:
+        text = read_regular(file, _MOST_BYTES).decode()
+        return list(csv.reader(io.StringIO(text, newline="")))
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{os.fspath(file)!r} holds no metrics: {error}") from error
 
 
 def common_metrics(runs: Mapping[str, Mapping[str, Curve]], wanted: Sequence[str]) -> list[str]:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import os
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from contextdiff_jax.array_files import read_arrays
 from contextdiff_jax.atomic_write import written_whole
 
 
@@ -70,10 +70,22 @@ def read_rows(folder: epath.PathLike, count: int | None = None) -> Rows | None:
 
 def _read(file: epath.Path) -> dict[str, np.ndarray]:
     try:
-        with file.open("rb") as opened, np.load(opened) as arrays:
-            return {name: arrays[name] for name in _FIELDS}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(file, _FIELDS)
+        _check_shapes(arrays)
+    except ValueError as error:
         raise ValueError(f"{os.fspath(file)} cannot be read: {error}; remove it") from error
+    return arrays
+
+
+def _check_shapes(arrays: dict[str, np.ndarray]) -> None:
+    missing = [name for name in _FIELDS if name not in arrays]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    count = arrays["index"].size
+    for name, array in arrays.items():
+        kind, ndim = ("i", 1) if name == "index" else ("f", 1 if name == "prior" else 2)
+        if array.dtype.kind != kind or array.ndim != ndim or len(array) != count:
+            raise ValueError(f"{name} is {array.dtype} of {array.shape}, must have {count} rows")
 
 
 def summary(rows: Rows, times: Sequence[int], snr: np.ndarray) -> dict[str, Any]:

@@ -6,13 +6,17 @@ which two sets are merged by without cancellation (Chan, Golub & LeVeque 1983).
 
 import dataclasses
 import json
-import zipfile
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from contextdiff_jax.array_files import read_arrays
 from contextdiff_jax.atomic_write import written_whole
+from contextdiff_jax.finite import all_finite
+from contextdiff_jax.scalars import read_scalar
+
+_MOST_IMAGES = 10**12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,30 +162,49 @@ class FeatureStatistics:
         path = epath.Path(path)
         if not path.exists():
             raise FileNotFoundError(f"statistics {str(path)!r} do not exist")
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-                arrays = {key: content[key] for key in ("mu", "sigma")}
-                record = json.loads(str(content["record"])) if "record" in content else None
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{str(path)!r} holds no readable statistics: {error}") from error
-        if record is None:
+        arrays = read_arrays(path, ("mu", "sigma", "record"))
+        missing = [key for key in ("mu", "sigma") if key not in arrays]
+        if missing:
+            raise ValueError(f"{str(path)!r} holds no readable statistics: {missing[0]} is missing")
+        if "record" not in arrays:
             raise ValueError(
                 f"{str(path)!r} does not record network, layer, weights and protocol of its "
                 "features, so nothing can be compared with it"
             )
-        fields = [field.name for field in dataclasses.fields(FeatureIdentity)]
-        missing = [key for key in (*fields, "count", "source") if key not in record]
-        if missing:
-            raise ValueError(f"{str(path)!r} does not record {', '.join(missing)}")
-        statistics = cls(
-            FeatureIdentity(**{key: record[key] for key in fields}),
-            arrays["mu"].size,
-            record["source"],
-        )
-        statistics.count = record["count"]
-        statistics.mean = arrays["mu"]
-        statistics.scatter = arrays["sigma"] * max(record["count"] - 1, 1)
-        return statistics
+        try:
+            identity, count, source = _read_record(arrays["record"])
+            for key in ("mu", "sigma"):
+                if arrays[key].dtype.kind != "f":
+                    raise ValueError(f"{key} is {arrays[key].dtype}; must be float")
+            if arrays["sigma"].ndim == 2 and (arrays["sigma"].diagonal() < 0).any():
+                raise ValueError("sigma has negative variances")
+            if not count:  # as `save` writes a set that nothing was added to yet
+                return cls(identity, arrays["mu"].size, source)
+            return cls.from_moments(arrays["mu"], arrays["sigma"], count, identity, source)
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} holds no usable statistics: {error}") from error
+
+
+def _read_record(array: np.ndarray) -> tuple[FeatureIdentity, int, str]:
+    try:
+        record = json.loads(str(array))
+    except RecursionError as error:
+        raise ValueError("its record is no JSON object") from error
+    fields = [field.name for field in dataclasses.fields(FeatureIdentity)]
+    if not isinstance(record, dict):
+        raise ValueError("its record is no JSON object")
+    missing = [key for key in (*fields, "count", "source") if key not in record]
+    if missing:
+        raise ValueError(f"it does not record {', '.join(missing)}")
+    texts = {key: read_scalar(str, record[key], key) for key in (*fields, "source")}
+    return FeatureIdentity(**{key: texts[key] for key in fields}), _count(record), texts["source"]
+
+
+def _count(record: dict[str, Any]) -> int:
+    count = read_scalar(int, record["count"], "count")
+    if not 0 <= count <= _MOST_IMAGES:
+        raise ValueError(f"count = {count}: must be from 0 to {_MOST_IMAGES:,}")
+    return count
 
 
 def check_comparable(first: FeatureStatistics, second: FeatureStatistics) -> None:
@@ -199,16 +222,14 @@ def check_comparable(first: FeatureStatistics, second: FeatureStatistics) -> Non
 
 def check_finite(features: np.ndarray, what: str) -> None:
     """Raises ValueError saying how many values, in how many rows, are NaN or infinite."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        if np.isfinite(features.sum(dtype=np.float64)):  # most often, and quickly
-            return
+    if all_finite(features):
+        return
     wrong = ~np.isfinite(features)
-    if wrong.any():
-        rows = int(wrong.any(1).sum())
-        raise ValueError(
-            f"{what}: {int(wrong.sum())} of {wrong.size} values, in {rows} of {len(wrong)} rows, "
-            "are NaN or infinite"
-        )
+    rows = int(wrong.any(1).sum())
+    raise ValueError(
+        f"{what}: {int(wrong.sum())} of {wrong.size} values, in {rows} of {len(wrong)} rows, "
+        "are NaN or infinite"
+    )
 
 
 def check_features(features: np.ndarray, what: str, width: int | None = None) -> None:

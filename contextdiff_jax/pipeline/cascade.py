@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 from tqdm import tqdm
 
-from contextdiff_jax.config import Config, RunConfig, SamplesConfig, from_config_dict
+from contextdiff_jax.config import Config, RunConfig, SamplesConfig
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.audit import audit, report
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
@@ -23,6 +23,7 @@ from contextdiff_jax.pictures import grid, to_uint8, write_png
 from contextdiff_jax.pipeline.build import NETWORKS, build_conditioning, diffusion_task
 from contextdiff_jax.pipeline.export import load_stage, read_export
 from contextdiff_jax.pipeline.sampler_flags import overridden, parse_overrides
+from contextdiff_jax.pipeline.stage_weights import check_weights
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.tasks.conditioning import Conditioning
@@ -84,25 +85,28 @@ class Cascade:
         device holds them whole, and a warning says so. Stages share their encoders.
 
         Raises CheckpointError when the encoders found are not the ones trained with, ValueError
-        for a sampler setting that does not exist, or weights that cannot fit the devices.
+        for a description that is not allowed, a sampler setting that does not exist, or weights
+        that are not finite, do not fit their networks, or cannot fit the devices.
         """
-        content, locate = read_export(folder)
-        config = from_config_dict(content["config"])
+        export, locate = read_export(folder)
+        config = export.config
         if dtype is not None:
             config = dataclasses.replace(config, dtype=dtype)
         mesh = _sampling_mesh(config)
-        overrides = parse_overrides(sampler, list(content["stages"]))
+        overrides = parse_overrides(sampler, list(export.stages))
         conditioning = build_conditioning(config, locate)
         placed = _Placed(config, mesh)
         stages = []
-        for name, recorded in content["stages"].items():
-            _check_encoders(conditioning, name, recorded["encoders"])
+        for name, recorded in export.stages.items():
+            _check_encoders(conditioning, name, recorded.encoders)
             run = _for_this_machine(config.runs[name])
             task = diffusion_task(config, run, conditioning)
             if not stages:
                 frozen = placed.add("frozen", task.frozen, task.boxed_frozen)
-            boxed = functools.partial(jax.eval_shape, task.init, jax.random.key(0))
-            params = placed.add(name, load_stage(folder, name), boxed)
+            boxed = jax.eval_shape(task.init, jax.random.key(0))
+            weights = _load_weights(folder, name, boxed)
+            params = placed.add(name, weights, lambda boxed=boxed: boxed)
+            del weights  # of two large stages one at a time
             sampler = overridden(run.sampler, overrides[name], f"sampler of {name}")
             stages.append(Stage(name, task, params, frozen, sampler, mesh))
         placed.describe()
@@ -269,6 +273,12 @@ class _Placed:
         """Writes the bytes per device to the log."""
         if distributed.is_main():
             logging.info("weights:\n%s", "\n".join(report(self._groups)))
+
+
+def _load_weights(folder: epath.PathLike, name: str, abstract: Any) -> Any:
+    weights = load_stage(folder, name)
+    check_weights(weights, abstract, f"stage {name!r} of {str(folder)!r}")
+    return weights
 
 
 def _check_encoders(conditioning: Conditioning, name: str, trained_with: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from absl import logging
 from etils import epath
 
 import contextdiff_jax
-from contextdiff_jax.config import Config, from_config_dict
+from contextdiff_jax.config import Config
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.evaluation.report import write_report
@@ -19,6 +19,7 @@ from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pipeline.build import Locate
 from contextdiff_jax.pipeline.captions import choose, data_settings, draw_captions, read_captions
 from contextdiff_jax.pipeline.cascade import Cascade
+from contextdiff_jax.pipeline.description import Export
 from contextdiff_jax.pipeline.export import read_export
 from contextdiff_jax.pipeline.generate import Noise, Pictures, describe, generate
 from contextdiff_jax.pipeline.sampler_flags import overridden, parse_overrides
@@ -69,7 +70,7 @@ class Evaluation:
         self.output = epath.Path(settings.output)
 
     @functools.cached_property
-    def _export(self) -> tuple[dict[str, Any], Locate]:
+    def _export(self) -> tuple[Export, Locate]:
         if not self.settings.export:
             raise ValueError("--export is missing: this measurement draws or reads its networks")
         return read_export(self.settings.export)
@@ -82,12 +83,12 @@ class Evaluation:
     @functools.cached_property
     def config(self) -> Config:
         """The config that the export was trained with."""
-        return from_config_dict(self._export[0]["config"])
+        return self._export[0].config
 
     @functools.cached_property
     def stage(self) -> str:
         """The stage to measure: the last one unless said otherwise."""
-        stages = list(self._export[0]["stages"])
+        stages = list(self._export[0].stages)
         stage = self.settings.stage or stages[-1]
         if stage not in stages:
             raise ValueError(f"--stage={stage}: must be one of {', '.join(stages)}")
@@ -101,7 +102,7 @@ class Evaluation:
     def check(self) -> None:
         """Raises ValueError for a stage or sampler setting that is not there."""
         if self.settings.export:
-            found = parse_overrides(self.settings.sampler, list(self._export[0]["stages"]))
+            found = parse_overrides(self.settings.sampler, list(self._export[0].stages))
             for name, changes in found.items():
                 sampler = overridden(self.config.runs[name].sampler, changes, f"sampler of {name}")
                 sampler.validate(f"sampler of {name}")
@@ -180,7 +181,7 @@ class Evaluation:
             "stage": self.stage,
             "resolution": stages[-1].task.resolution,
             "adapter": stages[-1].task.adapter is not None,
-            "steps trained": {s.name: self._export[0]["stages"][s.name]["step"] for s in stages},
+            "steps trained": {s.name: self._export[0].stages[s.name].step for s in stages},
             "weights": {s.name: self.networks[s.name]["weights"] for s in stages},
             "sampler": {
                 s.name: f"{s.sampler.name}, {s.sampler.num_steps} steps, "

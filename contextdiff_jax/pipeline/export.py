@@ -21,6 +21,7 @@ from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.config import Config, EncoderRef, differences, from_config_dict
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pipeline.build import RUN_PREFIX, Locate, diffusion_runs, locate_in
+from contextdiff_jax.pipeline.description import FORMAT, Export, read_description, references
 from contextdiff_jax.training.checkpoints import (
     CheckpointError,
     load_tree,
@@ -29,7 +30,6 @@ from contextdiff_jax.training.checkpoints import (
     save_tree,
 )
 
-_FORMAT = 1
 _DESCRIPTION = "export.json"
 DTYPES = ("float32", "bfloat16")
 
@@ -53,7 +53,7 @@ def export_pipeline(
         raise ValueError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
     workdir, output = epath.Path(workdir), epath.Path(output)
     found = _trained_stages(config, workdir)
-    content = {"format": _FORMAT, "dtype": dtype, **_described(found)}
+    content = {"format": FORMAT, "dtype": dtype, **_described(found)}
     if distributed.is_main():
         # An export half replaced is none; its description comes back last.
         (output / _DESCRIPTION).unlink(missing_ok=True)
@@ -138,17 +138,12 @@ def trained_config(workdir: epath.PathLike) -> Config:
     return found[max(found, key=lambda name: found[name].pipeline.index(name))]
 
 
-def _references(config: Config) -> list[EncoderRef]:
-    refs = [config.encoders.text] + ([config.encoders.clip] if config.use_adapter else [])
-    return list(dict.fromkeys(refs))
-
-
 def _encoder_folder(output: epath.Path, ref: EncoderRef) -> epath.Path:
     return output / "encoders" / ref.path.removeprefix(RUN_PREFIX).strip("/").replace("/", "_")
 
 
 def _copy_encoders(config: Config, workdir: epath.Path, output: epath.Path, copy_all: bool) -> None:
-    for ref in _references(config):
+    for ref in references(config):
         if not copy_all and not ref.path.startswith(RUN_PREFIX):
             continue
         _copy_folder(locate_in(workdir)(ref), _encoder_folder(output, ref))
@@ -163,10 +158,11 @@ def _copy_folder(source: epath.Path, target: epath.Path) -> None:
             item.copy(target / item.name, overwrite=True)
 
 
-def read_export(folder: epath.PathLike) -> tuple[dict[str, Any], Locate]:
+def read_export(folder: epath.PathLike) -> tuple[Export, Locate]:
     """Returns the content of export.json and a function that finds its encoders.
 
-    Raises CheckpointError when the folder is no export of a format this version reads.
+    Raises CheckpointError when the folder is no export, ConfigError when its content is none that
+    this version reads.
     """
     folder = epath.Path(folder)
     file = folder / _DESCRIPTION
@@ -175,17 +171,13 @@ def read_export(folder: epath.PathLike) -> tuple[dict[str, Any], Locate]:
             f"{folder} is not an export: export.json is missing; "
             "make one with python -m contextdiff_jax.export"
         )
-    content = json.loads(file.read_text())
-    if content.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{file} has format {content.get('format')!r}; this version reads {_FORMAT}"
-        )
+    export = read_description(file)
 
     def locate(ref: EncoderRef) -> epath.Path:
         inside = _encoder_folder(folder, ref)
         return inside if inside.exists() else epath.Path(ref.path)
 
-    return content, locate
+    return export, locate
 
 
 def load_stage(folder: epath.PathLike, name: str) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from contextdiff_jax.array_files import read_arrays
 from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.data.example import SkipReport, Source
 from contextdiff_jax.data.one_pass import one_pass
@@ -40,9 +41,9 @@ class FeatureFiles:
     def parts(self, name: str) -> Iterator[np.ndarray]:
         """Yields features (n, D) file by file; memory does not grow with the number of images."""
         for start in range(0, self.images, CHUNK):
-            with (self.folder / _name(start)).open("rb") as file, np.load(file) as content:
-                if name in content:  # else none of these images could be used
-                    yield content[name]
+            content = read_arrays(self.folder / _name(start), (name,))
+            if name in content:  # else none of these images could be used
+                yield content[name]
 
     def all(self, name: str) -> np.ndarray:
         """Returns all of them, (N, D)."""

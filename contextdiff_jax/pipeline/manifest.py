@@ -8,6 +8,7 @@ from etils import epath
 
 from contextdiff_jax.atomic_write import cleared, written_whole
 from contextdiff_jax.config import differences
+from contextdiff_jax.json_files import read_object
 from contextdiff_jax.parallel import distributed
 
 _FILE = "manifest.json"
@@ -44,7 +45,7 @@ def _is_begun(folder: epath.Path, manifest: Mapping[str, Any], what: str) -> boo
     path = folder / _FILE
     if not path.exists():
         return False
-    lines = differences(manifest, json.loads(path.read_text()), what)
+    lines = differences(manifest, read_object(path, finite=False), what)
     if lines:
         raise ValueError(
             f"{folder} holds {what} of something else: {'; '.join(lines[:6])}"

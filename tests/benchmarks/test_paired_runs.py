@@ -36,9 +36,10 @@ def test_variants_differ_in_one_thing_alone():
         f"{section}.objective: 'simple' there, 'bound' here",
         f"{section}.loss_weight: 'min_snr_5_plus_1' there, 'x0' here",
     }
+    own = config.runs[base].diffusion.loss_weight
     for name in get_args(WeightName):
-        key = f"{section}.loss_weight: {config.runs[base].diffusion.loss_weight!r} there, {name!r} here"
-        weight = set() if name == config.runs[base].diffusion.loss_weight else {key}
+        line = f"{section}.loss_weight: {own!r} there, {name!r} here"
+        weight = set() if name == own else {line}
         assert set(found.pop(f"weight_{name}")) == weight
         v = f"{section}.prediction: 'x0' there, 'v' here"
         assert set(found.pop(f"v_weight_{name}")) == weight | {v}

@@ -58,7 +58,7 @@ def test_a_string_without_end_is_gone_over_once(monkeypatch):
     """Escaped quotes in a string without end: from each of them to the end would take hours."""
     seen = []
     module = "contextdiff_jax.data.json_object._STRING_OR_BRACKET"
-    pattern = read_object.__globals__["_STRING_OR_BRACKET"]
+    pattern = parse_object.__globals__["_STRING_OR_BRACKET"]
 
     class Counting:
         def finditer(self, data):

@@ -113,14 +113,14 @@ def test_files_without_a_record_and_damaged_ones_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="do not exist"):
         FeatureStatistics.load(path)
     path.write_bytes(b"no zip")
-    with pytest.raises(ValueError, match="holds no readable statistics"):
+    with pytest.raises(ValueError, match="holds no readable (statistics|arrays)"):
         FeatureStatistics.load(path)
     np.savez(path, mu=np.zeros(2), sigma=np.eye(2))
     with pytest.raises(ValueError, match="does not record network, layer, weights and protocol"):
         FeatureStatistics.load(path)
     FeatureStatistics.of(rows(), IDENTITY, "x").save(path)
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match="holds no readable statistics"):
+    with pytest.raises(ValueError, match="holds no readable (statistics|arrays)"):
         FeatureStatistics.load(path)
     with pytest.raises(ValueError, match="stored as .npz"):
         FeatureStatistics(IDENTITY, 2, "x").save(tmp_path / "x.json")

@@ -14,7 +14,7 @@ from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import MeshConfig
 from contextdiff_jax.pipeline.build import build_diffusion_task, locate_in
 from contextdiff_jax.pipeline.cascade import Cascade, _for_this_machine
-from contextdiff_jax.training.checkpoints import save_tree
+from contextdiff_jax.training.checkpoints import load_tree, save_tree
 
 
 @pytest.fixture
@@ -32,6 +32,35 @@ def export(make_config, tmp_path):
         return tmp_path
 
     return make
+
+
+def respoiled(folder, change):
+    """Writes the weights of the stage anew, after `change` of their nested dicts."""
+    weights = load_tree(folder / "base")
+    change(weights)
+    save_tree(folder / "base", weights)
+    return folder
+
+
+def test_weights_that_are_not_finite_are_refused_with_their_name(export):
+    def spoil(weights):
+        leaf = next(iter(jax.tree.leaves(weights["denoiser"])))
+        leaf[(0,) * leaf.ndim] = np.nan
+
+    folder = respoiled(export(MeshConfig()), spoil)
+    with pytest.raises(ValueError, match=r"^denoiser/\S+ of stage 'base' of .* holds 1 NaN or inf"):
+        Cascade.load(folder)
+
+
+def test_weights_of_other_networks_are_refused(export):
+    def spoil(weights):
+        weights["adapter"]["more"] = np.zeros(3, np.float32)
+        del weights["denoiser"]["conditioning"]["text"]["null_token"]
+
+    folder = respoiled(export(MeshConfig()), spoil)
+    sentence = r"stage 'base' of .* 1 missing: denoiser/\S+/null_token; 1 unexpected: adapter/more"
+    with pytest.raises(ValueError, match=sentence):
+        Cascade.load(folder)
 
 
 def test_weights_are_split_as_in_training_and_the_log_says_so(export, caplog):
