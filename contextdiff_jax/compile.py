@@ -20,9 +20,8 @@ from typing import Any
 import jax
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
-from contextdiff_jax import entry
+from contextdiff_jax import command_line, entry
 from contextdiff_jax.compilation import lower, report, shapes
 from contextdiff_jax.config import Config, from_config_dict
 from contextdiff_jax.parallel import topologies
@@ -31,7 +30,7 @@ from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.pipeline.device_memory import knobs
 from contextdiff_jax.pipeline.validation import validate
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as main's.")
+_CONFIG = command_line.define_config("Config file, as main's.")
 _RUN = flags.DEFINE_string("run", None, "Run of the pipeline; by default its only or first one.")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, f"Kind of chip and shape of a slice: {', '.join(topologies.EXAMPLES)}."

@@ -7,8 +7,10 @@ result back, refusing unknown keys, wrong types and values outside a choice with
 """
 
 import dataclasses
+import math
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import ml_collections
@@ -18,6 +20,7 @@ from contextdiff_jax.encoders.clip import CLIPConfig
 from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, UNetConfig
 from contextdiff_jax.parallel.mesh import MeshConfig
 from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.suggestions import nearest
 from contextdiff_jax.tasks.config import DiffusionConfig
 from contextdiff_jax.training.optimizer import OptimizerConfig
 
@@ -140,6 +143,13 @@ class ConfigError(ValueError):
     """A key of the config is unknown, missing, of a wrong type or of a value not allowed."""
 
 
+def check_preset(preset: str, presets: Sequence[str]) -> None:
+    """Raises ValueError naming what there is, unless a config file has this preset."""
+    if preset not in presets:
+        known = ", ".join(map(repr, presets))
+        raise ValueError(f"preset {preset!r}: must be one of {known}{nearest(preset, presets)}")
+
+
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
     """Returns the config as an ml_collections.ConfigDict, overridable from the command line."""
     return ml_collections.ConfigDict(dataclasses.asdict(config))
@@ -174,7 +184,8 @@ def _read(expected: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         choices = typing.get_args(expected)
         if value not in choices:
-            raise ConfigError(f"{where} = {value!r}: must be one of {_listing(choices)}")
+            near = nearest(str(value), choices)
+            raise ConfigError(f"{where} = {value!r}: must be one of {_listing(choices)}{near}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
@@ -198,7 +209,7 @@ def _read_section(section: type, value: Any, where: str) -> Any:
     if unknown:
         raise ConfigError(
             f"{where}.{unknown[0]} = {value[unknown[0]]!r}: unknown key; "
-            f"{where} has {_listing(sorted(fields))}"
+            f"{where} has {_listing(sorted(fields))}{nearest(str(unknown[0]), fields)}"
         )
     missing = [
         name
@@ -235,6 +246,10 @@ def _read_scalar(expected: type, value: Any, where: str) -> Any:
         raise ConfigError(
             f"{where} = {value!r}: must be {expected.__name__}, is {_type_name(value)}"
         )
+    if expected is int and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{where} = {value}: must fit into 64 bits")
+    if expected is float and not math.isfinite(value):
+        raise ConfigError(f"{where} = {value}: must be finite")
     return value
 
 

@@ -17,8 +17,8 @@ ALLOWED = {
     "encoders": {"networks", "atomic_write"},
     "data": {"atomic_write"},
     "parallel": {"networks"},  # the table of logical axis names
-    "training": {"parallel", "pictures", "atomic_write"},
-    "sampling": {"diffusion"},
+    "training": {"parallel", "pictures", "atomic_write", "seeds"},
+    "sampling": {"diffusion", "seeds"},
     "tasks": {"diffusion", "networks", "encoders", "sampling", "training"},
     # Encoders to compare images by; the bound, of networks as functions.
     "evaluation": {"atomic_write", "data", "diffusion", "encoders", "sampling"},

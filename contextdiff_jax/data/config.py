@@ -124,6 +124,8 @@ class DataConfig:
                 raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be at least {bound}")
         if self.source != "scenes" and not self.path:
             raise ValueError(f"{where}.path is empty: source {self.source!r} needs one")
+        if "**" in self.path:
+            raise ValueError(f"{where}.path = {self.path!r}: must not hold **; * is one folder")
         if self.source == "scenes":
             if self.split not in SCENE_SPLITS:
                 raise ValueError(
