@@ -79,12 +79,12 @@ choice() {
 # whole LOW HIGH OPTION...: each of these options must be a whole number in LOW..HIGH, written
 # without sign or leading zeros (bash reads 010 as 8).
 whole() {
-  local key value
+  local key value sentence
   for key in "${@:3}"; do
-    value=${OPTION[$key]}
+    value=${OPTION[$key]} sentence="--$key=${OPTION[$key]}: must be a whole number in $1..$2"
     # Nine digits at most, so that no comparison overflows.
-    [[ $value =~ ^(0|[1-9][0-9]{0,8})$ ]] && ((value >= $1 && value <= $2)) ||
-      die "--$key=$value: must be a whole number in $1..$2"
+    [[ $value =~ ^(0|[1-9][0-9]{0,8})$ ]] || die "$sentence"
+    ((value >= $1 && value <= $2)) || die "$sentence"
   done
 }
 
@@ -142,8 +142,9 @@ parse() {
         OPTION["$key"]=${argument#*=}
         ;;
       --*)
-        among "$key" "${!OPTION[@]}" && among "${OPTION[$key]}" true false ||
+        if ! among "$key" "${!OPTION[@]}" || ! among "${OPTION[$key]}" true false; then
           die "$argument: unknown option, or its value is missing; see --help"
+        fi
         OPTION["$key"]=true
         ;;
       *) die "$argument: unexpected; arguments of the training command go behind --" ;;
