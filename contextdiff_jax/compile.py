@@ -64,11 +64,15 @@ def main() -> None:
     values.data_path = values.data_path or "no data is read"
     config = from_config_dict(values)
     name = _RUN.value or config.pipeline[0]
-    if _BATCH_SIZE.value < 0:
-        raise ValueError(f"--batch_size={_BATCH_SIZE.value}: must be at least 1, or 0 for its own")
+    if not 0 <= _BATCH_SIZE.value < 2**31:
+        raise ValueError(
+            f"--batch_size={_BATCH_SIZE.value}: must be at least 1 and below 2^31, or 0 for its own"
+        )
     devices = shapes.devices(_TOPOLOGY.value, _SLICES.value)
     validate(config, name, files=False, platform=devices[0].platform)
     if _OUTPUT.value:
+        if epath.Path(_OUTPUT.value).is_dir():
+            raise ValueError(f"--output={_OUTPUT.value}: is a folder, must be a file")
         entry.check_writable(epath.Path(_OUTPUT.value).parent, "output")
     try:
         found = compile_report(config, name, _TOPOLOGY.value, devices)
@@ -85,23 +89,15 @@ def main() -> None:
 def run() -> None:
     """Runs main and ends with the code that says how it went.
 
-    1 is here a result; elsewhere it is absl's for a wrong flag and Python's for an exception.
+    1 is here a result; elsewhere it is Python's for an exception.
     """
-    begun = False
-
-    def command() -> None:
-        nonlocal begun
-        begun = True
-        main()
-
     try:
-        entry.run(command)
+        entry.run(main)
     except DoesNotFit as why:
         print(f"contextdiff_jax: does not fit: {why}", file=sys.stderr)
         sys.exit(EXIT_DOES_NOT_FIT)
     except SystemExit as end:
-        other = EXIT_FAILED if begun else entry.EXIT_REFUSED
-        sys.exit(other if end.code == 1 else end.code)
+        sys.exit(EXIT_FAILED if end.code == entry.EXIT_OTHER else end.code)
     except Exception:
         traceback.print_exc()
         sys.exit(EXIT_FAILED)

@@ -22,6 +22,8 @@ twice, and pictures of another export, sampler or caption are refused. Exit code
 contextdiff_jax/entry.py.
 """
 
+import math
+
 from absl import flags
 from etils import epath
 
@@ -61,6 +63,7 @@ _COUNT = flags.DEFINE_integer(
     f"Samples, one per caption. By default {measurements.SCENES} for scenes, 30,000 for fid30k, "
     "else all captions of a file, or up to 10,000 of a data source.",
     lower_bound=1,
+    upper_bound=10**7,
 )
 _CAPTIONS = flags.DEFINE_string("captions", None, "A text file with one caption per line.")
 _CAPTION_SEED = entry.define_seed("caption_seed", 0, "Seed of which captions are chosen.")
@@ -151,9 +154,12 @@ def _settings() -> Settings:
 
 def _scale(text: str) -> float:
     try:
-        return float(text)
-    except ValueError as error:
-        raise ValueError(f"--guidance={text}: must be numbers with commas between") from error
+        scale = float(text)
+        if math.isfinite(scale):
+            return scale
+    except ValueError:
+        pass
+    raise ValueError(f"--guidance={text}: must be numbers with commas between")
 
 
 def _labelled(text: str) -> tuple[str, str]:

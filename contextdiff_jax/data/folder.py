@@ -47,7 +47,7 @@ class FolderSource:
         rows = []
         file = self._folder / METADATA
         with buckets.named(file, "be read"):
-            lines = file.read_bytes().split(b"\n")
+            lines = file.read_bytes().splitlines()
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

@@ -1,7 +1,6 @@
 """Convergence curves of training runs, from their metrics.csv."""
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -28,7 +27,7 @@ def read_metrics(path: epath.PathLike) -> dict[str, Curve]:
     if not file.exists():
         raise ValueError(f"run {str(path)!r}: no {METRICS_FILE} there; give the folder of one run")
     points: dict[str, dict[int, float]] = {}
-    rows = list(csv.reader(io.StringIO(file.read_text())))
+    rows = list(csv.reader(file.read_text().splitlines()))
     for number, row in enumerate(rows[1:], 2):
         try:
             step, name, value = row

@@ -23,6 +23,7 @@ from contextdiff_jax.pipeline.export import read_export
 from contextdiff_jax.pipeline.generate import Noise, Pictures, describe, generate
 from contextdiff_jax.pipeline.sampler_flags import overridden, parse_overrides
 from contextdiff_jax.seeds import check_seed
+from contextdiff_jax.suggestions import nearest
 from contextdiff_jax.training.interruption import Interrupted, Watch
 
 COCO = {"source": "tfds", "path": "coco_captions", "split": "restval+val+test"}
@@ -91,7 +92,8 @@ class Evaluation:
         stages = list(self._export[0]["stages"])
         stage = self.settings.stage or stages[-1]
         if stage not in stages:
-            raise ValueError(f"--stage={stage}: must be one of {', '.join(stages)}")
+            near = nearest(stage, stages)
+            raise ValueError(f"--stage={stage}: must be one of {', '.join(stages)}{near}")
         return stage
 
     @property

@@ -23,7 +23,9 @@ def parse_overrides(settings: Sequence[str], stages: Sequence[str]) -> dict[str,
         if not equals:
             raise ValueError(f"--sampler={setting}: must read field=value or stage.field=value")
         if dot and stage not in found:
-            raise ValueError(f"--sampler={setting}: stage must be one of {', '.join(stages)}")
+            known = ", ".join(stages)
+            near = nearest(stage, stages)
+            raise ValueError(f"--sampler={setting}: stage must be one of {known}{near}")
         if field not in fields:
             raise ValueError(
                 f"--sampler={setting}: field must be one of {', '.join(sorted(fields))}"

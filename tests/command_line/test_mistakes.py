@@ -204,6 +204,30 @@ MISTAKES = [
     ("compile", [QUICK, "--topology=cpu:x"], "topology"),
     ("compile", [QUICK, "--topology=cpu:4", "--effort=3"], "--effort=3: must be a number in"),
     ("prepare", [QUICK, "--run=base", "--output={tmp}/o", "--", "--x"], "only a --runner takes"),
+    # Numbers beyond what can be meant.
+    (
+        "compile",
+        [QUICK, f"--topology=cpu:{10**17}"],
+        f"--topology=cpu:{10**17} --slices=1: must be at most 65536 devices",
+    ),
+    (
+        "compile",
+        [QUICK, "--topology=cpu:4", f"--batch_size={10**25}"],
+        f"--batch_size={10**25}: must be at least 1 and below 2^31",
+    ),
+    ("evaluate", [*EXPORT, "--what=fid", f"--count={10**20}"], f"--count={10**20}: must be an int"),
+    (
+        "main",
+        [
+            "--config=configs/emoji.py:cpu",
+            "--workdir={tmp}/w",
+            "--config.data_path={0..99999999999}.tar",
+        ],
+        "{0..99999999999} in '{0..99999999999}.tar': must be at most 1000000 shards",
+    ),
+    ("evaluate", [*EXPORT, "--what=sweep", "--guidance=1,nan"], "--guidance=nan: must be numbers"),
+    ("evaluate", [*EXPORT, "--what=sweep", "--guidance=1,two"], "--guidance=two: must be numbers"),
+    ("compile", [QUICK, "--topology=cpu:4", "--output={tmp}/folder"], "folder: is a folder, must"),
     # Files and folders.
     (
         "sample",

@@ -72,6 +72,23 @@ def test_a_picture_depends_on_seed_and_place_alone(quickstart, run, tmp_path):
     )
 
 
+def test_flags_that_are_left_out_are_the_exports(quickstart, run, tmp_path):
+    """The pictures that main drew of its config's prompts, to the bit, and another level's not."""
+    flags = [f"--export={quickstart[0] / 'export'}"]
+    flags += [f"--prompts={quickstart[0] / 'samples/base/prompts.txt'}"]
+    for name, extra in {"own": [], "clean": ["--augmentation=0"]}.items():
+        done = run("sample", *flags, f"--output={tmp_path / name}", *extra)
+        assert done.returncode == 0, done.stderr
+    drawn = sorted((quickstart[0] / "samples/sr").glob("0*.png"))
+    assert drawn and all(
+        np.array_equal(pixels(file), pixels(tmp_path / "own/sr" / file.name)) for file in drawn
+    )
+    assert any(
+        not np.array_equal(pixels(file), pixels(tmp_path / "clean/sr" / file.name))
+        for file in drawn
+    )
+
+
 def test_eight_devices_draw_the_same_pictures(quickstart, run, tmp_path):
     """With the weights split over fsdp and tensor, as they were in training."""
     export = tmp_path / "export"
@@ -138,7 +155,7 @@ def test_a_bfloat16_export_draws_nearly_the_same(quickstart, run, tmp_path):
         ),
         ("sample", ["--prompt=x", "--sampler=stepz=3"], 2, "field must be one of"),
         ("sample", ["--prompt=x", "--sampler=top.eta=1"], 2, "stage must be one of base, sr"),
-        ("sample", ["--prompt=x", "--augmentation=2"], 2, "augmentation = 2.0: must lie in"),
+        ("sample", ["--prompt=x", "--augmentation=2"], 2, "--augmentation=2: must be a number"),
         ("sample", [], 2, "no prompts: give --prompt=TEXT or --prompts=FILE"),
     ],
 )
