@@ -109,7 +109,9 @@ class RunConfig:
 class SamplesConfig:
     """What a finished pipeline draws: prompts, one picture each, from the EMA weights.
 
-    augmentation: noise level of the low-resolution image in super-resolution, 0 is clean.
+    seed: in 0..2^32 - 1. augmentation: noise level of the low-resolution image in
+    super-resolution, 0 is clean. An export keeps these: sample.py draws by seed, batch_size and
+    augmentation, evaluate.py by augmentation, where their flags are left out.
     """
 
     prompts: tuple[str, ...] = ()
@@ -122,6 +124,7 @@ class SamplesConfig:
 class Config:
     """A pipeline of training runs, done in the order of `pipeline`; finished ones are skipped.
 
+    seed: of all training, in 0..2^32 - 1.
     data_path: the path of the data of every run that names none itself.
     use_adapter: False trains and samples the same networks without the context-aware adapter.
     dtype: compute dtype; "auto" is bfloat16 on accelerators and float32 on CPU.
