@@ -66,9 +66,7 @@ def _check_values() -> None:
 
 
 def _unknown_flag(name: str, argv: Sequence[str]) -> str:
-    asked = next(
-        (word for word in argv if re.fullmatch(rf"--?{re.escape(name)}(=.*)?", word)), name
-    )
+    asked = next((word for word in argv if word.partition("=")[0].lstrip("-") == name), name)
     if name.startswith("config."):
         return f"{asked}: a key of --config=FILE[:PRESET], which is missing"
     known = [known for known in flags.FLAGS if not known.startswith("config.")]
@@ -125,7 +123,7 @@ class _ConfigFile(flags.ArgumentParser):
                 "(contextdiff_jax.config.to_config_dict makes one)"
             )
         for word in sys.argv[1:]:  # where ml_collections looks for them
-            found = re.fullmatch(r"--?(?:no)?config\.([^=\[]*)(=.*)?", word)
+            found = re.fullmatch(r"--?(?:no)?config\.([^=\[]*)(=.*)?", word, re.DOTALL)
             if found:
                 _check_key(config, found[1].split("."), word)
         return config
@@ -134,16 +132,18 @@ class _ConfigFile(flags.ArgumentParser):
 def _check_key(config: ConfigDict, keys: Sequence[str], asked: str) -> None:
     """Raises Mistake where an overridden key is not in the config."""
     section, where = config, "config"
-    for key in keys:
+    for number, key in enumerate(keys, 1):
         if not isinstance(section, ConfigDict):
             raise Mistake(f"{asked}: {where} is {section!r}, which has no keys")
         if key not in section:
             known = ", ".join(sorted(section))
             near = nearest(key, section, f"{where}.")
             raise Mistake(f"{asked}: {where} has no key {key!r}, it has {known}{near}")
-        section, where = section[key], f"{where}.{key}"
-    if section is None:
-        raise Mistake(f"{asked}: {where} is None there, which a config file alone can replace")
+        where = f"{where}.{key}"
+        if number < len(keys):
+            section = section[key]
+        elif section.get_type(key) is type(None):
+            raise Mistake(f"{asked}: {where} is None there, which a config file alone can replace")
 
 
 def _reason(error: Exception, path: str) -> str:
