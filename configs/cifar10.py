@@ -31,8 +31,7 @@ PROMPTS = tuple(TEMPLATE.format(name) for name in CLASSES)
 
 
 def get_config(preset: str = ""):
-    if preset not in PRESETS:
-        raise ValueError(f"preset {preset!r}: must be one of {', '.join(map(repr, PRESETS))}")
+    cfg.check_preset(preset, PRESETS)
     cpu, source = preset.startswith("cpu"), "folder" if preset.endswith("folder") else "tfds"
     width = 64 if cpu else 256
     data = DataConfig(

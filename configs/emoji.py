@@ -37,8 +37,7 @@ PROMPTS = (
 
 
 def get_config(preset: str = ""):
-    if preset not in PRESETS:
-        raise ValueError(f"preset {preset!r}: must be one of {', '.join(map(repr, PRESETS))}")
+    cfg.check_preset(preset, PRESETS)
     cpu = preset == "cpu"
     width = 128 if cpu else 512
     return cfg.to_config_dict(

@@ -38,8 +38,7 @@ PROMPTS = (
 
 
 def get_config(preset: str = ""):
-    if preset not in PRESETS:
-        raise ValueError(f"preset {preset!r}: must be one of {', '.join(map(repr, PRESETS))}")
+    cfg.check_preset(preset, PRESETS)
     config = cfg.Config(
         name="laion",
         pipeline=("base", "sr"),

@@ -37,8 +37,7 @@ WIDTH = 64  # of both encoders
 
 
 def get_config(preset: str = ""):
-    if preset not in PRESETS:
-        raise ValueError(f"preset {preset!r}: must be one of {', '.join(map(repr, PRESETS))}")
+    cfg.check_preset(preset, PRESETS)
     config = cfg.Config(
         name="quickstart",
         use_adapter=preset != "plain",

@@ -20,9 +20,8 @@ from typing import Any
 import jax
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
-from contextdiff_jax import entry
+from contextdiff_jax import command_line, entry
 from contextdiff_jax.compilation import lower, report, shapes
 from contextdiff_jax.config import Config, from_config_dict
 from contextdiff_jax.parallel import topologies
@@ -31,7 +30,7 @@ from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.pipeline.device_memory import knobs
 from contextdiff_jax.pipeline.validation import validate
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as main's.")
+_CONFIG = command_line.define_config("Config file, as main's.")
 _RUN = flags.DEFINE_string("run", None, "Run of the pipeline; by default its only or first one.")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, f"Kind of chip and shape of a slice: {', '.join(topologies.EXAMPLES)}."
@@ -65,11 +64,15 @@ def main() -> None:
     values.data_path = values.data_path or "no data is read"
     config = from_config_dict(values)
     name = _RUN.value or config.pipeline[0]
-    if _BATCH_SIZE.value < 0:
-        raise ValueError(f"--batch_size={_BATCH_SIZE.value}: must be at least 1, or 0 for its own")
+    if not 0 <= _BATCH_SIZE.value < 2**31:
+        raise ValueError(
+            f"--batch_size={_BATCH_SIZE.value}: must be at least 1 and below 2^31, or 0 for its own"
+        )
     devices = shapes.devices(_TOPOLOGY.value, _SLICES.value)
     validate(config, name, files=False, platform=devices[0].platform)
     if _OUTPUT.value:
+        if epath.Path(_OUTPUT.value).is_dir():
+            raise ValueError(f"--output={_OUTPUT.value}: is a folder, must be a file")
         entry.check_writable(epath.Path(_OUTPUT.value).parent, "output")
     try:
         found = compile_report(config, name, _TOPOLOGY.value, devices)
@@ -86,23 +89,15 @@ def main() -> None:
 def run() -> None:
     """Runs main and ends with the code that says how it went.
 
-    1 is here a result; elsewhere it is absl's for a wrong flag and Python's for an exception.
+    1 is here a result; elsewhere it is Python's for an exception.
     """
-    begun = False
-
-    def command() -> None:
-        nonlocal begun
-        begun = True
-        main()
-
     try:
-        entry.run(command)
+        entry.run(main)
     except DoesNotFit as why:
         print(f"contextdiff_jax: does not fit: {why}", file=sys.stderr)
         sys.exit(EXIT_DOES_NOT_FIT)
     except SystemExit as end:
-        other = EXIT_FAILED if begun else entry.EXIT_REFUSED
-        sys.exit(other if end.code == 1 else end.code)
+        sys.exit(EXIT_FAILED if end.code == entry.EXIT_OTHER else end.code)
     except Exception:
         traceback.print_exc()
         sys.exit(EXIT_FAILED)

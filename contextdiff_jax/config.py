@@ -11,6 +11,7 @@ import dataclasses
 import re
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import ml_collections
@@ -22,6 +23,7 @@ from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, 
 from contextdiff_jax.parallel.mesh import MeshConfig
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.scalars import read_scalar, shown
+from contextdiff_jax.suggestions import nearest
 from contextdiff_jax.tasks.config import DiffusionConfig
 from contextdiff_jax.training.optimizer import OptimizerConfig
 
@@ -111,7 +113,9 @@ class RunConfig:
 class SamplesConfig:
     """What a finished pipeline draws: prompts, one picture each, from the EMA weights.
 
-    augmentation: noise level of the low-resolution image in super-resolution, 0 is clean.
+    seed: in 0..2^32 - 1. augmentation: noise level of the low-resolution image in
+    super-resolution, 0 is clean. An export keeps these: sample.py draws by seed, batch_size and
+    augmentation, evaluate.py by augmentation, where their flags are left out.
     """
 
     prompts: tuple[str, ...] = ()
@@ -124,6 +128,7 @@ class SamplesConfig:
 class Config:
     """A pipeline of training runs, done in the order of `pipeline`; finished ones are skipped.
 
+    seed: of all training, in 0..2^32 - 1.
     data_path: the path of the data of every run that names none itself.
     use_adapter: False trains and samples the same networks without the context-aware adapter.
     dtype: compute dtype; "auto" is bfloat16 on accelerators and float32 on CPU.
@@ -146,6 +151,13 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 class ConfigError(ValueError):
     """A key of the config is unknown, missing, of a wrong type or of a value not allowed."""
+
+
+def check_preset(preset: str, presets: Sequence[str]) -> None:
+    """Raises ValueError naming what there is, unless a config file has this preset."""
+    if preset not in presets:
+        known = ", ".join(map(repr, presets))
+        raise ValueError(f"preset {preset!r}: must be one of {known}{nearest(preset, presets)}")
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
@@ -186,7 +198,8 @@ def _read(expected: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         choices = typing.get_args(expected)
         if value not in choices:
-            raise ConfigError(f"{where} = {shown(value)}: must be one of {_listing(choices)}")
+            near = nearest(str(value), choices)
+            raise ConfigError(f"{where} = {shown(value)}: must be one of {_listing(choices)}{near}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
@@ -214,7 +227,7 @@ def _read_section(section: type, value: Any, where: str) -> Any:
     if unknown:
         raise ConfigError(
             f"{where}.{unknown[0]} = {value[unknown[0]]!r}: unknown key; "
-            f"{where} has {_listing(sorted(fields))}"
+            f"{where} has {_listing(sorted(fields))}{nearest(str(unknown[0]), fields)}"
         )
     missing = [
         name

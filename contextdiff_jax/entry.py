@@ -17,14 +17,17 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
-from contextdiff_jax import buckets
+from contextdiff_jax import buckets, command_line
 from contextdiff_jax.host_memory import keep_freed_memory
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.device_errors import out_of_memory
 from contextdiff_jax.printable import printable_lines
+from contextdiff_jax.seeds import LARGEST_SEED
 from contextdiff_jax.training.checkpoints import CheckpointError
 from contextdiff_jax.training.failure import NotFinite
 from contextdiff_jax.training.interruption import EXIT_INTERRUPTED, Interrupted
+
+flags.disclaim_key_flags()  # --help shows the flags defined here as those of the entry point
 
 EXIT_OTHER, EXIT_REFUSED, EXIT_NOT_FINITE, EXIT_CHECKPOINT = 1, 2, 3, 4
 
@@ -57,6 +60,22 @@ def define_process_flags() -> Callable[[], distributed.Processes]:
         process_id.value,
         join_timeout.value,
         heartbeat_timeout.value,
+    )
+
+
+def define_seed(name: str, default: int | None, text: str) -> flags.FlagHolder:
+    """Defines a flag for a seed, which must be in 0..2^32 - 1."""
+    return flags.DEFINE_integer(name, default, text, lower_bound=0, upper_bound=LARGEST_SEED)
+
+
+def define_augmentation() -> flags.FlagHolder:
+    """Defines --augmentation, None where it is left out."""
+    return flags.DEFINE_float(
+        *("augmentation", None),
+        "Noise level of the low-resolution condition: 0 is clean, 1 is noise; the export's "
+        "samples.augmentation by default.",
+        lower_bound=0.0,
+        upper_bound=1.0,
     )
 
 
@@ -108,7 +127,7 @@ def run(command: Callable[..., None], takes_rest: bool = False) -> None:
 
     def main(argv: list[str]) -> None:
         if len(argv) > 1 and not takes_rest:
-            raise app.UsageError(f"unexpected argument {argv[1]!r}")
+            _end(f"{argv[1]!r}: unexpected argument; flags begin with --", EXIT_REFUSED)
         hide_libraries()
         logging.get_absl_handler().setFormatter(_Printable())
         try:
@@ -132,7 +151,17 @@ def run(command: Callable[..., None], takes_rest: bool = False) -> None:
             _end(error, EXIT_REFUSED if buckets.hopeless(error) else EXIT_OTHER)
 
     keep_freed_memory()
-    app.run(main)
+    app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags for absl, whose own answer to a wrong one ends with 1."""
+    try:
+        return command_line.parse(argv)
+    except command_line.Mistake as mistake:
+        _end(mistake, EXIT_REFUSED)
+    except SystemExit:  # absl's, after --help
+        sys.exit(0)
 
 
 def hide_libraries() -> None:

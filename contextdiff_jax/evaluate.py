@@ -22,13 +22,17 @@ twice, and pictures of another export, sampler or caption are refused. Exit code
 contextdiff_jax/entry.py.
 """
 
+import math
+
 from absl import flags
 from etils import epath
 
 from contextdiff_jax import entry
+from contextdiff_jax.arguments import existing_folder
 from contextdiff_jax.evaluation.resizing import PROTOCOLS
 from contextdiff_jax.pipeline import measurements, scores
 from contextdiff_jax.pipeline.evaluation import Evaluation, Settings, evaluate
+from contextdiff_jax.suggestions import nearest
 from contextdiff_jax.training.interruption import Watch
 
 PLANS = {
@@ -50,24 +54,19 @@ _SAMPLER = flags.DEFINE_multi_string("sampler", [], "Sampler settings, as in sam
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["auto", "float32", "bfloat16"], "Compute dtype; the export's by default."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of all noise.")
+_SEED = entry.define_seed("seed", 0, "Seed of all noise.")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Images computed at a time.", lower_bound=1)
-_AUGMENTATION = flags.DEFINE_float(
-    *("augmentation", 0.0, "Noise level of the low-resolution condition: 0 is clean, 1 is noise."),
-    lower_bound=0.0,
-    upper_bound=1.0,
-)
+_AUGMENTATION = entry.define_augmentation()
 _COUNT = flags.DEFINE_integer(
     "count",
     None,
     f"Samples, one per caption. By default {measurements.SCENES} for scenes, 30,000 for fid30k, "
     "else all captions of a file, or up to 10,000 of a data source.",
     lower_bound=1,
+    upper_bound=10**7,
 )
 _CAPTIONS = flags.DEFINE_string("captions", None, "A text file with one caption per line.")
-_CAPTION_SEED = flags.DEFINE_integer(
-    "caption_seed", 0, "Seed of which captions are chosen.", lower_bound=0
-)
+_CAPTION_SEED = entry.define_seed("caption_seed", 0, "Seed of which captions are chosen.")
 _DATA = flags.DEFINE_multi_string(
     "data",
     [],
@@ -108,7 +107,10 @@ def main() -> None:
     settings = _settings()
     unknown = [name for name in _WHAT.value if name not in PLANS]
     if unknown:
-        raise ValueError(f"--what={unknown[0]}: must be of {', '.join(PLANS)}")
+        near = nearest(unknown[0], PLANS)
+        raise ValueError(f"--what={unknown[0]}: must be of {', '.join(PLANS)}{near}")
+    if settings.export:
+        existing_folder(settings.export, "export")
     entry.check_writable(settings.output, "output")
     entry.join(_PROCESSES())
     entry.keep_compiled_programs(epath.Path(settings.output) / "compiled")
@@ -152,9 +154,12 @@ def _settings() -> Settings:
 
 def _scale(text: str) -> float:
     try:
-        return float(text)
-    except ValueError as error:
-        raise ValueError(f"--guidance={text}: must be numbers with commas between") from error
+        scale = float(text)
+        if math.isfinite(scale):
+            return scale
+    except ValueError:
+        pass
+    raise ValueError(f"--guidance={text}: must be numbers with commas between")
 
 
 def _labelled(text: str) -> tuple[str, str]:

@@ -6,9 +6,9 @@ The config is read from the checkpoints. Exit codes: see contextdiff_jax/entry.p
 """
 
 from absl import flags
-from etils import epath
 
 from contextdiff_jax import entry
+from contextdiff_jax.arguments import existing_folder
 from contextdiff_jax.pipeline.export import DTYPES, export_pipeline, trained_config
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder that main trained in.")
@@ -19,7 +19,7 @@ flags.mark_flags_as_required(["workdir", "output"])
 
 
 def main() -> None:
-    workdir = epath.Path(_WORKDIR.value)
+    workdir = existing_folder(_WORKDIR.value, "workdir")
     entry.check_writable(_OUTPUT.value, "output")
     export_pipeline(trained_config(workdir), workdir, _OUTPUT.value, _DTYPE.value, _COPY.value)
 

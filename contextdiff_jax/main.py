@@ -9,15 +9,14 @@ contextdiff_jax/entry.py.
 
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
-from contextdiff_jax import entry
+from contextdiff_jax import command_line, entry
 from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.pipeline.train import train_pipeline
 from contextdiff_jax.pipeline.validation import validate
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, with a preset after a colon: configs/laion.py:tiny."
+_CONFIG = command_line.define_config(
+    "Config file, with a preset after a colon: configs/laion.py:tiny."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder (local or bucket) of the runs' results.")
 _RUN = flags.DEFINE_string("run", None, "Train only this run of the pipeline, e.g. base.")

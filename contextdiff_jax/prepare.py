@@ -16,15 +16,14 @@ from collections.abc import Sequence
 
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
-from contextdiff_jax import entry
+from contextdiff_jax import command_line, entry
 from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.pipeline.prepare import Job, Worker, prepare
 from contextdiff_jax.pipeline.validation import check_text_run, validate
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, with a preset after a colon: configs/laion.py:tiny."
+_CONFIG = command_line.define_config(
+    "Config file, with a preset after a colon: configs/laion.py:tiny."
 )
 _RUN = flags.DEFINE_string("run", None, "The run whose data and preview prompts are encoded.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the embeddings.")

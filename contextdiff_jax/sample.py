@@ -4,13 +4,16 @@
       --prompt="a red circle left of a blue square" --seed=1
 
 The same seed gives the same picture whatever the batch size or the number of devices. An empty
-prompt is the null condition. Exit codes: see contextdiff_jax/entry.py.
+prompt is the null condition. Flags that are left out are what the export's config says: its
+samples.seed, .batch_size and .augmentation, its samplers, its dtype. Exit codes: see
+contextdiff_jax/entry.py.
 """
 
 from absl import flags, logging
 from etils import epath
 
 from contextdiff_jax import entry
+from contextdiff_jax.arguments import existing_folder, read_lines
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pipeline.cascade import Cascade, write_pictures
 
@@ -19,11 +22,11 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for STAGE/NNNN.png and STA
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given again for more.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "A text file with one prompt per line.")
 _REPEAT = flags.DEFINE_integer("repeat", 1, "Pictures per prompt.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of all noise.")
-_BATCH = flags.DEFINE_integer("batch_size", 16, "Pictures drawn at a time.", lower_bound=1)
-_AUGMENTATION = flags.DEFINE_float(
-    "augmentation", 0.0, "Noise level of the low-resolution condition: 0 is clean, 1 is noise."
+_SEED = entry.define_seed("seed", None, "Seed of all noise; the export's by default.")
+_BATCH = flags.DEFINE_integer(
+    "batch_size", None, "Pictures drawn at a time; the export's by default.", lower_bound=1
 )
+_AUGMENTATION = entry.define_augmentation()
 _SAMPLER = flags.DEFINE_multi_string(
     "sampler",
     [],
@@ -39,12 +42,8 @@ flags.mark_flags_as_required(["export", "output"])
 
 def main() -> None:
     entry.join(_PROCESSES())
-    prompts = list(_PROMPT.value)
-    if _PROMPTS.value is not None:
-        prompts += epath.Path(_PROMPTS.value).read_text().splitlines()
-    if not prompts:
-        raise ValueError("no prompts: give --prompt=TEXT or --prompts=FILE")
-    prompts = [prompt for prompt in prompts for _ in range(_REPEAT.value)]
+    prompts = _prompts()
+    existing_folder(_EXPORT.value, "export")
     entry.check_writable(_OUTPUT.value, "output")
     cascade = Cascade.load(_EXPORT.value, dtype=_DTYPE.value, sampler=_SAMPLER.value)
     drawn = cascade.draw(
@@ -57,6 +56,18 @@ def main() -> None:
         write_pictures(epath.Path(_OUTPUT.value) / name, images, prompts)
         logging.info("wrote %d pictures and grid.png to %s/%s", len(images), _OUTPUT.value, name)
     distributed.wait_for_all("pictures")  # else JAX takes the one that writes for lost
+
+
+def _prompts() -> list[str]:
+    prompts = list(_PROMPT.value)
+    for prompt in prompts:
+        if "\n" in prompt:  # prompts.txt, and a file of prompts, have one a line
+            raise ValueError(f"--prompt={prompt!r}: must be one line")
+    if _PROMPTS.value is not None:
+        prompts += read_lines(_PROMPTS.value, "prompts")
+    if not prompts:
+        raise ValueError("no prompts: give --prompt=TEXT or --prompts=FILE")
+    return [prompt for prompt in prompts for _ in range(_REPEAT.value)]
 
 
 if __name__ == "__main__":

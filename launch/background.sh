@@ -19,7 +19,8 @@ declare -A OPTION=([log]="" [retries]=0 [delay-s]=30)
 ACTIONS="start status stop supervise" # supervise: what start leaves running
 parse "$@"
 required log
-whole retries delay-s
+whole 0 1000000 retries
+whole 0 86400 delay-s
 log=${OPTION[log]}
 
 alive() { [[ -s $log.pid ]] && kill -0 "$(<"$log.pid")" 2>/dev/null; }

@@ -62,33 +62,61 @@ required() {
   done
 }
 
-# choice OPTION VALUE...: the option must be one of the values.
-choice() {
-  local value=${OPTION[$1]}
-  [[ " ${*:2} " == *" $value "* ]] || die "--$1=$value: must be one of ${*:2}"
+# among VALUE CHOICE...: whether the value is one of the choices.
+among() {
+  local known
+  for known in "${@:2}"; do
+    [[ $1 != "$known" ]] || return 0
+  done
+  return 1
 }
 
-# whole OPTION...: each of these options must be a whole number.
+# choice OPTION VALUE...: the option must be one of the values.
+choice() {
+  among "${OPTION[$1]}" "${@:2}" || die "--$1=${OPTION[$1]}: must be one of ${*:2}"
+}
+
+# whole LOW HIGH OPTION...: each of these options must be a whole number in LOW..HIGH, written
+# without sign or leading zeros (bash reads 010 as 8).
 whole() {
-  local key
-  for key in "$@"; do
-    [[ ${OPTION[$key]} =~ ^[0-9]+$ ]] || die "--$key=${OPTION[$key]}: must be a whole number"
+  local key value sentence
+  for key in "${@:3}"; do
+    value=${OPTION[$key]} sentence="--$key=${OPTION[$key]}: must be a whole number in $1..$2"
+    # Nine digits at most, so that no comparison overflows.
+    [[ $value =~ ^(0|[1-9][0-9]{0,8})$ ]] || die "$sentence"
+    ((value >= $1 && value <= $2)) || die "$sentence"
   done
 }
 
-# positive OPTION...: each of these options must be a whole number above 0.
-positive() {
+# plain OPTION...: each of these options must be empty, or a word of characters that no shell, YAML
+# or command line reads as something else.
+plain() {
   local key
-  whole "$@"
   for key in "$@"; do
-    [[ ${OPTION[$key]} =~ [1-9] ]] || die "--$key=${OPTION[$key]}: must be at least 1"
+    [[ ${OPTION[$key]} =~ ^([A-Za-z0-9][A-Za-z0-9._:@/-]*)?$ ]] ||
+      die "--$key=${OPTION[$key]}: must be of letters, digits and . _ : @ / -, beginning with one of the first two"
+  done
+}
+
+# one_line WORD...: no word may hold a line end or another control character, nor what YAML takes
+# for a line end (U+0085, U+2028, U+2029).
+one_line() {
+  local word LC_ALL=C
+  for word in "$@"; do
+    case $word in
+      *[[:cntrl:]]* | *$'\xc2\x85'* | *$'\xe2\x80\xa8'* | *$'\xe2\x80\xa9'*)
+        die "$(printf %q "$word"): must not hold line ends or control characters"
+        ;;
+    esac
   done
 }
 
 parse() {
   local argument key
+  one_line "$@"
   if [[ -n ${ACTIONS:-} && ${1:-} != --help ]]; then
-    [[ " $ACTIONS " == *" ${1:-none} "* ]] || die "${1:-no action}: must be one of $ACTIONS"
+    # shellcheck disable=SC2086  # a list
+    among "${1:-}" $ACTIONS || die "${1:-no action}: must be one of $ACTIONS"
     ACTION=$1
     shift
   fi
@@ -108,12 +136,15 @@ parse() {
         ;;
       --dry-run) DRY_RUN=true ;;
       --*=*)
-        [[ -v OPTION["$key"] ]] || die "--$key: unknown option; see --help"
+        among "$key" "${!OPTION[@]}" || die "--$key: unknown option; see --help"
+        ! among "${OPTION[$key]}" true false || among "${argument#*=}" true false ||
+          die "$argument: must be true or false"
         OPTION["$key"]=${argument#*=}
         ;;
       --*)
-        [[ ${OPTION["$key"]-} == false ]] ||
+        if ! among "$key" "${!OPTION[@]}" || ! among "${OPTION[$key]}" true false; then
           die "$argument: unknown option, or its value is missing; see --help"
+        fi
         OPTION["$key"]=true
         ;;
       *) die "$argument: unexpected; arguments of the training command go behind --" ;;

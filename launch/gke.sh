@@ -32,10 +32,12 @@ declare -A OPTION=([name]="" [zone]="" [project]="" [topology]=16x16 [slices]=1 
 JOBSET=https://github.com/kubernetes-sigs/jobset/releases/download/v0.8.0/manifests.yaml
 ACTIONS="cluster image start manifest status logs stop delete"
 parse "$@"
-whole chips-per-host restarts
-positive slices
+whole 1 64 chips-per-host
+whole 0 1000000 restarts
+whole 1 1000 slices
+plain zone project image machine-type tpu service-account module
 slices=${OPTION[slices]}
-[[ ${OPTION[topology]} =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || die "--topology=${OPTION[topology]}: must be like 16x16"
+[[ ${OPTION[topology]} =~ ^[1-9][0-9]{0,3}(x[1-9][0-9]{0,3}){1,2}$ ]] || die "--topology=${OPTION[topology]}: must be like 16x16"
 chips=$((${OPTION[topology]//x/*}))
 hosts=$((chips / OPTION[chips-per-host]))
 ((hosts * OPTION[chips-per-host] == chips)) || die "--topology=${OPTION[topology]}: $chips chips are no whole \
@@ -95,10 +97,11 @@ do_manifest() {
   local text key
   training_arguments bucket
   train_command launch/train.sh
-  local -A values=([NAME]=$name [HOSTS]=$hosts [TOPOLOGY]=${OPTION[topology]} [TPU]=${OPTION[tpu]}
-    [SLICES]=$slices [RESTARTS]=${OPTION[restarts]}
-    [CHIPS_PER_HOST]=${OPTION[chips-per-host]}
-    [IMAGE]=${OPTION[image]} [SERVICE_ACCOUNT]=${OPTION[service-account]})
+  # Numbers are bare. Words are quoted, that YAML takes none for something else (yes, 1e3, a: b).
+  local -A values=([HOSTS]=$hosts [SLICES]=$slices [RESTARTS]=${OPTION[restarts]}
+    [CHIPS_PER_HOST]=${OPTION[chips-per-host]} [NAME]="\"$name\""
+    [TOPOLOGY]="\"${OPTION[topology]}\"" [TPU]="\"${OPTION[tpu]}\""
+    [IMAGE]="\"${OPTION[image]}\"" [SERVICE_ACCOUNT]="\"${OPTION[service-account]}\"")
   text=$(<"$ROOT/launch/jobset.yaml")
   for key in "${!values[@]}"; do
     # The quoted replacement is literal; bash 5.2 would expand & in a bare one.

@@ -25,11 +25,13 @@ declare -A OPTION=([processes]=2 [platform]=cpu [port]=8476 [log-dir]=runs/logs 
   [python]="" [module]=contextdiff_jax.main)
 parse "$@"
 choice platform cpu gpu
-whole processes port grace-s
+whole 1 1024 processes
+whole 1 65535 port
+whole 0 86400 grace-s
+plain module
 training_arguments
 cd "$ROOT"
 count=${OPTION[processes]}
-((count >= 1)) || die "--processes=$count: must be 1 or more"
 
 # command_of I: fills `command` with the command line of process I.
 command_of() {

@@ -24,7 +24,11 @@ declare -A OPTION=([nodes]=1 [gpus]=8 [per]=gpu [cpus]=8 [time]=1-00:00:00 [part
   [account]="" [name]=contextdiff [job]="" [mem]="")
 ACTIONS="submit status logs cancel"
 parse "$@"
-whole nodes gpus cpus
+whole 1 100000 nodes
+whole 1 1024 gpus cpus
+plain partition account name job mem
+[[ ${OPTION[name]} != */* ]] || die "--name=${OPTION[name]}: must not hold /"
+[[ ${OPTION[time]} =~ ^[0-9:-]+$ ]] || die "--time=${OPTION[time]}: must be like 1-00:00:00"
 choice per gpu node
 need sbatch "it comes with SLURM; run this on a login node of the cluster"
 logs=$ROOT/runs/logs

@@ -35,8 +35,10 @@ declare -A OPTION=([name]="" [zone]="" [project]="" [accelerator]=v5litepod-256 
 ACTIONS="create wait setup start status logs stop delete watch"
 parse "$@"
 required name zone
-whole retries poll-s
-positive slices
+whole 0 1000000 retries
+whole 1 86400 poll-s
+whole 1 1000 slices
+plain zone project accelerator runtime module
 slices=${OPTION[slices]}
 [[ $slices == 1 || ${OPTION[direct]} == false ]] || die "--slices=$slices: needs a queued resource, not --direct"
 name=${OPTION[name]}

@@ -19,6 +19,7 @@ declare -A OPTION=([platform]="" [python]="" [module]=contextdiff_jax.main [weig
 parse "$@"
 required platform
 choice platform tpu gpu cpu
+plain module
 
 python=${OPTION[python]}
 if [[ -z $python ]]; then

@@ -25,8 +25,9 @@ declare -A OPTION=([cluster]="" [name]="" [zone]="" [project]="" [accelerator]=v
 ACTIONS="cluster start status logs stop delete"
 parse "$@"
 required cluster zone
-whole restarts
-positive slices
+whole 0 1000000 restarts
+whole 1 1000 slices
+plain cluster name zone project accelerator reservation image module
 cluster=${OPTION[cluster]} name=${OPTION[name]}
 [[ " start logs stop " != *" $ACTION "* ]] || required name
 need xpk "pip install xpk"

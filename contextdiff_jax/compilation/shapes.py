@@ -18,6 +18,9 @@ OFFERED = {
 }
 
 
+_MOST_DEVICES = 2**16
+
+
 def devices(topology: str, slices: int) -> list[jax.Device]:
     """Returns the devices of `slices` slices of this topology, as topologies.devices does.
 
@@ -26,7 +29,8 @@ def devices(topology: str, slices: int) -> list[jax.Device]:
     if slices < 1:
         raise ValueError(f"--slices={slices}: must be at least 1")
     try:
-        return topologies.devices(topology, slices)
+        if topologies.count(topology) * slices <= _MOST_DEVICES:
+            return topologies.devices(topology, slices)
     except ValueError as error:
         family, _, shape = topology.partition(":")
         if shape in OFFERED.get(family, ()):
@@ -37,3 +41,6 @@ def devices(topology: str, slices: int) -> list[jax.Device]:
             f"{error}. Slices on offer: {listed}. libtpu knows others, too: any AxB of v5e and "
             "v6e, any AxBxC of v4 and v5p, with A and B even"
         ) from error
+    raise ValueError(
+        f"--topology={topology} --slices={slices}: must be at most {_MOST_DEVICES} devices"
+    )

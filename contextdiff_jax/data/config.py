@@ -135,6 +135,8 @@ class DataConfig:
             )
         if self.source != "scenes" and not self.path:
             raise ValueError(f"{where}.path is empty: source {self.source!r} needs one")
+        if "**" in self.path:
+            raise ValueError(f"{where}.path = {self.path!r}: must not hold **; * is one folder")
         if self.source == "scenes":
             if self.split not in SCENE_SPLITS:
                 raise ValueError(

@@ -42,6 +42,7 @@ _OPEN_FILES = 256
 _SCANNERS = 16  # threads; scanning waits for storage more than for Python
 _NEAR = 1 << 20  # bytes between image and caption that cost less to read than a second reading
 _RENEWING = threading.Lock()
+_MOST_SHARDS = 10**6
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -170,6 +171,8 @@ def find_shards(pattern: str, report: SkipReport) -> list[epath.Path]:
     span = _RANGE.search(pattern)
     if span:
         first, last, width = int(span[1]), int(span[2]), len(span[1])
+        if last - first >= _MOST_SHARDS:
+            raise DataError(f"{span[0]} in {pattern!r}: must be at most {_MOST_SHARDS} shards")
         names = [
             epath.Path(pattern[: span.start()] + f"{number:0{width}d}" + pattern[span.end() :])
             for number in range(first, last + 1)

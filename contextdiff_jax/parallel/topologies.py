@@ -6,6 +6,7 @@ machine's CPU as eight devices.
 
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 
@@ -56,6 +57,12 @@ def chip(topology: str) -> Chip | None:
     return CHIPS.get(family)
 
 
+def count(topology: str) -> int:
+    """Returns the number of a topology's chips. Raises ValueError as `chip` does."""
+    chip(topology)
+    return math.prod(map(int, topology.partition(":")[2].split("x")))
+
+
 def devices(topology: str, slices: int = 1) -> list[jax.Device]:
     """Returns the devices of `slices` slices of this topology; nothing can run on them.
 
@@ -65,8 +72,7 @@ def devices(topology: str, slices: int = 1) -> list[jax.Device]:
     """
     known = chip(topology)
     if known is None:
-        count = int(topology.partition(":")[2]) * slices
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", count(topology) * slices)
         return jax.devices("cpu")
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(f"topology {topology!r} needs the TPU's compiler: pip install libtpu")

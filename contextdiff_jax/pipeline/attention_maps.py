@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from contextdiff_jax.arguments import existing_file
 from contextdiff_jax.data.decode import decode_image
+from contextdiff_jax.data.example import DamagedSample
 from contextdiff_jax.evaluation import heatmaps
 from contextdiff_jax.evaluation.results import Gallery, Result, Table
 from contextdiff_jax.parallel.programs import jit_on_mesh
@@ -44,8 +46,18 @@ def choose_words(stage: Stage, prompts: Sequence[str], words: Sequence[str]) -> 
 
 
 def read_images(files: Sequence[str], side: int) -> np.ndarray:
-    """Returns pictures (N, side, side, 3) uint8 of image files, cut to their central square."""
-    return np.stack([decode_image(epath.Path(f).read_bytes(), f, side)[0] for f in files])
+    """Returns pictures (N, side, side, 3) uint8 of image files, cut to their central square.
+
+    Raises ValueError naming the first that is not there or is no picture.
+    """
+    pictures = []
+    for name in files:
+        data = existing_file(name, "image").read_bytes()
+        try:
+            pictures.append(decode_image(data, name, side)[0])
+        except DamagedSample as damaged:
+            raise ValueError(f"--image={name}: {damaged.reason}") from damaged
+    return np.stack(pictures)
 
 
 def attention_maps(stage: Stage, pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:

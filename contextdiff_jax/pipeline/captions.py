@@ -8,21 +8,21 @@ import grain
 import numpy as np
 from etils import epath
 
+from contextdiff_jax.arguments import read_lines
 from contextdiff_jax.config import read_section
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, Source
 from contextdiff_jax.pipeline.sampler_flags import typed
+from contextdiff_jax.suggestions import nearest
 
 
 def read_captions(path: epath.PathLike) -> list[str]:
     """Returns the captions of a text file, one a line.
 
-    Raises ValueError for a missing or empty file, and for blank lines, which say nothing to score.
+    Raises ValueError for a file that is missing, empty or no UTF-8 text, and for blank lines, which
+    say nothing to score.
     """
-    file = epath.Path(path)
-    if not file.is_file():
-        raise ValueError(f"--captions={path}: no such file; give one caption a line")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_lines(path, "captions")]
     if not any(lines):
         raise ValueError(f"--captions={path}: holds no caption; give one a line")
     if "" in lines:
@@ -82,6 +82,7 @@ def data_settings(base: DataConfig, settings: Sequence[str], flag: str) -> DataC
         if not equals or key not in fields:
             raise ValueError(
                 f"--{flag}={setting}: must read field=value, field one of {', '.join(fields)}"
+                f"{nearest(key, fields)}"
             )
         # A path or a split may look like a number.
         changes[key] = text if isinstance(getattr(base, key), str) else typed(text)

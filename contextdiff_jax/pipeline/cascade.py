@@ -26,6 +26,7 @@ from contextdiff_jax.pipeline.sampler_flags import overridden, parse_overrides
 from contextdiff_jax.pipeline.stage_weights import check_weights
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.seeds import check_seed
 from contextdiff_jax.tasks.conditioning import Conditioning
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.tasks.super_resolution import SuperResolutionTask
@@ -65,10 +66,19 @@ class Stage:
 
 
 class Cascade:
-    """The stages of an export, from the prompt to the largest picture."""
+    """The stages of an export, from the prompt to the largest picture.
 
-    def __init__(self, stages: Sequence[Stage], mesh: jax.sharding.Mesh):
+    samples: seed, batch size and augmentation where a call does not say.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        mesh: jax.sharding.Mesh,
+        samples: SamplesConfig | None = None,
+    ):
         self.stages = list(stages)
+        self.samples = samples or SamplesConfig()
         self._mesh = mesh
 
     @classmethod
@@ -110,14 +120,14 @@ class Cascade:
             sampler = overridden(run.sampler, overrides[name], f"sampler of {name}")
             stages.append(Stage(name, task, params, frozen, sampler, mesh))
         placed.describe()
-        return cls(stages, mesh)
+        return cls(stages, mesh, config.samples)
 
     def until(self, stage: str) -> "Cascade":
         """Returns the cascade without the stages after `stage`. Raises ValueError naming them."""
         names = [each.name for each in self.stages]
         if stage not in names:
             raise ValueError(f"stage {stage!r}: must be one of {', '.join(names)}")
-        return Cascade(self.stages[: names.index(stage) + 1], self._mesh)
+        return Cascade(self.stages[: names.index(stage) + 1], self._mesh, self.samples)
 
     def with_sampler(self, settings: Sequence[str]) -> "Cascade":
         """Returns the cascade with other sampler settings; stages they leave alone are shared."""
@@ -127,22 +137,26 @@ class Cascade:
             sampler = overridden(stage.sampler, overrides[stage.name], f"sampler of {stage.name}")
             same = sampler == stage.sampler
             stages.append(stage if same else dataclasses.replace(stage, sampler=sampler))
-        return Cascade(stages, self._mesh)
+        return Cascade(stages, self._mesh, self.samples)
 
     def draw(
         self,
         prompts: Sequence[str],
         *,
-        seed: int = 0,
-        batch_size: int = 16,
-        augmentation: float = 0.0,
+        seed: int | None = None,
+        batch_size: int | None = None,
+        augmentation: float | None = None,
     ) -> dict[str, np.ndarray]:
         """Returns {stage: images (N, H, W, 3) in [-1, 1]} for N prompts.
 
         A picture depends on (seed, its place in `prompts`), not on batch size or devices.
-        augmentation: noise level in [0, 1] of the low-resolution condition, 0 is clean.
+        seed: in 0..2^32 - 1. augmentation: noise level in [0, 1] of the low-resolution condition,
+        0 is clean. What is None is what the export's config says (`samples`).
+
+        Raises ValueError for a seed or a level outside its range.
         """
         drawn: dict[str, list[np.ndarray]] = {stage.name: [] for stage in self.stages}
+        batch_size = self.samples.batch_size if batch_size is None else batch_size
         parts = self.stream(prompts, seed=seed, batch_size=batch_size, augmentation=augmentation)
         batches = -(-len(prompts) // self.whole_batch(batch_size, len(prompts)))
         for _, images in tqdm(parts, "sampling", batches, unit="batch", disable=None):
@@ -154,9 +168,9 @@ class Cascade:
         self,
         prompts: Sequence[str],
         *,
-        seed: int = 0,
-        batch_size: int = 16,
-        augmentation: float = 0.0,
+        seed: int | None = None,
+        batch_size: int | None = None,
+        augmentation: float | None = None,
         done: Collection[int] = (),
     ) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
         """Returns an iterator over (places, {stage: images (b, H, W, 3)}): `draw`, batch by batch.
@@ -164,8 +178,10 @@ class Cascade:
         Memory does not grow with the number of prompts. A batch whose places are all in `done` is
         left out; the others are just those of an undisturbed run, to the bit.
         """
-        if not 0.0 <= augmentation <= 1.0:
-            raise ValueError(f"augmentation = {augmentation}: must lie in [0, 1], 0 is clean")
+        seed = check_seed(self.samples.seed if seed is None else seed, "seed")
+        batch_size = self.samples.batch_size if batch_size is None else batch_size
+        augmentation = self.samples.augmentation if augmentation is None else augmentation
+        self._check_augmentation(augmentation)
         batch_size = self.whole_batch(batch_size, len(prompts))
         starts = range(0, len(prompts), batch_size)
         batches = (range(start, min(start + batch_size, len(prompts))) for start in starts)
@@ -175,6 +191,17 @@ class Cascade:
             for places in batches
             if not all(place in done for place in places)
         )
+
+    def _check_augmentation(self, level: float) -> None:
+        """Warns of a level that a stage was not trained for. Raises ValueError outside [0, 1]."""
+        if not 0.0 <= level <= 1.0:
+            raise ValueError(f"augmentation = {level}: must lie in [0, 1], 0 is clean")
+        for stage in self.stages:
+            if isinstance(stage.task, SuperResolutionTask) and level > stage.task.augmentation:
+                logging.warning(
+                    "augmentation = %g: stage %r was trained with levels up to %g alone",
+                    *(level, stage.name, stage.task.augmentation),
+                )
 
     def whole_batch(self, batch_size: int, count: int) -> int:
         """Returns a batch size, no larger than need be, that every device has an equal part of."""
@@ -312,7 +339,7 @@ def write_pictures(
     for index, image in enumerate(to_uint8(images)):
         write_png(folder / f"{index:04d}.png", image)
     write_png(folder / "grid.png", grid(images, columns))
-    (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
+    (folder / "prompts.txt").write_bytes("".join(f"{prompt}\n" for prompt in prompts).encode())
 
 
 def draw_samples(export: epath.PathLike, samples: SamplesConfig, output: epath.PathLike) -> None:

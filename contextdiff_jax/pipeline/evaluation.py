@@ -23,6 +23,8 @@ from contextdiff_jax.pipeline.description import Export
 from contextdiff_jax.pipeline.export import read_export
 from contextdiff_jax.pipeline.generate import Noise, Pictures, describe, generate
 from contextdiff_jax.pipeline.sampler_flags import overridden, parse_overrides
+from contextdiff_jax.seeds import check_seed
+from contextdiff_jax.suggestions import nearest
 from contextdiff_jax.training.interruption import Interrupted, Watch
 
 COCO = {"source": "tfds", "path": "coco_captions", "split": "restval+val+test"}
@@ -44,7 +46,7 @@ class Settings:
     seed: int = 0
     caption_seed: int = 0
     batch_size: int = 64
-    augmentation: float = 0.0
+    augmentation: float | None = None
     captions: str = ""
     data: tuple[str, ...] = ()
     reference: tuple[str, ...] = ()
@@ -91,7 +93,8 @@ class Evaluation:
         stages = list(self._export[0].stages)
         stage = self.settings.stage or stages[-1]
         if stage not in stages:
-            raise ValueError(f"--stage={stage}: must be one of {', '.join(stages)}")
+            near = nearest(stage, stages)
+            raise ValueError(f"--stage={stage}: must be one of {', '.join(stages)}{near}")
         return stage
 
     @property
@@ -99,8 +102,16 @@ class Evaluation:
         """The data of the measured stage's training run."""
         return self.config.runs[self.stage].data
 
+    @property
+    def augmentation(self) -> float:
+        """The noise level of the low-resolution condition: as asked for, or the export's own."""
+        asked = self.settings.augmentation
+        return self.config.samples.augmentation if asked is None else asked
+
     def check(self) -> None:
-        """Raises ValueError for a stage or sampler setting that is not there."""
+        """Raises ValueError for a seed, a stage or a sampler setting that is not there."""
+        check_seed(self.settings.seed, "--seed")
+        check_seed(self.settings.caption_seed, "--caption_seed")
         if self.settings.export:
             found = parse_overrides(self.settings.sampler, list(self._export[0].stages))
             for name, changes in found.items():
@@ -162,7 +173,7 @@ class Evaluation:
     ) -> Pictures:
         """Draws a picture per caption into OUTPUT/folder, or goes on with it."""
         settings = self.settings
-        noise = Noise(settings.seed, settings.augmentation, settings.batch_size)
+        noise = Noise(settings.seed, self.augmentation, settings.batch_size)
         return generate(
             cascade or self.cascade,
             self.networks,
@@ -188,6 +199,7 @@ class Evaluation:
                 f"guidance {s.sampler.guidance_scale:g}, threshold {s.sampler.threshold}"
                 for s in stages
             },
+            "augmentation": self.augmentation,
             "seed": settings.seed,
             "caption seed": settings.caption_seed,
             "device": jax.devices()[0].device_kind,

@@ -158,6 +158,6 @@ def _drawn(evaluation: Evaluation, prompts: tuple[str, ...]) -> np.ndarray:
         prompts,
         seed=settings.seed,
         batch_size=settings.batch_size,
-        augmentation=settings.augmentation,
+        augmentation=evaluation.augmentation,
     )
     return to_uint8(drawn[evaluation.stage])

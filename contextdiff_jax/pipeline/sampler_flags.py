@@ -7,6 +7,7 @@ from typing import Any
 
 from contextdiff_jax.config import read_section
 from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.suggestions import nearest
 
 
 def parse_overrides(settings: Sequence[str], stages: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -22,10 +23,13 @@ def parse_overrides(settings: Sequence[str], stages: Sequence[str]) -> dict[str,
         if not equals:
             raise ValueError(f"--sampler={setting}: must read field=value or stage.field=value")
         if dot and stage not in found:
-            raise ValueError(f"--sampler={setting}: stage must be one of {', '.join(stages)}")
+            known = ", ".join(stages)
+            near = nearest(stage, stages)
+            raise ValueError(f"--sampler={setting}: stage must be one of {known}{near}")
         if field not in fields:
             raise ValueError(
                 f"--sampler={setting}: field must be one of {', '.join(sorted(fields))}"
+                f"{nearest(field, fields)}"
             )
         for name in [stage] if dot else stages:
             found[name][field] = typed(text)

@@ -25,6 +25,8 @@ from contextdiff_jax.pipeline.build import (
     diffusion_runs,
     text_references,
 )
+from contextdiff_jax.seeds import check_seed
+from contextdiff_jax.suggestions import nearest
 
 _SECTIONS = {
     "contrastive": ("clip", "tokenizer"),
@@ -56,9 +58,13 @@ def validate(
         if name not in config.runs:
             raise ConfigError(
                 f"config.pipeline names {name!r}: must be one of {', '.join(config.runs)}"
+                f"{nearest(name, config.runs)}"
             )
     if only is not None and only not in config.pipeline:
-        raise ConfigError(f"--run={only}: must be one of {', '.join(config.pipeline)}")
+        known = ", ".join(config.pipeline)
+        raise ConfigError(f"--run={only}: must be one of {known}{nearest(only, config.pipeline)}")
+    check_seed(config.seed, "config.seed")
+    check_seed(config.samples.seed, "config.samples.seed")
     for name in config.pipeline:
         _validate_run(config, config.runs[name], f"config.runs.{name}")
         if platform is not None:

@@ -3,15 +3,19 @@
 import jax
 import jax.numpy as jnp
 
+from contextdiff_jax.seeds import check_seed
+
 
 def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
     """Returns one key per picture, (B,): fold_in(key(seed), index).
 
-    indices: integers (B,) in 0..2^32 - 1, the pictures' numbers over the whole run. Stages of a
-    cascade need different seeds, or their noise would be related.
+    seed: in 0..2^32 - 1. indices: integers (B,) in 0..2^32 - 1, the pictures' numbers over the
+    whole run. Stages of a cascade need different seeds, or their noise would be related.
+
+    Raises ValueError for a seed outside its range.
     """
     # Threefry, whatever the default: under vmap other generators depend on the batch.
-    key = jax.random.key(seed, impl="threefry2x32")
+    key = jax.random.key(check_seed(seed, "seed"), impl="threefry2x32")
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.asarray(indices))
 
 

@@ -72,6 +72,22 @@ def test_a_picture_depends_on_seed_and_place_alone(quickstart, run, tmp_path):
     )
 
 
+def test_a_level_that_is_left_out_is_the_exports(quickstart, run, tmp_path):
+    export = tmp_path / "export"
+    shutil.copytree(quickstart[0] / "export", export)
+    content = json.loads((export / "export.json").read_text())
+    assert content["config"]["samples"]["augmentation"] == 0.0
+    content["config"]["samples"]["augmentation"] = 0.1
+    (export / "export.json").write_text(json.dumps(content))
+    asked = {"left_out": (export, []), "given": (quickstart[0] / "export", ["--augmentation=0.1"])}
+    for name, (folder, extra) in asked.items():
+        flags = [f"--export={folder}", "--prompt=a red circle", "--sampler=num_steps=2"]
+        done = run("sample", *flags, f"--output={tmp_path / name}", *extra)
+        assert done.returncode == 0, done.stderr
+    left_out, given = (pixels(tmp_path / name / "sr/0000.png") for name in asked)
+    np.testing.assert_array_equal(left_out, given)
+
+
 def test_eight_devices_draw_the_same_pictures(quickstart, run, tmp_path):
     """With the weights split over fsdp and tensor, as they were in training."""
     export = tmp_path / "export"
@@ -138,7 +154,7 @@ def test_a_bfloat16_export_draws_nearly_the_same(quickstart, run, tmp_path):
         ),
         ("sample", ["--prompt=x", "--sampler=stepz=3"], 2, "field must be one of"),
         ("sample", ["--prompt=x", "--sampler=top.eta=1"], 2, "stage must be one of base, sr"),
-        ("sample", ["--prompt=x", "--augmentation=2"], 2, "augmentation = 2.0: must lie in"),
+        ("sample", ["--prompt=x", "--augmentation=2"], 2, "--augmentation=2: must be a number"),
         ("sample", [], 2, "no prompts: give --prompt=TEXT or --prompts=FILE"),
     ],
 )
