@@ -16,7 +16,7 @@ from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.encoders.weights import save_clip_folder
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import make_mesh
-from contextdiff_jax.pipeline import build, device_memory, validation
+from contextdiff_jax.pipeline import build, device_memory, resumption, validation
 from contextdiff_jax.pipeline.cascade import draw_samples
 from contextdiff_jax.pipeline.embeddings import open_embeddings
 from contextdiff_jax.pipeline.export import export_pipeline
@@ -46,7 +46,7 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
     run, directory = config.runs[name], workdir / name
     saved, finished = _saved(config, name, workdir)
     if finished:
-        validation.check_finished_run(saved, dataclasses.asdict(config), name)
+        resumption.check_finished_run(saved, dataclasses.asdict(config), name)
         logging.info("run %s is finished already, at step %d", name, run.steps)
         return
     mesh = _check_batch(config, name)
@@ -57,9 +57,11 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
     probe(source, report=report)
     task, texts = _build_task(config, run, source, workdir, directory)
     metadata = build.checkpoint_metadata(config, name, task, source, texts.get("embeddings"))
+    metadata["history"] = []
     if saved is not None:
-        validation.check_same_run(saved, metadata, name)
-        validation.warn_of_new_length(saved, metadata, name)
+        changed = resumption.check_same_run(saved, metadata, name)
+        metadata["history"] = [*saved.get("history", []), *changed]
+        resumption.warn_of_new_length(saved, metadata, name)
     with device_memory.named(config, name, mesh):
         trainer = Trainer(task, build.loop_settings(config, run), directory, mesh, metadata)
 
