@@ -22,7 +22,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from contextdiff_jax import entry
+from contextdiff_jax import entry, notices
 from contextdiff_jax.compilation import lower, report, shapes
 from contextdiff_jax.config import Config, from_config_dict
 from contextdiff_jax.parallel import topologies
@@ -71,6 +71,7 @@ def main() -> None:
     validate(config, name, files=False, platform=devices[0].platform)
     if _OUTPUT.value:
         entry.check_writable(epath.Path(_OUTPUT.value).parent, "output")
+    notices.doing(f"compiling run {name}")
     try:
         found = compile_report(config, name, _TOPOLOGY.value, devices)
     except report.OutOfMemory as error:

@@ -17,13 +17,14 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
-from contextdiff_jax import buckets
+from contextdiff_jax import buckets, notices
 from contextdiff_jax.host_memory import keep_freed_memory
+from contextdiff_jax.notices import EXIT_INTERRUPTED
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.device_errors import out_of_memory
 from contextdiff_jax.training.checkpoints import CheckpointError
 from contextdiff_jax.training.failure import NotFinite
-from contextdiff_jax.training.interruption import EXIT_INTERRUPTED, Interrupted
+from contextdiff_jax.training.interruption import Interrupted
 
 EXIT_OTHER, EXIT_REFUSED, EXIT_NOT_FINITE, EXIT_CHECKPOINT = 1, 2, 3, 4
 
@@ -64,7 +65,9 @@ def join(processes: distributed.Processes) -> None:
 
     Process 0 speaks for all: of the others only warnings and errors are logged.
     """
+    notices.doing("joining the other processes")
     distributed.start(processes)
+    notices.doing("checking what was asked for")
     if not distributed.is_main() and logging.get_verbosity() < logging.DEBUG:
         logging.set_verbosity(logging.WARNING)
 
@@ -109,6 +112,7 @@ def run(command: Callable[..., None], takes_rest: bool = False) -> None:
         if len(argv) > 1 and not takes_rest:
             raise app.UsageError(f"unexpected argument {argv[1]!r}")
         hide_libraries()
+        notices.doing("checking what was asked for")
         try:
             command(*([argv[1:]] if takes_rest else []))
         except Interrupted as stop:
@@ -146,6 +150,7 @@ def _is_ours(record: std_logging.LogRecord) -> bool:
 
 
 def _end(error: Exception | str, code: int) -> None:
+    notices.doing("ending")
     logging.debug("ended by", exc_info=True)
     with contextlib.suppress(OSError):  # nobody reads it any more: the code still says what it was
         print(f"contextdiff_jax: {error}", file=sys.stderr)

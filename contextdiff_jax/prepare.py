@@ -18,7 +18,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from contextdiff_jax import entry
+from contextdiff_jax import entry, notices
 from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.pipeline.prepare import Job, Worker, prepare
 from contextdiff_jax.pipeline.validation import check_text_run, validate
@@ -54,6 +54,7 @@ def main(options: Sequence[str]) -> None:
         shard_size=_SHARD.value,
         dtype=_DTYPE.value,
     )
+    notices.doing("encoding captions, shard by shard")
     prepare(job, functools.partial(_encode_with_beam, options) if _RUNNER.value else None)
 
 

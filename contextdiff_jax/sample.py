@@ -10,7 +10,7 @@ prompt is the null condition. Exit codes: see contextdiff_jax/entry.py.
 from absl import flags, logging
 from etils import epath
 
-from contextdiff_jax import entry
+from contextdiff_jax import entry, notices
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pipeline.cascade import Cascade, write_pictures
 
@@ -46,7 +46,9 @@ def main() -> None:
         raise ValueError("no prompts: give --prompt=TEXT or --prompts=FILE")
     prompts = [prompt for prompt in prompts for _ in range(_REPEAT.value)]
     entry.check_writable(_OUTPUT.value, "output")
+    notices.doing("loading the export")
     cascade = Cascade.load(_EXPORT.value, dtype=_DTYPE.value, sampler=_SAMPLER.value)
+    notices.doing("drawing pictures")
     drawn = cascade.draw(
         prompts,
         seed=_SEED.value,

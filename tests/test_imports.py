@@ -15,9 +15,9 @@ ALLOWED = {
     "diffusion": set(),
     "networks": {"diffusion"},
     "encoders": {"networks", "atomic_write"},
-    "data": {"atomic_write"},
+    "data": {"atomic_write", "notices"},
     "parallel": {"networks"},  # the table of logical axis names
-    "training": {"parallel", "pictures", "atomic_write"},
+    "training": {"parallel", "pictures", "atomic_write", "notices"},
     "sampling": {"diffusion"},
     "tasks": {"diffusion", "networks", "encoders", "sampling", "training"},
     # Encoders to compare images by; the bound, of networks as functions.

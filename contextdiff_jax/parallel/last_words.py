@@ -98,6 +98,6 @@ def _ids(pattern: str, status: str) -> str:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # meant for the process it speaks for, and outlives
     follow(int(sys.argv[1]))

@@ -155,8 +155,11 @@ class Trainer:
         log = MetricLog(self.directory, first) if distributed.is_main() else None
         progress = Progress(first * settings.batch_size, settings.steps * settings.batch_size)
         vote = interruption.Vote()
+        watch, alone = interruption.Watch(), jax.process_count() == 1
         try:
-            with interruption.Watch() as watch:
+            with contextlib.ExitStack() as watched:
+                if not alone:
+                    watched.enter_context(watch)  # from now on: one that is told tells the others
                 for step, batch in enumerate(self._on_device(batches), first + 1):
                     if step == first + 1:
                         self.describe(state, batch)
@@ -164,6 +167,8 @@ class Trainer:
                     self._window.add(metrics)
                     if step == first + 1:
                         jax.block_until_ready(state.step)
+                        if alone:
+                            watched.enter_context(watch)  # until now there was nothing to save
                         progress.restart(step * settings.batch_size)
                     if step % settings.log_every == 0 or step == settings.steps:
                         self._report(step, state, progress, log)

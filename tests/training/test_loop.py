@@ -138,12 +138,13 @@ def test_finished_run_does_nothing(make_trainer, stream):
     make_trainer(4).train(forbidden)
 
 
-def test_sigterm_saves_and_says_so(make_trainer, stream, tmp_path):
+@pytest.mark.parametrize("notice", [signal.SIGTERM, signal.SIGHUP])
+def test_a_notice_saves_and_says_so(notice, make_trainer, stream, tmp_path):
     class Terminating(stream):
         def __iter__(self):
             for number, batch in enumerate(super().__iter__()):
                 if number == 5:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    os.kill(os.getpid(), notice)
                 yield batch
 
     with pytest.raises(Interrupted, match="same command resumes") as stop:
