@@ -1,16 +1,17 @@
 """What the entry points share: errors as one sentence, documented exit codes, flags to join others.
 
 0 done; 2 the config, data, weights or arguments were refused; 3 the loss was not finite; 4 a
-checkpoint could not be written or read; 75 stopped on request, saved, the same command goes on;
-134 (SIGABRT) another process did not join, or was lost: the last line says which; 1 anything else,
-such as a bucket that did not answer: the same command may go on.
+checkpoint could not be written or read; 75 stopped on request (SIGTERM, SIGHUP, Ctrl-C), saved if
+there was anything to save, the same command goes on;
+134 (SIGABRT) a library ended the process: another one did not join or was lost, or C++ was refused
+memory: the last line says which; 1 anything else, such as a bucket that did not answer, or too
+little memory: the same command may go on.
 """
 
 import contextlib
 import logging as std_logging
 import os
 import sys
-import uuid
 from collections.abc import Callable
 
 import jax
@@ -18,6 +19,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from contextdiff_jax import buckets, notices
+from contextdiff_jax.atomic_write import probe, sweep
 from contextdiff_jax.host_memory import keep_freed_memory
 from contextdiff_jax.notices import EXIT_INTERRUPTED
 from contextdiff_jax.parallel import distributed
@@ -88,13 +90,11 @@ def check_writable(folder: epath.PathLike, flag: str) -> None:
     bucket may work the next time.
     """
     path = epath.Path(folder)
-    # Of many machines that write here at once, each its own file: process numbers may be equal.
-    probe = path / f".writable.{uuid.uuid4().hex}"
     try:
         with buckets.named(folder, f"be written to (--{flag})"):
             path.mkdir(parents=True, exist_ok=True)
-            probe.write_text("")
-            probe.unlink(missing_ok=True)
+            probe(path)
+            sweep(path)
     except buckets.Unavailable:
         raise
     except (OSError, ImportError) as error:  # ImportError: the bucket's library is not installed
@@ -128,6 +128,12 @@ def run(command: Callable[..., None], takes_rest: bool = False) -> None:
             if sentence is None:
                 raise
             _end(f"{sentence} A smaller batch needs less of it.", EXIT_REFUSED)
+        except MemoryError as error:
+            reason = str(error).strip() or "Python was refused some"
+            _end(
+                f"the memory of this machine, or a limit on it, does not suffice: {reason}",
+                EXIT_OTHER,
+            )
         except Exception as error:
             if not buckets.of_bucket(error):
                 raise

@@ -16,6 +16,7 @@ NOTICES = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
 )
 
+stderr = 2  # what a process writes to that waits for nobody any more
 _doing = "loading the program"
 _ending = threading.Lock()
 
@@ -62,7 +63,7 @@ def _end() -> None:
     if _ending.acquire(blocking=False):
         with contextlib.suppress(OSError):  # nobody reads it any more
             sentence = f"stopped on request while {_doing}; the same command starts that again"
-            os.write(2, f"contextdiff_jax: {sentence}\n".encode())
+            os.write(stderr, f"contextdiff_jax: {sentence}\n".encode())
         os._exit(EXIT_INTERRUPTED)
 
 

@@ -16,7 +16,7 @@ ALLOWED = {
     "networks": {"diffusion"},
     "encoders": {"networks", "atomic_write"},
     "data": {"atomic_write", "notices"},
-    "parallel": {"networks"},  # the table of logical axis names
+    "parallel": {"networks", "notices"},  # the table of logical axis names
     "training": {"parallel", "pictures", "atomic_write", "notices"},
     "sampling": {"diffusion"},
     "tasks": {"diffusion", "networks", "encoders", "sampling", "training"},
