@@ -38,10 +38,10 @@ def sweep(folder: epath.PathLike) -> None:
     """
     if in_bucket(folder):
         return
-    for path in pathlib.Path(folder).iterdir():
-        with contextlib.suppress(OSError):  # it is gone, or another's
+    with contextlib.suppress(OSError):  # where it may not be listed
+        for path in pathlib.Path(folder).iterdir():
             if _OURS.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _DEAD_S:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
 
 def probe(folder: epath.PathLike) -> None:

@@ -1,4 +1,7 @@
-"""What of a config may change between a run's checkpoint and its resumption."""
+"""What of a config may change between a run's checkpoint and its resumption.
+
+The newest checkpoint's metadata say under "history" what did: [{"step", "key", "from", "to"}, ...].
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -87,7 +90,7 @@ def _refuse(found: list[Change], name: str) -> None:
 def _refuse_other_decay(saved: dict, name: str) -> None:
     """Of versions before checkpoints had a history: their Adafactor decayed at any rate alike."""
     optimizer = saved["config"]["runs"][name]["optimizer"]
-    decays = optimizer["name"] == "adafactor" and optimizer["weight_decay"]
+    decays = optimizer.get("name") == "adafactor" and optimizer.get("weight_decay")
     if decays and "history" not in saved:
         raise ConfigError(
             f"the checkpoint of run {name!r} is of a version whose Adafactor did not scale "
