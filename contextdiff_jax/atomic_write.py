@@ -2,13 +2,19 @@
 
 import contextlib
 import os
+import pathlib
+import re
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 
 from etils import epath
 
 _REMAINS = "*.tmp"  # of what killed writers leave beside the files they were writing
+_PROBE = ".writable."
+_OURS = re.compile(rf".+\.[0-9a-f]{{32}}\.tmp|{re.escape(_PROBE)}[0-9a-f]{{32}}")
+_DEAD_S = 24 * 3600  # no file of ours is written for so long
 
 
 def in_bucket(path: epath.PathLike) -> bool:
@@ -23,6 +29,27 @@ def cleared(folder: epath.PathLike) -> epath.Path:
     for remains in folder.glob(_REMAINS):
         remains.unlink(missing_ok=True)
     return folder
+
+
+def sweep(folder: epath.PathLike) -> None:
+    """Removes what killed writers left in a folder where others may be writing.
+
+    That is files with names only this module gives, a day old. A bucket has none.
+    """
+    if in_bucket(folder):
+        return
+    with contextlib.suppress(OSError):  # where it may not be listed
+        for path in pathlib.Path(folder).iterdir():
+            if _OURS.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _DEAD_S:
+                path.unlink(missing_ok=True)
+
+
+def probe(folder: epath.PathLike) -> None:
+    """Writes a file to the folder and removes it, or raises what the file system says."""
+    # Of many machines that write here at once, each its own file: process numbers may be equal.
+    path = epath.Path(folder) / f"{_PROBE}{uuid.uuid4().hex}"
+    path.write_text("")
+    path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ import jax
 from absl import flags
 from etils import epath
 
-from contextdiff_jax import command_line, entry
+from contextdiff_jax import command_line, entry, notices
 from contextdiff_jax.compilation import lower, report, shapes
 from contextdiff_jax.config import Config, from_config_dict
 from contextdiff_jax.parallel import topologies
@@ -74,6 +74,7 @@ def main() -> None:
         if epath.Path(_OUTPUT.value).is_dir():
             raise ValueError(f"--output={_OUTPUT.value}: is a folder, must be a file")
         entry.check_writable(epath.Path(_OUTPUT.value).parent, "output")
+    notices.doing(f"compiling run {name}")
     try:
         found = compile_report(config, name, _TOPOLOGY.value, devices)
     except report.OutOfMemory as error:

@@ -285,17 +285,33 @@ def _type_name(value: Any) -> str:
     return type(value).__name__
 
 
-def differences(ours: Any, theirs: Any, where: str = "config") -> list[str]:
-    """Returns one line per key in which two nested dicts differ."""
+class Change(typing.NamedTuple):
+    """A key in which two nested dicts differ, with both values."""
+
+    key: str
+    theirs: Any
+    ours: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.theirs!r} there, {self.ours!r} here"
+
+
+def changes(ours: Any, theirs: Any, where: str = "config") -> list[Change]:
+    """Returns the keys in which two nested dicts differ, in order."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         return [
-            line
+            change
             for key in sorted(set(ours) | set(theirs), key=str)
-            for line in differences(ours.get(key), theirs.get(key), f"{where}.{key}")
+            for change in changes(ours.get(key), theirs.get(key), f"{where}.{key}")
         ]
     same = (
         ours == theirs
         or (isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)))
         and list(ours) == list(theirs)
     )
-    return [] if same else [f"{where}: {theirs!r} there, {ours!r} here"]
+    return [] if same else [Change(where, theirs, ours)]
+
+
+def differences(ours: Any, theirs: Any, where: str = "config") -> list[str]:
+    """Returns one line per key in which two nested dicts differ."""
+    return [str(change) for change in changes(ours, theirs, where)]

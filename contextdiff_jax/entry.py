@@ -1,31 +1,34 @@
 """What the entry points share: errors as one sentence, documented exit codes, flags to join others.
 
 0 done; 2 the config, data, weights or arguments were refused; 3 the loss was not finite; 4 a
-checkpoint could not be written or read; 75 stopped on request, saved, the same command goes on;
-134 (SIGABRT) another process did not join, or was lost: the last line says which; 1 anything else,
-such as a bucket that did not answer: the same command may go on.
+checkpoint could not be written or read; 75 stopped on request (SIGTERM, SIGHUP, Ctrl-C), saved if
+there was anything to save, the same command goes on;
+134 (SIGABRT) a library ended the process: another one did not join or was lost, or C++ was refused
+memory: the last line says which; 1 anything else, such as a bucket that did not answer, or too
+little memory: the same command may go on.
 """
 
 import contextlib
 import logging as std_logging
 import os
 import sys
-import uuid
 from collections.abc import Callable
 
 import jax
 from absl import app, flags, logging
 from etils import epath
 
-from contextdiff_jax import buckets, command_line
+from contextdiff_jax import buckets, command_line, notices
+from contextdiff_jax.atomic_write import probe, sweep
 from contextdiff_jax.host_memory import keep_freed_memory
+from contextdiff_jax.notices import EXIT_INTERRUPTED
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.device_errors import out_of_memory
 from contextdiff_jax.printable import printable_lines
 from contextdiff_jax.seeds import LARGEST_SEED
 from contextdiff_jax.training.checkpoints import CheckpointError
 from contextdiff_jax.training.failure import NotFinite
-from contextdiff_jax.training.interruption import EXIT_INTERRUPTED, Interrupted
+from contextdiff_jax.training.interruption import Interrupted
 
 flags.disclaim_key_flags()  # --help shows the flags defined here as those of the entry point
 
@@ -84,7 +87,9 @@ def join(processes: distributed.Processes) -> None:
 
     Process 0 speaks for all: of the others only warnings and errors are logged.
     """
+    notices.doing("joining the other processes")
     distributed.start(processes)
+    notices.doing("checking what was asked for")
     if not distributed.is_main() and logging.get_verbosity() < logging.DEBUG:
         logging.set_verbosity(logging.WARNING)
 
@@ -105,13 +110,11 @@ def check_writable(folder: epath.PathLike, flag: str) -> None:
     bucket may work the next time.
     """
     path = epath.Path(folder)
-    # Of many machines that write here at once, each its own file: process numbers may be equal.
-    probe = path / f".writable.{uuid.uuid4().hex}"
     try:
         with buckets.named(folder, f"be written to (--{flag})"):
             path.mkdir(parents=True, exist_ok=True)
-            probe.write_text("")
-            probe.unlink(missing_ok=True)
+            probe(path)
+            sweep(path)
     except buckets.Unavailable:
         raise
     except (OSError, ImportError) as error:  # ImportError: the bucket's library is not installed
@@ -130,6 +133,7 @@ def run(command: Callable[..., None], takes_rest: bool = False) -> None:
             _end(f"{argv[1]!r}: unexpected argument; flags begin with --", EXIT_REFUSED)
         hide_libraries()
         logging.get_absl_handler().setFormatter(_Printable())
+        notices.doing("checking what was asked for")
         try:
             command(*([argv[1:]] if takes_rest else []))
         except Interrupted as stop:
@@ -145,6 +149,12 @@ def run(command: Callable[..., None], takes_rest: bool = False) -> None:
             if sentence is None:
                 raise
             _end(f"{sentence} A smaller batch needs less of it.", EXIT_REFUSED)
+        except MemoryError as error:
+            reason = str(error).strip() or "Python was refused some"
+            _end(
+                f"the memory of this machine, or a limit on it, does not suffice: {reason}",
+                EXIT_OTHER,
+            )
         except Exception as error:
             if not buckets.of_bucket(error):
                 raise
@@ -184,6 +194,7 @@ class _Printable(logging.PythonFormatter):
 
 
 def _end(error: Exception | str, code: int) -> None:
+    notices.doing("ending")
     logging.debug("ended by", exc_info=True)
     with contextlib.suppress(OSError):  # nobody reads it any more: the code still says what it was
         print(f"contextdiff_jax: {printable_lines(error)}", file=sys.stderr)

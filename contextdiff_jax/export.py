@@ -7,7 +7,7 @@ The config is read from the checkpoints. Exit codes: see contextdiff_jax/entry.p
 
 from absl import flags
 
-from contextdiff_jax import entry
+from contextdiff_jax import entry, notices
 from contextdiff_jax.arguments import existing_folder
 from contextdiff_jax.pipeline.export import DTYPES, export_pipeline, trained_config
 
@@ -21,6 +21,7 @@ flags.mark_flags_as_required(["workdir", "output"])
 def main() -> None:
     workdir = existing_folder(_WORKDIR.value, "workdir")
     entry.check_writable(_OUTPUT.value, "output")
+    notices.doing("exporting")
     export_pipeline(trained_config(workdir), workdir, _OUTPUT.value, _DTYPE.value, _COPY.value)
 
 

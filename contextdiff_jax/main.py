@@ -2,8 +2,9 @@
 
   python -m contextdiff_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Any key can be overridden: --config.runs.base.steps=100. On several machines every process gets
-this command, with the same workdir: README, "Many processes". Exit codes: see
+Any key can be overridden: --config.runs.base.steps=100. What may change when a run goes on, such as
+a lower learning rate, says contextdiff_jax/pipeline/resumption.py. On several machines every
+process gets this command, with the same workdir: README, "Many processes". Exit codes: see
 contextdiff_jax/entry.py.
 """
 

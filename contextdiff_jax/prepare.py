@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 from etils import epath
 
-from contextdiff_jax import command_line, entry
+from contextdiff_jax import command_line, entry, notices
 from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.pipeline.prepare import Job, Worker, prepare
 from contextdiff_jax.pipeline.validation import check_text_run, validate
@@ -53,6 +53,7 @@ def main(options: Sequence[str]) -> None:
         shard_size=_SHARD.value,
         dtype=_DTYPE.value,
     )
+    notices.doing("encoding captions, shard by shard")
     prepare(job, functools.partial(_encode_with_beam, options) if _RUNNER.value else None)
 
 

@@ -12,7 +12,7 @@ contextdiff_jax/entry.py.
 from absl import flags, logging
 from etils import epath
 
-from contextdiff_jax import entry
+from contextdiff_jax import entry, notices
 from contextdiff_jax.arguments import existing_folder, read_lines
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pipeline.cascade import Cascade, write_pictures
@@ -45,7 +45,9 @@ def main() -> None:
     prompts = _prompts()
     existing_folder(_EXPORT.value, "export")
     entry.check_writable(_OUTPUT.value, "output")
+    notices.doing("loading the export")
     cascade = Cascade.load(_EXPORT.value, dtype=_DTYPE.value, sampler=_SAMPLER.value)
+    notices.doing("drawing pictures")
     drawn = cascade.draw(
         prompts,
         seed=_SEED.value,

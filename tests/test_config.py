@@ -10,12 +10,7 @@ import pytest
 
 from contextdiff_jax import config as cfg
 from contextdiff_jax.data.sources import open_source
-from contextdiff_jax.pipeline.validation import (
-    check_finished_run,
-    check_same_run,
-    validate,
-    warn_of_new_length,
-)
+from contextdiff_jax.pipeline.validation import validate
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = [
@@ -159,46 +154,6 @@ def test_one_data_path_serves_every_run_that_names_none():
     config = cfg.from_config_dict(values)
     assert config.runs["base"].data.path == "gs://bucket/a.tar"
     assert config.runs["sr"].data.path == "gs://bucket/b.tar"
-
-
-def test_resuming_with_another_config_names_the_keys():
-    data = {"data": {"samples": 5}}
-    saved = {"config": load("quickstart").to_dict(), "encoders": {"text": "sha256:1"}} | data
-    same = {"config": load("quickstart").to_dict(), "encoders": {"text": "sha256:1"}} | data
-    del saved["config"]["runs"]["base"]["optimizer"]["adapter_rate"]  # as before there was one
-    same["config"]["runs"]["base"]["steps"] = 9
-    same["config"]["runs"]["base"]["log_every"] = 9
-    same["config"]["runs"]["base"]["unet"]["attention_implementation"] = "xla"
-    same["config"]["runs"]["base"]["adapter"]["attention_implementation"] = "xla"
-    check_same_run(saved, same, "base")
-    same["config"]["runs"]["base"]["optimizer"]["learning_rate"] = 0.5
-    same["data"] = {"samples": 6}
-    same["encoders"]["text"] = "sha256:2"
-    with pytest.raises(cfg.ConfigError) as error:
-        check_same_run(saved, same, "base")
-    assert "encoders.text: 'sha256:1' there, 'sha256:2' here" in str(error.value)
-    assert "config.data.samples: 5 there, 6 here" in str(error.value)
-    assert re.search(r"optimizer.learning_rate: 0.004 there, 0.5 here", str(error.value))
-
-
-def test_another_length_is_said_where_the_learning_rate_follows_it(caplog):
-    saved = {"config": load("quickstart").to_dict()}
-    longer = {"config": load("quickstart").to_dict()}
-    longer["config"]["runs"]["base"]["steps"] = 9000
-    caplog.set_level("WARNING")
-    warn_of_new_length(saved, saved, "base")
-    assert not caplog.messages
-    warn_of_new_length(saved, longer, "base")
-    assert "steps = 2000 and goes on with 9000: the learning rate" in caplog.text
-
-
-def test_a_finished_run_of_another_config_is_not_taken_for_this_one():
-    saved = {"config": load("quickstart").to_dict()}
-    current = load("quickstart").to_dict()
-    current["use_adapter"] = False
-    check_finished_run(saved, current, "clip")  # which has none either way
-    with pytest.raises(cfg.ConfigError, match="'base' was .*config.use_adapter: True there"):
-        check_finished_run(saved, current, "base")
 
 
 def test_encoders_of_the_runs_that_are_done_alone_must_be_there(tmp_path):

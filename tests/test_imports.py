@@ -13,7 +13,7 @@ PACKAGE = ROOT / "contextdiff_jax"
 # Modules of one small subject that import nothing of ours but each other.
 LEAVES = {
     *("array_files", "atomic_write", "finite", "json_files", "limits", "pil_resizing"),
-    *("printable", "scalars", "seeds", "suggestions"),
+    *("notices", "printable", "scalars", "seeds", "suggestions"),
 }
 # Folder -> folders of ours it may import, beside itself.
 ALLOWED = {
@@ -21,7 +21,7 @@ ALLOWED = {
     "networks": {"diffusion"},
     "encoders": {"networks"} | LEAVES,
     "data": LEAVES,
-    "parallel": {"networks"},  # the table of logical axis names
+    "parallel": {"networks", "notices"},  # the table of logical axis names
     "training": {"parallel", "pictures"} | LEAVES,
     "sampling": {"diffusion", "seeds"},
     "tasks": {"diffusion", "networks", "encoders", "sampling", "training", "pil_resizing"},

@@ -12,9 +12,9 @@ import grain
 from absl import flags
 
 from contextdiff_jax.data.example import DataError
+from contextdiff_jax.notices import NOTICES
 
 _READY_BATCHES = 1  # of each process, besides those being made and handed over
-_NOTICES = (signal.SIGINT, signal.SIGTERM)
 _LOST = "terminated unexpectedly with exit code"  # grain's message
 
 
@@ -57,7 +57,7 @@ def notices_wait() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOTICES)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)
     try:
         yield
     finally:
@@ -67,7 +67,7 @@ def notices_wait() -> Iterator[None]:
 def _start(number: int, count: int) -> None:
     """Leaves signals to the process that trains, and sees to it that none outlives it."""
     del number, count
-    for notice in _NOTICES:
+    for notice in NOTICES:
         signal.signal(notice, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -13,6 +13,7 @@ from absl import logging
 from etils import epath
 from tqdm import tqdm
 
+from contextdiff_jax.atomic_write import sweep
 from contextdiff_jax.config import Config, RunConfig, SamplesConfig
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.audit import audit, report
@@ -336,6 +337,7 @@ def write_pictures(
     """Writes NNNN.png per image, grid.png, and prompts.txt with one prompt a line, in order."""
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     for index, image in enumerate(to_uint8(images)):
         write_png(folder / f"{index:04d}.png", image)
     write_png(folder / "grid.png", grid(images, columns))

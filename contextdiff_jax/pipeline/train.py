@@ -9,6 +9,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
+from contextdiff_jax import notices
 from contextdiff_jax.config import Config, RunConfig
 from contextdiff_jax.data.example import SkipReport, Source
 from contextdiff_jax.data.pipeline import probe
@@ -16,7 +17,7 @@ from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.encoders.weights import save_clip_folder
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import make_mesh
-from contextdiff_jax.pipeline import build, device_memory, validation
+from contextdiff_jax.pipeline import build, device_memory, resumption, validation
 from contextdiff_jax.pipeline.cascade import draw_samples
 from contextdiff_jax.pipeline.embeddings import open_embeddings
 from contextdiff_jax.pipeline.export import export_pipeline
@@ -37,6 +38,7 @@ def train_pipeline(config: Config, workdir: epath.Path, only: str | None = None)
     for name in names:
         train_run(config, name, workdir)
     if draws:
+        notices.doing("exporting and drawing samples")
         export_pipeline(config, workdir, workdir / "export")
         draw_samples(workdir / "export", config.samples, workdir / "samples")
 
@@ -46,20 +48,25 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
     run, directory = config.runs[name], workdir / name
     saved, finished = _saved(config, name, workdir)
     if finished:
-        validation.check_finished_run(saved, dataclasses.asdict(config), name)
+        resumption.check_finished_run(saved, dataclasses.asdict(config), name)
         logging.info("run %s is finished already, at step %d", name, run.steps)
         return
     mesh = _check_batch(config, name)
+    notices.doing(f"opening the data of run {name}")
     logging.info("run %s: %s to step %d", name, run.task, run.steps)
     report = SkipReport()
     source = open_source(run.data, report)
     distributed.check_same(len(source), f"finds {{}} samples in {source.name}")
     probe(source, report=report)
+    notices.doing(f"loading the tokenizer and encoders of run {name}")
     task, texts = _build_task(config, run, source, workdir, directory)
     metadata = build.checkpoint_metadata(config, name, task, source, texts.get("embeddings"))
+    metadata["history"] = []
     if saved is not None:
-        validation.check_same_run(saved, metadata, name)
-        validation.warn_of_new_length(saved, metadata, name)
+        changed = resumption.check_same_run(saved, metadata, name)
+        metadata["history"] = [*saved.get("history", []), *changed]
+        resumption.warn_of_new_length(saved, metadata, name)
+    notices.doing(f"starting and compiling run {name}")
     with device_memory.named(config, name, mesh):
         trainer = Trainer(task, build.loop_settings(config, run), directory, mesh, metadata)
 
@@ -82,6 +89,7 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
         with device_memory.named(config, name, mesh):
             trainer.train(open_batches)
     finally:
+        notices.doing(f"ending run {name}")
         _write_report(report, directory / _report_name())
         trainer.checkpoints.close()
     if run.task == "contrastive":

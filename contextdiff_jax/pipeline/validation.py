@@ -2,20 +2,11 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
-from typing import Any
 
 import jax
-from absl import logging
 from etils import epath
 
-from contextdiff_jax.config import (
-    Config,
-    ConfigError,
-    RunConfig,
-    differences,
-    from_config_dict,
-)
+from contextdiff_jax.config import Config, ConfigError, RunConfig
 from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.networks.dot_product_attention import check_implementation
 from contextdiff_jax.pipeline.build import (
@@ -35,14 +26,6 @@ _SECTIONS = {
 }
 
 _DIAGNOSED_STEPS = 10  # sampling steps of the costlier diagnostics
-
-# Keys of a run that may change between a checkpoint and its resumption: they change what is
-# written and how fast, or how long the run goes on. Where `steps` shape the learning rate too, the
-# log says so.
-_FREE = {"steps", "log_every", "save_every", "keep", "preview", "diagnose_every", "sampler"}
-# Of embeddings, what they hold is compared, by their metadata, not where they lie.
-_FREE_DATA = {"threads", "cache_dir", "embeddings"}
-_FREE_NETWORK = {"attention_implementation"}
 
 
 def validate(
@@ -203,59 +186,3 @@ def check_encoders(config: Config, text_precomputed: bool = False) -> None:
                 f"{where}: no folder there; must be a Hugging Face folder of {ref.kind} weights "
                 f"or one of {', '.join(known) or '(none)'}"
             )
-
-
-def check_same_run(saved: dict, current: dict, name: str) -> None:
-    """Raises ConfigError naming the keys in which a checkpoint's config differs from today's.
-
-    Only what changes the numbers counts: the run's own section, seed, dtype, use_adapter, the
-    data and the encoders' identity.
-    """
-    recorded = ("encoders", "data")
-    _compare(
-        _decisive(current["config"], name) | {key: current[key] for key in recorded},
-        _decisive(saved["config"], name) | {key: saved[key] for key in recorded},
-        name,
-    )
-
-
-def check_finished_run(saved: dict, current: dict, name: str) -> None:
-    """Raises as check_same_run does; of a finished run the configs alone are compared.
-
-    Its data need not be there any more.
-    """
-    _compare(_decisive(current, name), _decisive(saved["config"], name), name)
-
-
-def warn_of_new_length(saved: dict, current: dict, name: str) -> None:
-    """Logs a warning where another number of steps gives a resumed run another learning rate."""
-    before, now = (content["config"]["runs"][name] for content in (saved, current))
-    if before["steps"] != now["steps"] and now["optimizer"]["decay"] != "constant":
-        logging.warning(
-            "run %s was begun with steps = %d and goes on with %d: the learning rate follows the "
-            "%s to the new end from here on",
-            *(name, before["steps"], now["steps"], now["optimizer"]["decay"]),
-        )
-
-
-def _compare(ours: dict, theirs: dict, name: str) -> None:
-    lines = differences(ours, theirs)
-    if lines:
-        raise ConfigError(
-            f"the checkpoint of run {name!r} was made by another config: {'; '.join(lines[:8])}"
-            + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
-            + "; use another --workdir, or give back the old values"
-        )
-
-
-def _decisive(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    # Read anew: keys that came after the checkpoint have the value they stand for.
-    config = dataclasses.asdict(from_config_dict(dict(config)))
-    run = {key: value for key, value in config["runs"][name].items() if key not in _FREE}
-    run["data"] = {key: value for key, value in run["data"].items() if key not in _FREE_DATA}
-    for section in NETWORKS:
-        if run[section] is not None:
-            network = run[section].items()
-            run[section] = {key: value for key, value in network if key not in _FREE_NETWORK}
-    keys = ("seed", "dtype") + (("use_adapter",) if run["task"] != "contrastive" else ())
-    return {key: config[key] for key in keys} | {"runs": {name: run}}

@@ -1,4 +1,4 @@
-"""Preemption: SIGTERM and SIGINT end a run after saving, with an exit code that says so.
+"""Preemption: SIGTERM, SIGHUP and SIGINT end a run after saving, with a code that says so.
 
 A signal to one process of several ends all of them, at the same step.
 """
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-EXIT_INTERRUPTED = 75  # "try again later" in sysexits.h: the same command resumes
+from contextdiff_jax import notices
 
 
 class Interrupted(RuntimeError):
@@ -23,24 +23,28 @@ class Interrupted(RuntimeError):
 
 
 class Watch:
-    """While entered, SIGTERM or SIGINT sets `triggered`; a second SIGINT acts as usual.
+    """While entered, SIGTERM, SIGHUP or SIGINT sets `triggered`; a second SIGINT acts as before.
 
     A second SIGTERM does not: a machine that is taken away sends it to every process it finds, and
-    the launcher's script passes its own on.
+    the launcher's script passes its own on. Under nohup SIGHUP is ignored, as ever.
     """
 
     def __init__(self):
         self.triggered = False
         self._before = {}
+        self._wakeup = -1
 
     def __enter__(self) -> "Watch":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
+        self._wakeup = signal.set_wakeup_fd(-1)  # else notices.py ends the process
+        for number in notices.NOTICES:
+            if not notices.unheard(number):
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
 
     def _handle(self, number: int, _frame) -> None:
         self.triggered = True

@@ -39,6 +39,7 @@ from contextdiff_jax.training.state import (
 )
 from contextdiff_jax.training.step import jit_train_step, make_train_step
 from contextdiff_jax.training.task import Task
+from contextdiff_jax.training.window import Window
 
 _OWNER = "owner"  # file in a run's folder: which process trains it
 _AHEAD = 2  # batches on the device before the step that reads them
@@ -106,12 +107,16 @@ class Trainer:
         whole = replicated(mesh)
         self._diagnose = jit_on_mesh(task.diagnose, mesh, out_shardings=whole)
         self._preview = jit_on_mesh(task.preview, mesh, static_argnums=2, out_shardings=whole)
+        self._window = Window()
+        self._began = (0, 0)  # step and data position of the start, or of the checkpoint
 
     def start(self) -> tuple[TrainState, int]:
         """Returns the newest checkpoint's state and data position, or a fresh state and 0."""
         restored = self.checkpoints.restore(sharded_abstract(self._shapes, self._shardings))
         if restored is not None:
             logging.info("resumed at step %d", int(restored.state.step))
+            self._window = Window(restored.metadata.get("window"))
+            self._began = (int(restored.state.step), restored.position)
             return restored.state, restored.position
         init = jit_on_mesh(
             lambda key: new_state(self.task, self.optimizer, key),
@@ -135,9 +140,9 @@ class Trainer:
         """Trains to the last step and saves it.
 
         open_batches(position) gives the batches from that global example index on.
-        Raises interruption.Interrupted after SIGTERM (the state is saved), failure.NotFinite when
-        the loss is not finite (everything to look into it is saved), CheckpointError when a
-        checkpoint cannot be written.
+        Raises interruption.Interrupted after a notice to end, such as SIGTERM (the state is saved),
+        failure.NotFinite when the loss is not finite (everything to look into it is saved),
+        CheckpointError when a checkpoint cannot be written.
         """
         settings = self.settings
         state, position = self.start()
@@ -149,21 +154,24 @@ class Trainer:
         batches = open_batches(position)
         log = MetricLog(self.directory, first) if distributed.is_main() else None
         progress = Progress(first * settings.batch_size, settings.steps * settings.batch_size)
-        window: list[dict[str, jax.Array]] = []
         vote = interruption.Vote()
+        watch, alone = interruption.Watch(), jax.process_count() == 1
         try:
-            with interruption.Watch() as watch:
+            with contextlib.ExitStack() as watched:
+                if not alone:
+                    watched.enter_context(watch)  # from now on: one that is told tells the others
                 for step, batch in enumerate(self._on_device(batches), first + 1):
                     if step == first + 1:
                         self.describe(state, batch)
                     state, metrics = self._step(state, self._frozen, batch)
-                    window.append(metrics)
+                    self._window.add(metrics)
                     if step == first + 1:
                         jax.block_until_ready(state.step)
+                        if alone:
+                            watched.enter_context(watch)  # until now there was nothing to save
                         progress.restart(step * settings.batch_size)
                     if step % settings.log_every == 0 or step == settings.steps:
-                        self._report(step, state, batch, window, progress, log)
-                        window = []
+                        self._report(step, state, progress, log)
                     self._extras(step, state, batch, log, progress)
                     stop = vote.stop(watch.triggered)
                     last = step == settings.steps or stop
@@ -202,15 +210,13 @@ class Trainer:
                 yield waiting.popleft()
         yield from waiting
 
-    def _report(self, step, state, batch, window, progress, log) -> None:
+    def _report(self, step, state, progress, log) -> None:
         """Fetches the window's metrics (the loop's only sync), checks them and writes them."""
-        fetched = jax.device_get(window)
-        failed_at = int(fetched[-1]["failed_at"])
+        failed_at = int(self._window.rows()[-1]["failed_at"])
         if failed_at >= 0:
-            self._fail(failed_at, state, fetched)
+            self._fail(failed_at, state)
         rate, left = progress.look(step * self.settings.batch_size)
-        names = [name for name in fetched[0] if name != "failed_at"]
-        values = {name: float(np.mean([m[name] for m in fetched])) for name in names}
+        values, self._window = self._window.means(), Window()
         schedule = learning_rate_schedule(self.settings.optimizer, self.settings.steps)
         values["learning_rate"] = float(schedule(step - 1))
         if rate > 0:  # else this is the first step, of which no time is known
@@ -256,16 +262,21 @@ class Trainer:
         self._check_owner()
         failed_at = int(state.failed_at)
         if failed_at >= 0:
-            self._fail(failed_at, state, [])
-        position = int(state.step) * self.settings.batch_size
-        self.checkpoints.save(state, position, self.metadata)
+            self._fail(failed_at, state)
+        metadata = self.metadata | {"window": self._window.to_json()}
+        self.checkpoints.save(state, self._position(int(state.step)), metadata)
 
-    def _fail(self, failed_at: int, state: TrainState, window: list[dict[str, Any]]) -> None:
+    def _position(self, done: int) -> int:
+        """Returns the global index of the first example that `done` steps have not read."""
+        step, position = self._began  # before which the batches may have had another size
+        return position + (done - step) * self.settings.batch_size
+
+    def _fail(self, done: int, state: TrainState) -> None:
         self.checkpoints.wait()
-        position = failed_at * self.settings.batch_size
-        raise failure.save_and_describe(
-            self.directory / "failure", failed_at, position, state, window, self.metadata
+        found = failure.Failure(
+            done + 1, self._position(done), self._window.rows(), self.checkpoints.latest_step()
         )
+        raise failure.save_and_describe(self.directory / "failure", found, state, self.metadata)
 
 
 @contextlib.contextmanager

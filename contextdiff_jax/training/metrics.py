@@ -18,7 +18,7 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
-from contextdiff_jax.atomic_write import in_bucket
+from contextdiff_jax.atomic_write import cleared, in_bucket
 from contextdiff_jax.pictures import write_png
 
 _UPLOAD_SECONDS = 60
@@ -126,8 +126,7 @@ class MetricLog:
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         """Writes one uint8 picture (H, W, 3) to NAME/STEP.png and to TensorBoard."""
-        folder = self.directory / name
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = cleared(self.directory / name)  # the run's owner alone writes there
         write_png(folder / f"{step:08d}.png", picture)
         self._summary.write_images(step, {name: picture[None]})
 

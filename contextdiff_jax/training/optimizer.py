@@ -18,6 +18,7 @@ class OptimizerConfig:
         an objective of one does not scale the updates of the other; 0 switches it off.
     adapter_rate: the adapter's learning rate over the denoiser's; 0 leaves it as it began.
     accumulation: micro-batches per step, each batch_size / accumulation examples.
+    weight_decay: part of each weight, times the learning rate, that a step takes away.
     ema_decay: decay of the moving average; while n steps are few, (1 + n) / (10 + n) is used.
     """
 
@@ -58,7 +59,11 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Gradient clipping by each network's norm, then AdamW or Adafactor with the schedule."""
+    """Gradient clipping by each network's norm, then AdamW or Adafactor with the schedule.
+
+    Either takes learning rate * weight_decay of every weight, beside what the gradient asks for
+    (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019).
+    """
     schedule = learning_rate_schedule(config, steps)
     if config.name == "adafactor":
         update = optax.adafactor(
@@ -68,11 +73,13 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             # The norm is clipped once, below, for both optimisers alike.
             clipping_threshold=None,
             momentum=config.b1 or None,
-            weight_decay_rate=config.weight_decay or None,
         )
     else:
         update = optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
     parts = [update]
+    if config.name == "adafactor" and config.weight_decay:
+        # Adafactor's own weight_decay_rate is the same at every learning rate, a warm-up's too.
+        parts.append(optax.add_decayed_weights(lambda n: -config.weight_decay * schedule(n)))
     if config.clip_norm:
         clip = optax.clip_by_global_norm(config.clip_norm)
         parts.insert(0, optax.stateless(functools.partial(_of_each, clip)))

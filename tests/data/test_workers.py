@@ -97,7 +97,8 @@ def test_a_process_that_only_starts_is_not_ended_by_a_notice(list_source):
         while not ended.is_set():
             for child in multiprocessing.active_children():
                 if child.pid and child.pid not in told:
-                    os.kill(child.pid, signal.SIGTERM)
+                    for notice in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                        os.kill(child.pid, notice)
                     told.add(child.pid)
         assert len(told) == 3
 

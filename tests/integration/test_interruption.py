@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -125,6 +126,22 @@ def test_a_full_disk_stops_with_the_reason_and_keeps_the_checkpoint(undisturbed,
     assert full.returncode == 4, full.stderr
     assert "could not be written" in full.stderr and "give the same command again" in full.stderr
     assert_same(resumed(tmp_path, encoder), expected)
+
+
+def test_sigterm_before_the_first_step_says_what_it_ended(tmp_path):
+    process = subprocess.Popen(
+        [*command(tmp_path, "run:clip"), "--run=clip"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if "run clip: contrastive" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    last = process.stderr.read().splitlines()[-1]
+    assert process.wait() == 75
+    assert re.search(r"stopped on request while .* run clip; the same command starts that", last)
 
 
 def test_sigterm_saves_says_so_and_resumes(undisturbed, tmp_path):

@@ -12,7 +12,7 @@ from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.pipeline import build
 from contextdiff_jax.pipeline.embeddings import open_embeddings
 from contextdiff_jax.pipeline.prepare import prepare
-from contextdiff_jax.pipeline.validation import check_same_run
+from contextdiff_jax.pipeline.resumption import check_same_run
 
 LOCATE = build.locate_in("unused")
 

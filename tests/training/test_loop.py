@@ -25,13 +25,17 @@ def same(one, other):
     )
 
 
+def rows(directory):
+    with (directory / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
 def test_learns_and_writes_what_it_promises(make_trainer, stream, tmp_path):
     trainer = make_trainer(200, log_every=50, preview_every=100, diagnose_every=100, save_every=100)
     trainer.train(stream)
-    rows = list(csv.DictReader((tmp_path / "run/metrics.csv").open()))
-    loss = [float(row["value"]) for row in rows if row["name"] == "loss"]
+    loss = [float(row["value"]) for row in rows(tmp_path / "run") if row["name"] == "loss"]
     assert loss[-1] < 0.2 * loss[0]
-    names = {row["name"] for row in rows}
+    names = {row["name"] for row in rows(tmp_path / "run")}
     assert {"images_per_second", "learning_rate", "gradient_norm", "bias", "size"} <= names
     assert (tmp_path / "run/preview/00000200.png").exists()
     assert "w" in (tmp_path / "run/overview.txt").read_text()
@@ -73,8 +77,7 @@ def test_rows_of_lost_work_are_dropped(make_trainer, stream, tmp_path):
     with (tmp_path / "run/metrics.csv").open("a") as file:
         file.write("10,loss,1.0\r\n12,lo")
     make_trainer(12).train(stream)
-    rows = list(csv.DictReader((tmp_path / "run/metrics.csv").open()))
-    assert [row["step"] for row in rows if row["name"] == "loss"] == [
+    assert [row["step"] for row in rows(tmp_path / "run") if row["name"] == "loss"] == [
         "2",
         "4",
         "6",
@@ -82,6 +85,48 @@ def test_rows_of_lost_work_are_dropped(make_trainer, stream, tmp_path):
         "10",
         "12",
     ]
+
+
+class Lost(Exception):
+    """Stands for a kill: nothing is saved."""
+
+
+@pytest.mark.parametrize("lost_at", [6, 7, 9, 11])
+def test_rows_of_a_killed_run_are_those_of_an_undisturbed_one(
+    lost_at, make_trainer, stream, tmp_path
+):
+    """Saved at 3, 6, 9 and 12, within the windows that end at 5, 10 and 14."""
+
+    class Losing(stream):
+        def __iter__(self):
+            for number, batch in enumerate(super().__iter__()):
+                if number == lost_at + 2:  # which are ahead, on the device
+                    raise Lost
+                yield batch
+
+    settings = {"log_every": 5, "save_every": 3}
+    make_trainer(14, directory=tmp_path / "whole", **settings).train(stream)
+    lost = make_trainer(14, **settings)
+    with pytest.raises(Lost):
+        lost.train(Losing)
+    lost.checkpoints.close()
+    make_trainer(14, **settings).train(stream)
+    found, expected = (
+        [row for row in rows(tmp_path / name) if row["name"] != "images_per_second"]
+        for name in ("run", "whole")
+    )
+    assert found == expected
+    assert {row["step"] for row in found} == {"5", "10", "14"}
+
+
+def test_a_run_goes_on_with_another_batch_size_after_the_examples_it_has_read(make_trainer, stream):
+    make_trainer(4).train(stream)
+    positions = []
+    for steps, size in ((8, 4), (10, 16)):
+        open_batches = lambda at, size=size: positions.append(at) or stream(at, batch_size=size)  # noqa: E731
+        make_trainer(steps, batch_size=size).train(open_batches)
+    assert positions == [4 * 8, 4 * 8 + 4 * 4]
+    assert make_trainer(10).start()[1] == 4 * 8 + 4 * 4 + 2 * 16
 
 
 def test_finished_run_does_nothing(make_trainer, stream):
@@ -93,12 +138,13 @@ def test_finished_run_does_nothing(make_trainer, stream):
     make_trainer(4).train(forbidden)
 
 
-def test_sigterm_saves_and_says_so(make_trainer, stream, tmp_path):
+@pytest.mark.parametrize("notice", [signal.SIGTERM, signal.SIGHUP])
+def test_a_notice_saves_and_says_so(notice, make_trainer, stream, tmp_path):
     class Terminating(stream):
         def __iter__(self):
             for number, batch in enumerate(super().__iter__()):
                 if number == 5:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    os.kill(os.getpid(), notice)
                 yield batch
 
     with pytest.raises(Interrupted, match="same command resumes") as stop:
@@ -112,13 +158,31 @@ def test_sigterm_saves_and_says_so(make_trainer, stream, tmp_path):
 
 def test_loss_not_finite_keeps_the_last_sound_state(make_trainer, stream, tmp_path):
     sound = make_trainer(6, directory=tmp_path / "sound").train(stream)
-    with pytest.raises(NotFinite, match="not finite at step 6") as error:
+    with pytest.raises(NotFinite, match="not finite at step 7") as error:
         make_trainer(20).train(lambda position: stream(position, poison_at=6 * 8 + 3))
     assert "starts at example 48" in str(error.value)
+    assert "goes on from the checkpoint of step 4" in str(error.value)
     kept = load_tree(tmp_path / "run/failure/state")
     assert same(kept["params"], sound.params)
     report = json.loads((tmp_path / "run/failure/report.json").read_text())
-    assert report["step"] == 6 and report["first_example"] == 48
+    assert report["step"] == 7 and report["first_example"] == 48
+    # The rows of metrics.csv would have been of steps 2, 4, 6 and 8: those of 7 and 8 are here.
+    assert [math.isfinite(row["loss"]) for row in report["metrics"]] == [False, True]
+
+
+def test_the_step_that_is_not_finite_has_the_number_of_its_row(make_trainer, stream, tmp_path):
+    """Steps count from 1 in metrics.csv: where every step has a row, its own is the next."""
+    with pytest.raises(NotFinite, match="at step 3;.*goes on from the checkpoint of step 2"):
+        make_trainer(9, log_every=1, save_every=1).train(lambda at: stream(at, poison_at=2 * 8))
+    assert [row["step"] for row in rows(tmp_path / "run") if row["name"] == "loss"] == ["1", "2"]
+
+
+def test_a_run_goes_on_after_a_loss_that_was_not_finite(make_trainer, stream, tmp_path):
+    sound = make_trainer(12, directory=tmp_path / "sound").train(stream)
+    for _ in range(2):  # with the evidence of the first failure in its place
+        with pytest.raises(NotFinite, match="at step 7"):
+            make_trainer(12).train(lambda at: stream(at, poison_at=6 * 8))
+    assert same(make_trainer(12).train(stream), sound)
 
 
 def test_full_disk_leaves_the_previous_checkpoint(make_trainer, stream, monkeypatch):
@@ -159,8 +223,7 @@ def test_every_mesh_trains_the_same(shape, make_trainer, stream, tmp_path):
 
 def test_checkpoints_move_between_meshes(make_trainer, stream, tmp_path):
     def losses(directory):
-        rows = csv.DictReader((directory / "metrics.csv").open())
-        return [float(row["value"]) for row in rows if row["name"] == "loss"]
+        return [float(row["value"]) for row in rows(directory) if row["name"] == "loss"]
 
     one = make_trainer(8, directory=tmp_path / "one", log_every=1).train(stream)
     directory, positions = tmp_path / "moving", []

@@ -1,6 +1,7 @@
 """TensorBoard files with and without TensorFlow; progress; grids."""
 
 import importlib.util
+import uuid
 
 import numpy as np
 import pytest
@@ -42,6 +43,15 @@ def test_tensorboard_files_in_a_bucket_are_whole(tmp_path, monkeypatch, bucket):
     file.copy(tmp_path / file.name)
     found = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
     assert [event.value for event in found] == [0.5 * step for step in range(5)]
+
+
+def test_the_next_preview_removes_what_a_killed_one_left(tmp_path):
+    (tmp_path / "preview").mkdir()
+    (tmp_path / f"preview/00000007.png.{uuid.uuid4().hex}.tmp").write_bytes(b"half a picture")
+    log = metrics.MetricLog(tmp_path, 0)
+    log.image(7, "preview", np.zeros((2, 2, 3), np.uint8))
+    log.close()
+    assert [path.name for path in (tmp_path / "preview").iterdir()] == ["00000007.png"]
 
 
 @pytest.mark.parametrize("where", ["local", "bucket"])

@@ -1,5 +1,6 @@
 """The step against hand-written NumPy and optax alone."""
 
+import dataclasses
 import functools
 
 import jax
@@ -172,3 +173,24 @@ def test_optimizers_descend(name, batch):
         losses.append(float(metrics["loss"]))
     best = np.linalg.lstsq(batch["x"], batch["y"], rcond=None)[1][0] / 12
     assert losses[-1] - best < 0.1 * (losses[0] - best)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_without_a_gradient_weights_decay_with_the_learning_rate(name, rate):
+    """By hand: each step of a warm-up and a cosine leaves 1 - learning rate * weight_decay."""
+    config = OptimizerConfig(
+        name=name, learning_rate=0.5, warmup_steps=5, decay="cosine", weight_decay=0.25
+    )
+    optimizer = make_optimizer(dataclasses.replace(config, adapter_rate=rate), 20)
+    params = {"denoiser": jnp.array([1.0, -2.0]), "adapter": {"w": jnp.full((128, 128), 3.0)}}
+    state, zeros = optimizer.init(params), jax.tree.map(jnp.zeros_like, params)
+    for _ in range(15):
+        updates, state = optimizer.update(zeros, state, params)
+        params = optax.apply_updates(params, updates)
+    warm_up = [0.5 * n / 5 for n in range(5)]
+    cosine = [0.5 * (1 + np.cos(np.pi * n / 15)) / 2 for n in range(10)]
+    left = np.prod([1 - 0.25 * learning for learning in warm_up + cosine])
+    left_of_adapter = np.prod([1 - rate * 0.25 * learning for learning in warm_up + cosine])
+    np.testing.assert_allclose(params["denoiser"], left * np.array([1.0, -2.0]), rtol=1e-5)
+    np.testing.assert_allclose(params["adapter"]["w"], 3.0 * left_of_adapter, rtol=1e-5)
