@@ -7,8 +7,8 @@ remains are removed when the run starts again. Nothing else in the project impor
 What is read was compared with its checksums (checksums.py). Process 0 records them while training
 goes on, of the files of all processes, just before Orbax commits the step: a step that counts has
 them, whenever the run was killed. Two files that the commit itself writes, of which nothing is
-restored, follow when the write is waited for; a kill in between leaves those two unlisted.
-Nothing is forced to disk: after a power cut the newest steps may be incomplete, which their
+restored, follow when the write is waited for; a kill in between leaves those two unlisted. Each byte is read once more for it, on a bucket too.
+Not all of it is forced to disk: after a power cut the newest step may be incomplete, which its
 checksums find. When a run starts, each process compares a part of them, and all decide alike.
 Checkpoints of earlier versions, without checksums, are read, and the log says so.
 
@@ -37,6 +37,7 @@ from contextdiff_jax.training.state import TrainState
 
 _LAYOUT = 1  # bumped when the content of a checkpoint changes shape
 _OF_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")  # what Orbax's commit writes
+_MEND = "put a sound copy in its place, or make it again"
 
 
 class CheckpointError(RuntimeError):
@@ -138,7 +139,8 @@ class Checkpoints:
             raise CheckpointError(
                 f"{folder} has layout {sound.metadata['layout']!r}, this version reads {_LAYOUT}"
             )
-        with _readable(folder, "be read into this config's networks"):
+        mismatch = "if this config trained it, it is damaged: move it away to use the one before"
+        with _readable(folder, "be read into this config's networks", mismatch):
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             restored = self._manager.restore(sound.step, args=args)
         logging.info("read the checkpoint of step %d", sound.step)
@@ -313,9 +315,7 @@ def check_saved(folder: epath.Path, may_be_unlisted: Collection[str] | None = ()
     with _readable(folder):
         damage = checksums.damage(folder, may_be_unlisted=may_be_unlisted)
     if damage:
-        raise CheckpointError(
-            f"{folder} is damaged: {damage}; put a sound copy in its place, or make it again"
-        )
+        raise CheckpointError(f"{folder} is damaged: {damage}; {_MEND}")
 
 
 @functools.cache
@@ -334,7 +334,9 @@ def _free(path: epath.Path) -> epath.Path:
 
 
 @contextlib.contextmanager
-def _readable(folder: epath.Path, cannot: str = "be read") -> Iterator[None]:
+def _readable(
+    folder: epath.Path, cannot: str = "be read", advice: str = "give the same command again"
+) -> Iterator[None]:
     """Turns whatever reading a folder raises into a CheckpointError, but for want of memory.
 
     What a bucket raised stays as well: the next try may be answered.
@@ -346,12 +348,14 @@ def _readable(folder: epath.Path, cannot: str = "be read") -> Iterator[None]:
     except Exception as error:  # Orbax and TensorStore raise many types
         if in_bucket(folder) and isinstance(error, OSError):
             raise
-        raise CheckpointError(f"{folder} cannot {cannot}: {error}") from error
+        reason = f"{type(error).__name__}: {error}".partition(" [tensorstore_spec=")[0]
+        raise CheckpointError(f"{folder} cannot {cannot} ({reason}); {advice}") from error
 
 
 def _load(path: epath.Path, only: str | None = None) -> Any:
     """Returns a saved tree, or of a dict one entry alone: the others are not read."""
-    with _readable(path), ocp.PyTreeCheckpointer() as checkpointer:
+    advice = f"if it is damaged, {_MEND}"
+    with _readable(path, advice=advice), ocp.PyTreeCheckpointer() as checkpointer:
         item = checkpointer.metadata(path.resolve()).item_metadata.tree
         if only is not None:
             item = {only: item[only]}
