@@ -7,9 +7,10 @@ remains are removed when the run starts again. Nothing else in the project impor
 What is read was compared with its checksums (checksums.py). Process 0 records them while training
 goes on, of the files of all processes, just before Orbax commits the step: a step that counts has
 them, whenever the run was killed. Two files that the commit itself writes, of which nothing is
-restored, follow when the write is waited for; a kill in between leaves those two unlisted. Each byte is read once more for it, on a bucket too.
-Not all of it is forced to disk: after a power cut the newest step may be incomplete, which its
-checksums find. When a run starts, each process compares a part of them, and all decide alike.
+restored, follow when the write is waited for; a kill in between leaves those two unlisted. Each
+byte is read once more for it, on a bucket too. Not all of it is forced to disk: after a power cut
+the newest step may be incomplete, which its checksums find. When a run starts, each process
+compares a part of them, and all decide alike; benchmarks.checksum_cost says what that costs.
 Checkpoints of earlier versions, without checksums, are read, and the log says so.
 
 A damaged step is never read. A run goes on from the newest sound one and moves the damaged ones
@@ -193,13 +194,13 @@ class Checkpoints:
             return None
         index, count = jax.process_index(), jax.process_count()
         with _readable(folder):
-            damage = checksums.damage(
-                folder, may_be_unlisted=_OF_COMMIT, index=index, count=count
-            )
+            damage = checksums.damage(folder, may_be_unlisted=_OF_COMMIT, index=index, count=count)
         if damage and index:
             logging.warning("%s: %s", folder, damage)
         first = distributed.first_where(damage is not None)
-        return damage if first in (None, index) else f"its files, as the log of process {first} says"
+        return (
+            damage if first in (None, index) else f"its files, as the log of process {first} says"
+        )
 
     def _metadata(self, step: int) -> dict[str, Any] | None:
         """Returns the metadata saved with `step`, or None where it is not whole."""
@@ -315,7 +316,10 @@ def check_saved(folder: epath.Path, may_be_unlisted: Collection[str] | None = ()
     with _readable(folder):
         damage = checksums.damage(folder, may_be_unlisted=may_be_unlisted)
     if damage:
-        raise CheckpointError(f"{folder} is damaged: {damage}; {_MEND}")
+        raise CheckpointError(
+            f"{folder} is damaged: {damage}; {_MEND}; where it was changed on purpose, remove its "
+            f"{checksums.NAME}"
+        )
 
 
 @functools.cache

@@ -77,6 +77,11 @@ def damage(
         return next(filter(None, threads.map(_compare, chunks)), None)
 
 
+def forget() -> None:
+    """Makes `damage` read everything again, as a new process would."""
+    _sound.clear()
+
+
 def files_below(folder: epath.Path) -> Iterator[str]:
     """Yields the names of the files in and below a folder, relative to it, but its checksums."""
     for item in folder.iterdir():
@@ -95,7 +100,7 @@ class _Damaged(ValueError):
 
 def _of_file(path: epath.Path) -> list[int]:
     """Returns [size, CRC-32 of each chunk]."""
-    size = path.stat().length
+    size, *_ = _stamp(path)
     return [size, *(_of_chunk(path, offset) for offset in range(0, size, _CHUNK))]
 
 

@@ -144,9 +144,9 @@ def test_the_step_is_saved_again_beside_the_damaged(folder):
 
 
 def test_a_config_that_does_not_fit_is_no_damage(folder):
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        with pytest.raises(CheckpointError, match="12 cannot be read into this config's networks"):
-            checkpoints.restore(abstract(width=32))
+    refused = pytest.raises(CheckpointError, match="12 cannot be read into this config's networks")
+    with contextlib.closing(Checkpoints(folder)) as checkpoints, refused:
+        checkpoints.restore(abstract(width=32))
     assert sorted(p.name for p in folder.iterdir()) == ["12", "8"]
 
 
