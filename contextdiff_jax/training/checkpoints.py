@@ -74,7 +74,6 @@ class Checkpoints:
         self, directory: epath.PathLike, keep: int | None = None, *, read_only: bool = False
     ):
         self.directory = epath.Path(directory)
-        self._read_only = read_only
         self._unfinished: int | None = None  # the step being written, by this object
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
@@ -198,9 +197,9 @@ class Checkpoints:
         if damage and index:
             logging.warning("%s: %s", folder, damage)
         first = distributed.first_where(damage is not None)
-        return (
-            damage if first in (None, index) else f"its files, as the log of process {first} says"
-        )
+        if first in (None, index):
+            return damage
+        return f"its files, as the log of process {first} says"
 
     def _metadata(self, step: int) -> dict[str, Any] | None:
         """Returns the metadata saved with `step`, or None where it is not whole."""
@@ -220,25 +219,26 @@ class Checkpoints:
         return {"layout": None} | content
 
     def _move_aside(self, sound: _Sound) -> None:
-        for step, damage in sound.damaged.items():
-            folder = self.directory / str(step)
-            target = _free(self.directory / f"{step}.damaged")
-            try:
-                if distributed.is_main():
+        if not sound.damaged:
+            return
+        if distributed.is_main():
+            for step, damage in sound.damaged.items():
+                folder = self.directory / str(step)
+                target = _free(self.directory / f"{step}.damaged")
+                try:
                     folder.rename(target)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{folder} is damaged ({damage}) and could not be moved to {target}: {error}; "
-                    "move it away and give the same command again"
-                ) from error
-            logging.warning(
-                "the checkpoint of step %d is damaged (%s): moved to %s; training goes on from "
-                "step %d, and %d steps are lost and done again",
-                *(step, damage, target, sound.step, step - sound.step),
-            )
-        if sound.damaged:
-            distributed.wait_for_all(f"damaged checkpoints beside {sound.step}")
-            self._manager.reload()
+                except OSError as error:
+                    raise CheckpointError(
+                        f"{folder} is damaged ({damage}) and cannot be moved to {target}: {error}; "
+                        "move it away and give the same command again"
+                    ) from error
+                logging.warning(
+                    "the checkpoint of step %d is damaged (%s): moved to %s; training goes on from "
+                    "step %d; steps lost and done again: %d",
+                    *(step, damage, target, sound.step, step - sound.step),
+                )
+        distributed.wait_for_all(f"damaged checkpoints beside {sound.step}")
+        self._manager.reload()
 
     def _record(self) -> None:
         """Writes the checksums of the step that Orbax is about to commit."""

@@ -113,7 +113,9 @@ def test_the_one_before_is_used_and_the_damaged_kept_aside(damage, folder, said)
     found = restored(folder)
     assert found.position == 80
     jax.tree.map(np.testing.assert_array_equal, found.state, state_of(8))
-    assert re.search("step 12 is damaged .*moved to .*12.damaged; .*4 steps are lost", said.text)
+    assert re.search(
+        "step 12 is damaged .*moved to .*12.damaged; .*steps lost and done again: 4", said.text
+    )
     assert sorted(p.name for p in folder.iterdir()) == ["12.damaged", "8"]
     kept = folder / "12.damaged"
     assert sorted(p.relative_to(kept) for p in kept.rglob("*")) == aside
@@ -141,6 +143,16 @@ def test_the_step_is_saved_again_beside_the_damaged(folder):
     assert restored(folder).position == 120
     names = sorted(p.name for p in folder.iterdir())
     assert names == ["12", "12.damaged", "12.damaged.2", "8"]
+
+
+def test_one_that_cannot_be_moved_ends_in_a_sentence(folder, monkeypatch):
+    def no_rights(*_):
+        raise PermissionError(13, "Permission denied")
+
+    flip(largest(folder / "12"))
+    monkeypatch.setattr("os.rename", no_rights)
+    with pytest.raises(CheckpointError, match="12 is damaged .*cannot be moved .*move it away"):
+        restored(folder)
 
 
 def test_a_config_that_does_not_fit_is_no_damage(folder):
