@@ -177,6 +177,14 @@ def from_main(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def first_where(flag: bool) -> int | None:
+    """Returns the lowest process whose flag is set, or None; all must call it."""
+    if jax.process_count() == 1:
+        return 0 if flag else None
+    flags = multihost_utils.process_allgather(np.int32(flag)).reshape(-1)
+    return int(np.argmax(flags)) if flags.any() else None
+
+
 def check_same(value: int, what: str) -> None:
     """Raises ValueError on every process where a number differs between them; all must call it.
 

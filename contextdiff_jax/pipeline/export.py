@@ -3,9 +3,11 @@
     EXPORT/export.json        format, config, steps, identities of encoders, versions, dtype
     EXPORT/STAGE/             Orbax tree: denoiser, adapter
     EXPORT/encoders/NAME/     the pipeline's own encoders (Hugging Face folder with tokenizer)
+    EXPORT/checksums.json     of export.json, the encoders, and each STAGE/checksums.json
 
 Encoders that came from outside (config.encoders.*.path) stay where they are unless copied; their
-identity is recorded and checked when the export is read.
+identity is recorded and checked when the export is read. So are the checksums, before anything
+else: what differs from when it was exported is refused (CheckpointError), by the file's name.
 """
 
 import json
@@ -22,8 +24,10 @@ from contextdiff_jax.config import Config, EncoderRef, differences, from_config_
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pipeline.build import RUN_PREFIX, Locate, diffusion_runs, locate_in
 from contextdiff_jax.pipeline.description import FORMAT, Export, read_description, references
+from contextdiff_jax.training import checksums
 from contextdiff_jax.training.checkpoints import (
     CheckpointError,
+    check_saved,
     load_tree,
     newest_ema,
     newest_metadata,
@@ -55,8 +59,9 @@ def export_pipeline(
     found = _trained_stages(config, workdir)
     content = {"format": FORMAT, "dtype": dtype, **_described(found)}
     if distributed.is_main():
-        # An export half replaced is none; its description comes back last.
+        # An export half replaced is none; its description comes back when the rest is whole.
         (output / _DESCRIPTION).unlink(missing_ok=True)
+        (output / checksums.NAME).unlink(missing_ok=True)
     distributed.wait_for_all("export begins")
     for name in found:
         weights, metadata = newest_ema(workdir / name / "checkpoints")
@@ -66,6 +71,7 @@ def export_pipeline(
         _copy_encoders(config, workdir, output, copy_encoders)
         with written_whole(output / _DESCRIPTION) as file:
             file.write_text(json.dumps(content, indent=2))
+        checksums.record(output, _own_files(output, list(found)))
     distributed.wait_for_all("export")
     logging.info("exported %s to %s", ", ".join(found), output)
 
@@ -149,6 +155,14 @@ def _copy_encoders(config: Config, workdir: epath.Path, output: epath.Path, copy
         _copy_folder(locate_in(workdir)(ref), _encoder_folder(output, ref))
 
 
+def _own_files(output: epath.Path, stages: list[str]) -> list[str]:
+    """Returns what an export's checksums are of; a user's own files beside are nobody's concern."""
+    encoders = output / "encoders"
+    copied = checksums.files_below(encoders) if encoders.exists() else ()
+    of_stages = [f"{name}/{checksums.NAME}" for name in stages]
+    return [_DESCRIPTION, *of_stages, *(f"encoders/{name}" for name in copied)]
+
+
 def _copy_folder(source: epath.Path, target: epath.Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for item in source.iterdir():
@@ -161,8 +175,8 @@ def _copy_folder(source: epath.Path, target: epath.Path) -> None:
 def read_export(folder: epath.PathLike) -> tuple[Export, Locate]:
     """Returns the content of export.json and a function that finds its encoders.
 
-    Raises CheckpointError when the folder is no export, ConfigError when its content is none that
-    this version reads.
+    Raises CheckpointError when the folder is no export, or a file of it is damaged or changed (of
+    the stages: when one is loaded), ConfigError when its content is none that this version reads.
     """
     folder = epath.Path(folder)
     file = folder / _DESCRIPTION
@@ -171,6 +185,7 @@ def read_export(folder: epath.PathLike) -> tuple[Export, Locate]:
             f"{folder} is not an export: export.json is missing; "
             "make one with python -m contextdiff_jax.export"
         )
+    check_saved(folder, may_be_unlisted=None)
     export = read_description(file)
 
     def locate(ref: EncoderRef) -> epath.Path:

@@ -1,6 +1,7 @@
 """Several processes: the same training as one, ended together, resumed on any number of devices."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from PIL import Image
 
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.pipeline.features import CHUNK, FeatureFiles
+from contextdiff_jax.training import checksums
 from contextdiff_jax.training.checkpoints import load_tree, newest_metadata
 from tests.conftest import ROOT
 from tests.integration.train_squares import BATCH, train
@@ -196,17 +198,31 @@ def test_a_checkpoint_of_two_processes_moves_to_one(shape, stopped, one, tmp_pat
 
 
 def test_a_checkpoint_of_one_process_moves_to_two(one, tmp_path):
+    """The newest is damaged, which process 1 alone sees: both go back to the one before."""
     workdir = copy(one, tmp_path)
-    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+    flip_a_bit_for_process_1(workdir / "checkpoints" / str(STEPS))
     step = newest_metadata(workdir / "checkpoints")["step"]
     assert 0 < step < STEPS
     job = Job(workdir, "--mesh=4,2,1", f"--steps={STEPS}")
     assert job.end() == {0: 0, 1: 0}, job.log(0) + job.log(1)
     assert f"resumed at step {step}" in job.log(0)
+    assert f"step {STEPS} is damaged (its files, as the log of process 1 says)" in job.log(0)
+    assert "differs from when it was saved" in job.log(1)
+    assert (workdir / f"checkpoints/{STEPS}.damaged").exists()
     assert_as_one(workdir, one)
     read = [lines(workdir / f"read.{n}.txt")[: STEPS - step] for n in (0, 1)]
     whole = lines(one / "read.0.txt")[step:STEPS]
     assert [a + b for a, b in zip(*read, strict=True)] == whole
+
+
+def flip_a_bit_for_process_1(step):
+    """Flips one in a file whose only chunk is process 1's of two to compare."""
+    files = json.loads((step / checksums.NAME).read_text())["files"]
+    assert all(len(values) == 2 for values in files.values())
+    name = [name for name in sorted(files)[1::2] if "ocdbt" in name][-1]
+    content = bytearray((step / name).read_bytes())
+    content[-1] ^= 1
+    (step / name).write_bytes(content)
 
 
 def test_a_killed_process_ends_the_others_and_is_named(one, tmp_path):

@@ -1,9 +1,16 @@
-"""Exports of stages that were trained by calls of their own."""
+"""Exports of stages that were trained by calls of their own; damage to an export is named."""
 
+import json
+import pathlib
+
+import numpy as np
 import pytest
 
+from benchmarks.bit_flips import make_run, read_whole_export
 from configs import quickstart
-from contextdiff_jax.pipeline.export import _described
+from contextdiff_jax.config import from_config_dict
+from contextdiff_jax.pipeline.export import _described, export_pipeline, read_export
+from contextdiff_jax.training import checksums
 from contextdiff_jax.training.checkpoints import CheckpointError
 
 
@@ -30,3 +37,60 @@ def test_stages_that_do_not_go_together_are_refused():
     found["sr"]["config"]["use_adapter"] = False
     with pytest.raises(CheckpointError, match="'base' .there. and 'sr' .here. .*use_adapter: True"):
         _described(found)
+
+
+@pytest.fixture
+def export(tmp_path):
+    """An export of one stage with an encoder, as a pipeline's end makes it."""
+    make_run(tmp_path)
+    return tmp_path / "export"
+
+
+def test_every_file_has_a_checksum(export):
+    listed = json.loads((export / checksums.NAME).read_text())["files"]
+    assert set(listed) == {"export.json", "encoders/clip/model.safetensors", "base/checksums.json"}
+    below = set(json.loads((export / "base" / checksums.NAME).read_text())["files"])
+    files = (export / "base").rglob("*")
+    assert below == {
+        str(p.relative_to(export / "base"))
+        for p in files
+        if p.is_file() and p.name != checksums.NAME
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["export.json", "encoders/clip/model.safetensors", "base/checksums.json", "base/_METADATA"],
+)
+@pytest.mark.parametrize("harm", [lambda content: content[:-1], lambda content: b"", None])
+def test_damage_is_refused_by_the_name_of_the_file(name, harm, export):
+    if harm is None:
+        (export / name).unlink()
+    else:
+        (export / name).write_bytes(harm((export / name).read_bytes()))
+    missing = harm is None and name == "export.json"
+    sentence = "export.json is missing" if missing else f"damaged: .*{pathlib.Path(name).name}"
+    with pytest.raises(CheckpointError, match=sentence):
+        read_whole_export(export)
+
+
+def test_an_export_without_checksums_is_read_and_a_users_own_files_are_let_be(export):
+    (export / "README").write_text("drawn with 20 steps")
+    (export / "encoders/notes").write_text("ours")
+    content, _, _ = read_whole_export(export)
+    for path in list(export.rglob(checksums.NAME)):
+        path.unlink()
+    again, stages, _ = read_whole_export(export)
+    assert again == content and np.isfinite(stages["base"]["w"]).all()
+
+
+def test_an_export_killed_half_way_over_another_is_none(export, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("contextdiff_jax.pipeline.export.save_tree", killed)
+    config = from_config_dict(quickstart.get_config("test"))
+    with pytest.raises(KeyboardInterrupt):
+        export_pipeline(config, tmp_path, export)
+    with pytest.raises(CheckpointError, match="not an export: export.json is missing"):
+        read_export(export)
