@@ -91,7 +91,7 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, Any]:
 def _of_row(run: str, row: dict[str, str]) -> dict[str, str]:
     if any(word in row["name"] for word in _CLOCK):
         return {}
-    return {f"{run} {row['metric']} at {row['step']}": row["value"]}
+    return {f"{run} {row['name']} at {row['step']}": row["value"]}
 
 
 def _digest(content: bytes) -> str:

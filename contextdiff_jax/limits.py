@@ -81,7 +81,8 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
         "DiffusionConfig": {"num_steps": _TIMES, "consistency": _FACTOR},
         "SamplerConfig": {
             **dict.fromkeys(("num_steps", "offset", "final_timestep"), _TIMES),
-            **dict.fromkeys(("guidance_scale", "max_threshold"), _FACTOR),
+            **dict.fromkeys(("guidance_scale", "guidance_low", "guidance_high"), _FACTOR),
+            "max_threshold": _FACTOR,
         },
         "CLIPConfig": {
             **dict.fromkeys(("text_width", "vision_width", "projection_dim"), _WIDTH),
