@@ -103,9 +103,9 @@ def read_checkpoint(folder: pathlib.Path) -> Any:
 def read_whole_export(folder: pathlib.Path) -> Any:
     """Returns everything of the export that sampling reads."""
     content, locate = read_export(folder)
-    encoder = locate(from_config_dict(content["config"]).encoders.clip)
+    encoder = locate(content.config.encoders.clip)
     weights = (pathlib.Path(encoder) / "model.safetensors").read_bytes()
-    return content, {name: load_stage(folder, name) for name in content["stages"]}, weights
+    return content, {name: load_stage(folder, name) for name in content.stages}, weights
 
 
 def count(

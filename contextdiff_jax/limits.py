@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from contextdiff_jax.seeds import LARGEST_SEED
+
 _COUNT = 10**9  # of steps and of samples
 _BATCH = 2**20
 _SIDE = 4096  # pixels of a picture
@@ -23,7 +25,6 @@ _TOKENS = 2**16  # of one text
 _TIMES = 10_000  # of a diffusion; 1000 are usual, 4000 were published
 _DEVICES = 2**20
 _FACTOR = 10**6  # of losses, gradients and guidance
-_SEED = 2**63 - 1
 
 _DENOISER = {
     "image_channels": 64,
@@ -37,7 +38,7 @@ _DENOISER = {
 
 LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
-        "Config": {"seed": _SEED},
+        "Config": {"seed": LARGEST_SEED},
         "RunConfig": {
             **dict.fromkeys(("steps", "log_every", "save_every", "keep", "diagnose_every"), _COUNT),
             "batch_size": _BATCH,
@@ -58,7 +59,7 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
             "accumulation": _BATCH,
         },
         "PreviewConfig": {"every": _COUNT, "num_steps": _TIMES},
-        "SamplesConfig": {"seed": _SEED, "batch_size": _BATCH},
+        "SamplesConfig": {"seed": LARGEST_SEED, "batch_size": _BATCH},
         "TokenizerConfig": {"vocab_size": _VOCABULARY, "sample": _COUNT},
         "EncoderRef": {"max_length": _TOKENS},
         "MeshConfig": dict.fromkeys(("data", "fsdp", "tensor"), _DEVICES),

@@ -86,7 +86,7 @@ def test_an_unknown_preset_lists_the_known(name):
         (
             "runs.base.diffusion.objective",
             "bound",
-            r"loss_weight = 'min_snr_5': must be 'x0', .* objective 'bound' does not read it",
+            r"loss_weight = 'min_snr_5_plus_1': must be 'x0', .* objective 'bound' does not",
         ),
         ("pipeline", ("clip", "bsae"), r"config.pipeline names 'bsae': must be one of"),
         ("encoders.clip.path", "run:klip", r"encoders.clip.path = 'run:klip': no such .*run:clip"),

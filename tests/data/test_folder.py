@@ -21,6 +21,7 @@ from contextdiff_jax.data.listed_files import (
     read_listed,
 )
 from contextdiff_jax.data.pipeline import probe
+from contextdiff_jax.printable import printable
 
 
 def write(folder, rows, picture_bytes) -> None:
@@ -128,7 +129,7 @@ def test_names_of_anything_but_files_inside_are_damaged_samples(tmp_path, pictur
         with pytest.raises(DamagedSample) as caught:
             source[index]
         assert caught.value.reason == f"no usable image: {reason}", name
-        assert caught.value.key == f"{name[:80]} (line {index + 1})"
+        assert caught.value.key == printable(f"{name[:80]} (line {index + 1})")
     assert (source[len(cases)].image == 150).all() and (source[len(cases) + 1].image == 50).all()
     probe(source, report=report)
     assert report.total == len(cases) and len(report.skipped) == 5
