@@ -51,7 +51,9 @@ class DataConfig:
     """Where captioned images come from and how they become square uint8 pictures.
 
     source: "scenes" renders them; "folder" reads metadata.jsonl beside image files; "shards"
-        reads img2dataset tar shards in place; "tfds" reads a prepared TFDS data set.
+        reads img2dataset tar shards in place; "tfds" reads a prepared TFDS data set. Pictures are
+        JPEG, PNG, WebP, GIF, BMP or TIFF; others are skipped, and counted. The names in a
+        metadata.jsonl, and links too, lead to files inside its folder (data/folder.py).
     path: folder; or shards as a folder, a wildcard ("gs://bucket/laion/*.tar") or a range
         ("laion/{00000..41454}.tar"); or a TFDS name ("coco_captions", "cifar10:3.0.2").
     split: scenes: "train", "test" (unseen scenes) or "compositional" (combinations of colour,

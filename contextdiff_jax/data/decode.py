@@ -82,7 +82,7 @@ def decode_image(
 
     Transparency is composited on white, EXIF orientation is undone, 16-bit and CMYK are reduced
     to 8-bit RGB, of an animation the first picture is taken. Raises DamagedSample(key, reason):
-    sizes and scans are checked in the file's header before a pixel is decoded.
+    sizes and a JPEG's scans are checked before a pixel is decoded.
 
     A JPEG comes at the scale of `reduce`: its pixels are those of the same picture as PNG within
     0.5 grey levels RMS, and the very same ones where it is decoded whole.
