@@ -8,7 +8,6 @@ import io
 import json
 import os
 import stat
-import zipfile
 
 import numpy as np
 from absl import logging
@@ -119,11 +118,10 @@ def _stored(stored: epath.Path, path: epath.Path, length: int) -> ShardIndex | N
 
 def _load(content: bytes, length: int) -> ShardIndex:
     """Reads an index file; raises an error of some type where it cannot be one of this shard."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        # A sample takes 4 blocks at least and 32 bytes here; beside them stands the report.
-        if sum(info.file_size for info in archive.infolist()) > length // 64 + (1 << 20):
-            raise ValueError("it is larger than an index of this shard")
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        # A sample takes 4 blocks at least and 32 bytes here; beside them stands the report.
+        if sum(info.file_size for info in stored.zip.infolist()) > length // 64 + (1 << 20):
+            raise ValueError("it is larger than an index of this shard")
         report = SkipReport.from_json(json.loads(stored["report"].tobytes()))
         index = ShardIndex(*(stored[name] for name in ARRAYS), report)
     _check_bounds(index, length)

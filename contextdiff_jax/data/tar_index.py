@@ -15,7 +15,6 @@ _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders
 _READ_EXTENSIONS = (b"x", b"L")  # a pax header, a GNU long name
 _OF_THE_NEXT = (*_READ_EXTENSIONS, b"g", b"K")  # headers that say more of members to come
 
-_OCTAL = re.compile(rb"[\0 ]*([0-7]*)[\0 ]*")
 _PAX_RECORD = re.compile(rb"(\d{1,9}) ([^=]+)=")  # "LENGTH KEY=VALUE\n", LENGTH of it all
 _PAX_SIZE = re.compile(rb"\d{1,19}")  # up to 2^63
 _MOST_EXTENSION = 1 << 20  # bytes of a pax header or GNU long name; real ones have a few hundred
@@ -131,9 +130,13 @@ def own_size(header: bytes) -> int | None:
 
 
 def _octal(field: bytes) -> int | None:
-    # Python's int() would take signs and underscores too: a negative size leads backwards.
-    digits = _OCTAL.fullmatch(field)
-    return None if digits is None else int(digits[1] or b"0", 8)
+    digits = field.strip(b"\0 ") or b"0"
+    if not digits.isdigit():  # int() takes signs and underscores too: negative sizes lead backwards
+        return None
+    try:
+        return int(digits, 8)
+    except ValueError:
+        return None
 
 
 def _checksum_holds(header: bytes) -> bool:
