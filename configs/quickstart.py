@@ -75,7 +75,7 @@ def _base() -> cfg.RunConfig:
         task="text_to_image",
         data=_data(16),
         batch_size=16,
-        steps=2000,
+        steps=3500,
         optimizer=cfg.OptimizerConfig(
             learning_rate=4e-3, warmup_steps=100, decay="cosine", ema_decay=0.99
         ),
