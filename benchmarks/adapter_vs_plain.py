@@ -36,8 +36,8 @@ from contextdiff_jax.pipeline.cascade import draw_samples
 from contextdiff_jax.pipeline.export import export_pipeline
 from contextdiff_jax.pipeline.train import train_run
 from contextdiff_jax.pipeline.validation import validate
+from contextdiff_jax.system.interruption import Interrupted
 from contextdiff_jax.training.checkpoints import newest_metadata
-from contextdiff_jax.training.interruption import Interrupted
 
 SIDES = {"with": True, "without": False}
 _ENDLESS = 10**9  # steps; time ends the training

@@ -27,7 +27,7 @@ from benchmarks.turns import Side, compare, cores, load, seconds_of, take_turns,
 from contextdiff_jax.encoders.inception import check_features
 from contextdiff_jax.evaluation.extraction import Extraction, collect
 from contextdiff_jax.evaluation.extractors import inception_extractor
-from contextdiff_jax.host_memory import keep_freed_memory
+from contextdiff_jax.system.host_memory import keep_freed_memory
 
 _TOLERANCE = 1e-4
 

@@ -34,7 +34,7 @@ from absl import logging
 from benchmarks.mutated_data import Input, make_input
 from contextdiff_jax.data.example import DamagedSample, Example, SkipReport, Source
 from contextdiff_jax.data.sources import open_source, sample_captions
-from contextdiff_jax.printable import printable
+from contextdiff_jax.system.printable import printable
 
 
 class Escaped(Exception):

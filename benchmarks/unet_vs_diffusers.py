@@ -46,9 +46,9 @@ from benchmarks.devices import peak_flops
 from benchmarks.jax_unet import JaxUNet
 from benchmarks.turns import Side, compare, cores, load, take_turns, use_cores
 from benchmarks.workload import Workload
-from contextdiff_jax.host_memory import keep_freed_memory
 from contextdiff_jax.networks.config import UNetConfig
 from contextdiff_jax.networks.dot_product_attention import Implementation, check_implementation
+from contextdiff_jax.system.host_memory import keep_freed_memory
 
 TOLERANCE = 0.05  # of the number of parameters
 AIMS = {"training": 1.2, "sampling": 1.5}

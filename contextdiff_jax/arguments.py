@@ -2,8 +2,8 @@
 
 from etils import epath
 
-from contextdiff_jax import buckets
-from contextdiff_jax.suggestions import nearest_path
+from contextdiff_jax.system import buckets
+from contextdiff_jax.system.suggestions import nearest_path
 
 
 def existing_file(path: epath.PathLike, flag: str) -> epath.Path:

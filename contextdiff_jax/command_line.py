@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from contextdiff_jax.arguments import existing_file
-from contextdiff_jax.suggestions import nearest
+from contextdiff_jax.system.suggestions import nearest
 
 flags.disclaim_key_flags()  # --help shows the flags defined here as those of the entry point
 

@@ -21,7 +21,7 @@ import jax
 from absl import flags
 from etils import epath
 
-from contextdiff_jax import command_line, entry, notices
+from contextdiff_jax import command_line, entry
 from contextdiff_jax.compilation import lower, report, shapes
 from contextdiff_jax.config import Config, from_config_dict
 from contextdiff_jax.parallel import topologies
@@ -29,6 +29,7 @@ from contextdiff_jax.parallel.device_errors import out_of_memory
 from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.pipeline.device_memory import knobs
 from contextdiff_jax.pipeline.validation import validate
+from contextdiff_jax.system import notices
 
 _CONFIG = command_line.define_config("Config file, as main's.")
 _RUN = flags.DEFINE_string("run", None, "Run of the pipeline; by default its only or first one.")

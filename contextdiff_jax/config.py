@@ -22,8 +22,8 @@ from contextdiff_jax.limits import check_limits
 from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, UNetConfig
 from contextdiff_jax.parallel.mesh import MeshConfig
 from contextdiff_jax.sampling.config import SamplerConfig
-from contextdiff_jax.scalars import read_scalar, shown
-from contextdiff_jax.suggestions import nearest
+from contextdiff_jax.system.scalars import read_scalar, shown
+from contextdiff_jax.system.suggestions import nearest
 from contextdiff_jax.tasks.config import DiffusionConfig
 from contextdiff_jax.training.optimizer import OptimizerConfig
 

@@ -18,17 +18,18 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
-from contextdiff_jax import buckets, command_line, notices
-from contextdiff_jax.atomic_write import probe, sweep
-from contextdiff_jax.host_memory import keep_freed_memory
-from contextdiff_jax.notices import EXIT_INTERRUPTED
+from contextdiff_jax import command_line
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.device_errors import out_of_memory
-from contextdiff_jax.printable import printable_lines
-from contextdiff_jax.seeds import LARGEST_SEED
+from contextdiff_jax.system import buckets, notices
+from contextdiff_jax.system.atomic_write import probe, sweep
+from contextdiff_jax.system.host_memory import keep_freed_memory
+from contextdiff_jax.system.interruption import Interrupted
+from contextdiff_jax.system.notices import EXIT_INTERRUPTED
+from contextdiff_jax.system.printable import printable_lines
+from contextdiff_jax.system.seeds import LARGEST_SEED
 from contextdiff_jax.training.checkpoints import CheckpointError
 from contextdiff_jax.training.failure import NotFinite
-from contextdiff_jax.training.interruption import Interrupted
 
 flags.disclaim_key_flags()  # --help shows the flags defined here as those of the entry point
 

@@ -32,8 +32,8 @@ from contextdiff_jax.arguments import existing_folder
 from contextdiff_jax.evaluation.resizing import PROTOCOLS
 from contextdiff_jax.pipeline import measurements, scores
 from contextdiff_jax.pipeline.evaluation import Evaluation, Settings, evaluate
-from contextdiff_jax.suggestions import nearest
-from contextdiff_jax.training.interruption import Watch
+from contextdiff_jax.system.interruption import Watch
+from contextdiff_jax.system.suggestions import nearest
 
 PLANS = {
     "scenes": measurements.plan_scenes,

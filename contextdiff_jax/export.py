@@ -7,9 +7,10 @@ The config is read from the checkpoints. Exit codes: see contextdiff_jax/entry.p
 
 from absl import flags
 
-from contextdiff_jax import entry, notices
+from contextdiff_jax import entry
 from contextdiff_jax.arguments import existing_folder
 from contextdiff_jax.pipeline.export import DTYPES, export_pipeline, trained_config
+from contextdiff_jax.system import notices
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder that main trained in.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write the export to.")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from contextdiff_jax.seeds import LARGEST_SEED
+from contextdiff_jax.system.seeds import LARGEST_SEED
 
 _COUNT = 10**9  # of steps and of samples
 _BATCH = 2**20

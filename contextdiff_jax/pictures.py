@@ -6,7 +6,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from contextdiff_jax.atomic_write import written_whole
+from contextdiff_jax.system.atomic_write import written_whole
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from absl import flags
 from etils import epath
 
-from contextdiff_jax import command_line, entry, notices
+from contextdiff_jax import command_line, entry
 from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.pipeline.prepare import Job, Worker, prepare
 from contextdiff_jax.pipeline.validation import check_text_run, validate
+from contextdiff_jax.system import notices
 
 _CONFIG = command_line.define_config(
     "Config file, with a preset after a colon: configs/laion.py:tiny."

@@ -7,8 +7,8 @@ import pytest
 from contextdiff_jax import arguments
 from contextdiff_jax.pipeline.captions import read_captions
 from contextdiff_jax.sampling.noise import sample_keys
-from contextdiff_jax.seeds import LARGEST_SEED
-from contextdiff_jax.suggestions import nearest, nearest_path
+from contextdiff_jax.system.seeds import LARGEST_SEED
+from contextdiff_jax.system.suggestions import nearest, nearest_path
 from contextdiff_jax.training.random import stream_key
 
 LINES = ["a red circle", "", "a\u2028b\u2029c\x85d", "e\x0cf\x0bg\x1ch\x1d\x1e", "i\rj", " k "]

@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from contextdiff_jax import entry
-from contextdiff_jax.atomic_write import sweep, written_whole
+from contextdiff_jax.system.atomic_write import sweep, written_whole
 
 
 def left(folder, name, days):

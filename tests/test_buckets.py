@@ -3,10 +3,11 @@
 import pytest
 from absl import app
 
-from contextdiff_jax import buckets, entry
+from contextdiff_jax import entry
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.embeddings import Embeddings
 from contextdiff_jax.data.sources import open_source
+from contextdiff_jax.system import buckets
 
 BUCKET = "gs://nobody-s-bucket/shards"
 

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from contextdiff_jax.finite import all_finite
+from contextdiff_jax.system.finite import all_finite
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.longdouble, ">f4", ">f8"]
 

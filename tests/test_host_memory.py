@@ -7,7 +7,7 @@ import pytest
 
 CODE = """
 import ctypes, resource, threading
-from contextdiff_jax.host_memory import keep_freed_memory
+from contextdiff_jax.system.host_memory import keep_freed_memory
 if {kept}:
     assert keep_freed_memory()
 libc = ctypes.CDLL(None)

@@ -1,6 +1,10 @@
-"""Who may import whom (README, "How the house is laid out"), and what the core never needs."""
+"""Who may import whom (README, "How the house is laid out"), and what the core never needs.
+
+Every file of the package counts, and every form of import, inside functions too.
+"""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -10,51 +14,115 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "contextdiff_jax"
 
-# Modules of one small subject that import nothing of ours but each other.
-LEAVES = {
-    *("array_files", "atomic_write", "finite", "json_files", "limits", "pil_resizing"),
-    *("notices", "printable", "scalars", "seeds", "suggestions"),
-}
-# Folder -> folders of ours it may import, beside itself.
+# Folder or module of the root -> those of ours it may import, beside itself. Data flows upwards:
+# each may import what stands above it.
 ALLOWED = {
+    "system": set(),
+    "limits": {"system"},
+    "pil_resizing": set(),
+    "pictures": {"system"},
     "diffusion": set(),
     "networks": {"diffusion"},
-    "encoders": {"networks"} | LEAVES,
-    "data": LEAVES,
-    "parallel": {"networks", "notices"},  # the table of logical axis names
-    "training": {"parallel", "pictures"} | LEAVES,
-    "sampling": {"diffusion", "seeds"},
-    "tasks": {"diffusion", "networks", "encoders", "sampling", "training", "pil_resizing"},
+    "encoders": {"limits", "networks", "system"},
+    "data": {"system"},
+    "parallel": {"networks", "system"},  # the table of logical axis names
+    "sampling": {"diffusion", "system"},
+    "training": {"parallel", "pictures", "system"},
+    "tasks": {"diffusion", "encoders", "networks", "pil_resizing", "sampling", "training"},
     # Encoders to compare images by; the bound, of networks as functions.
-    "evaluation": {
-        *("data", "diffusion", "encoders", "sampling"),
-        *LEAVES,
+    "evaluation": {"data", "diffusion", "encoders", "pil_resizing", "sampling", "system"},
+    "config": {
+        *("data", "encoders", "limits", "networks", "parallel", "sampling", "system"),
+        *("tasks", "training"),
     },
+    "arguments": {"data", "system"},
+    "command_line": {"arguments", "config", "system"},
+    "entry": {"command_line", "parallel", "system", "training"},
 }
+# Where the parts meet: they may import all above. The two know each other: counting what a stage
+# costs needs the compiler's tools, compiling needs what builds a stage.
+TOP = {"pipeline", "compilation"}
+ENTRIES = {"main", "sample", "evaluate", "export", "prepare", "compile"}
 FORBIDDEN = {"diffusion": {"flax"}, "sampling": {"flax"}, "data": {"jax", "flax"}}
 
 
-def imports(path):
+def modules():
+    """Returns {dotted name: path} of every file of the package."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name, path, known):
+    """Returns every module that a file imports, in whatever form: ours by their full names."""
+    found = set()
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:  # from . import x
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *filter(None, [base])])
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {full if full in known else base for full in names}
+    return found
 
 
-@pytest.mark.parametrize("folder", sorted(ALLOWED))
-def test_data_flows_one_way(folder):
-    for path in (PACKAGE / folder).glob("*.py"):
-        for name in imports(path):
-            top, *rest = name.split(".")
-            if top == "contextdiff_jax" and rest:
-                assert rest[0] in ALLOWED[folder] | {folder}, f"{path.name} imports {name}"
-            assert top not in FORBIDDEN.get(folder, ()), f"{path.name} imports {name}"
+KNOWN = modules()
+IMPORTS = {name: imports(name, path, KNOWN) for name, path in KNOWN.items()}
+
+
+def room(name):
+    """The folder, or the module of the root, that a module of ours belongs to."""
+    return name.split(".")[1] if "." in name else "contextdiff_jax"
+
+
+def test_every_room_has_its_rule():
+    rooms = {room(name) for name in KNOWN} - {"contextdiff_jax"}
+    assert rooms == set(ALLOWED) | TOP | ENTRIES
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_data_flows_one_way(name):
+    own, below = room(name), set(ALLOWED) | TOP
+    allowed = {"contextdiff_jax": {"system"}, **ALLOWED}.get(own, below) | {own}
+    for imported in IMPORTS[name]:
+        top = imported.partition(".")[0]
+        if top == "contextdiff_jax" and imported != top:
+            assert room(imported) in allowed, f"{name} imports {imported}"
+        assert top not in FORBIDDEN.get(own, ()), f"{name} imports {imported}"
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {name: {each for each in found if each in KNOWN} for name, found in IMPORTS.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names them
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("import contextdiff_jax.data.folder", "contextdiff_jax.data.folder"),
+        ("from contextdiff_jax import data", "contextdiff_jax.data"),
+        ("from contextdiff_jax.data import folder", "contextdiff_jax.data.folder"),
+        ("from contextdiff_jax.data.folder import METADATA", "contextdiff_jax.data.folder"),
+        ("from ..data import folder as f", "contextdiff_jax.data.folder"),
+        ("def f():\n    from ..data.folder import METADATA", "contextdiff_jax.data.folder"),
+        ("from . import attention", "contextdiff_jax.networks.attention"),
+    ],
+)
+def test_every_form_of_import_is_seen(tmp_path, line, expected):
+    path = tmp_path / "unet.py"
+    path.write_text(line)
+    assert imports("contextdiff_jax.networks.unet", path, KNOWN) == {expected}
 
 
 def test_only_checkpoints_uses_orbax():
-    users = {p.name for p in PACKAGE.rglob("*.py") if any("orbax" in name for name in imports(p))}
-    assert users == {"checkpoints.py"}
+    users = {name for name, found in IMPORTS.items() if any("orbax" in each for each in found)}
+    assert users == {"contextdiff_jax.training.checkpoints"}
 
 
 @pytest.mark.parametrize("entry", ["main", "sample", "prepare"])

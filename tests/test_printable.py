@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from contextdiff_jax import entry
 from contextdiff_jax.evaluation import report
-from contextdiff_jax.printable import printable, printable_json, printable_lines
+from contextdiff_jax.system.printable import printable, printable_json, printable_lines
 
 HOSTILE = (
     "caf\u00e9 \u738b \x1b]0;pwned\x07\x1b[2J\x9b31m\u202e\u2066\u200b\u2028\x7f\r\ud800\U000e0041"

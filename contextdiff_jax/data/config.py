@@ -4,7 +4,7 @@ import dataclasses
 import os
 from typing import Literal
 
-from contextdiff_jax.atomic_write import in_bucket
+from contextdiff_jax.system.buckets import in_bucket
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan", "pink", "black")

@@ -21,11 +21,11 @@ import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
-from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.data.example import DataError, SkipReport
-from contextdiff_jax.json_files import read_object
-from contextdiff_jax.printable import printable
-from contextdiff_jax.scalars import read_scalar
+from contextdiff_jax.system.atomic_write import written_whole
+from contextdiff_jax.system.json_files import read_object
+from contextdiff_jax.system.printable import printable
+from contextdiff_jax.system.scalars import read_scalar
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 PROMPTS = "prompts.array_record"

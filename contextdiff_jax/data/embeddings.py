@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from contextdiff_jax import buckets
 from contextdiff_jax.data import embedding_shards as shards
 from contextdiff_jax.data.example import DamagedSample, DataError, Source
+from contextdiff_jax.system import buckets
 
 _OPEN_SHARDS = 256
 _PROBES = 16  # samples compared before a run starts; in it, every one read is

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
-from contextdiff_jax.printable import printable
+from contextdiff_jax.system.printable import printable
 
 
 class DataError(ValueError):

@@ -4,7 +4,6 @@ from typing import Any
 
 from etils import epath
 
-from contextdiff_jax import buckets
 from contextdiff_jax.data import decode
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import (
@@ -16,7 +15,8 @@ from contextdiff_jax.data.example import (
 )
 from contextdiff_jax.data.json_object import parse_object
 from contextdiff_jax.data.listed_files import NotReadable, read_listed, resolved
-from contextdiff_jax.printable import printable
+from contextdiff_jax.system import buckets
+from contextdiff_jax.system.printable import printable
 
 METADATA = "metadata.jsonl"
 BAD_LINE = "line is no JSON object"

@@ -13,8 +13,6 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from contextdiff_jax import buckets
-from contextdiff_jax.atomic_write import in_bucket, written_whole
 from contextdiff_jax.data.example import SkipReport
 from contextdiff_jax.data.shard_index import (
     ARRAYS,
@@ -28,7 +26,10 @@ from contextdiff_jax.data.shard_index import (
     without_samples,
 )
 from contextdiff_jax.data.tar_index import BLOCK, Window
-from contextdiff_jax.printable import printable
+from contextdiff_jax.system import buckets
+from contextdiff_jax.system.atomic_write import written_whole
+from contextdiff_jax.system.buckets import in_bucket
+from contextdiff_jax.system.printable import printable
 
 NOT_A_FILE = "a folder, pipe or device, not a file"
 _VERSION = 1  # of the index files

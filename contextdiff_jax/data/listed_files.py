@@ -7,7 +7,7 @@ from errno import EILSEQ, EINVAL, ELOOP, ENAMETOOLONG
 
 from etils import epath
 
-from contextdiff_jax.atomic_write import in_bucket
+from contextdiff_jax.system.buckets import in_bucket
 
 MISSING = "missing"
 OUTSIDE = "it leads out of the folder"

@@ -18,8 +18,6 @@ from absl import logging
 from etils import epath
 from tqdm import tqdm
 
-from contextdiff_jax import buckets
-from contextdiff_jax.atomic_write import in_bucket
 from contextdiff_jax.data import decode
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import (
@@ -33,7 +31,9 @@ from contextdiff_jax.data.index_cache import index_shard
 from contextdiff_jax.data.json_object import parse_object
 from contextdiff_jax.data.shard_index import ARRAYS, IndexOptions, ShardIndex, fits, split_name
 from contextdiff_jax.data.tar_index import BLOCK, own_name
-from contextdiff_jax.printable import printable
+from contextdiff_jax.system import buckets
+from contextdiff_jax.system.buckets import in_bucket
+from contextdiff_jax.system.printable import printable
 
 CAPTION_JSON = "no usable caption: json unreadable"
 SHARD_MISSING = "missing"

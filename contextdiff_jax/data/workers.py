@@ -12,7 +12,7 @@ import grain
 from absl import flags
 
 from contextdiff_jax.data.example import DataError
-from contextdiff_jax.notices import NOTICES
+from contextdiff_jax.system.notices import NOTICES
 
 _READY_BATCHES = 1  # of each process, besides those being made and handed over
 _LOST = "terminated unexpectedly with exit code"  # grain's message

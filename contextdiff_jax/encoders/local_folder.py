@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from contextdiff_jax.atomic_write import in_bucket
+from contextdiff_jax.system.buckets import in_bucket
 
 
 def local_folder(folder: epath.PathLike) -> pathlib.Path:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from contextdiff_jax.encoders.config import CLIPConfig, CLIPTextConfig, T5Config
-from contextdiff_jax.json_files import read_object
-from contextdiff_jax.scalars import read_scalar, shown
+from contextdiff_jax.system.json_files import read_object
+from contextdiff_jax.system.scalars import read_scalar, shown
 
 # transformers reads this eos_token_id as "pool at the largest id" (the files of before mid-2023).
 _LARGEST_ID = 2

@@ -10,8 +10,8 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensor
 import numpy as np
 from safetensors import safe_open
 
-from contextdiff_jax.finite import all_finite
-from contextdiff_jax.json_files import read_object
+from contextdiff_jax.system.finite import all_finite
+from contextdiff_jax.system.json_files import read_object
 
 # By the names safetensors has for them. Quantized weights would need scales that nothing describes.
 FLOATS = ("F32", "F16", "BF16")

@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import Any
 
-from contextdiff_jax.json_files import read_object
+from contextdiff_jax.system.json_files import read_object
 
 # A tokenizer.json is complete. The classes named after models rebuild parts of it by their own
 # rules, so they only read the files of their own kind.

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from contextdiff_jax.atomic_write import cleared, written_whole
 from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.tokenizer_files import read_tokenizer
 from contextdiff_jax.limits import LIMITS
-from contextdiff_jax.printable import printable
-from contextdiff_jax.scalars import shown
+from contextdiff_jax.system.atomic_write import cleared, written_whole
+from contextdiff_jax.system.printable import printable
+from contextdiff_jax.system.scalars import shown
 
 _SPECIAL = _PAD, _START, _END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
 _NUM_BYTES = 256

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from contextdiff_jax.atomic_write import cleared, written_whole
 from contextdiff_jax.encoders.clip import CLIP, TextTower
 from contextdiff_jax.encoders.config import CLIPConfig, CLIPTextConfig, T5Config
 from contextdiff_jax.encoders.local_folder import local_folder
@@ -30,6 +29,7 @@ from contextdiff_jax.encoders.published_configs import (
 )
 from contextdiff_jax.encoders.t5 import T5Encoder
 from contextdiff_jax.encoders.tensor_files import Tensor, content_hash, open_folder
+from contextdiff_jax.system.atomic_write import cleared, written_whole
 
 # Position indices that older versions of transformers stored beside the weights.
 _CLIP_BUFFERS = re.compile(r"(text_model|vision_model)\.embeddings\.position_ids")

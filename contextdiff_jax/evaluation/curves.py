@@ -10,8 +10,8 @@ from etils import epath
 
 from contextdiff_jax.evaluation import plots
 from contextdiff_jax.evaluation.results import Figure, Result, Table
-from contextdiff_jax.json_files import read_regular
-from contextdiff_jax.scalars import shown
+from contextdiff_jax.system.json_files import read_regular
+from contextdiff_jax.system.scalars import shown
 
 METRICS_FILE = "metrics.csv"
 NOT_CURVES = ("images_per_second", "learning_rate")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from contextdiff_jax.array_files import read_arrays
-from contextdiff_jax.atomic_write import written_whole
+from contextdiff_jax.system.array_files import read_arrays
+from contextdiff_jax.system.atomic_write import written_whole
 
 
 @dataclasses.dataclass(frozen=True)

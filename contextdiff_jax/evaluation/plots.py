@@ -5,7 +5,7 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from contextdiff_jax.atomic_write import written_whole
+from contextdiff_jax.system.atomic_write import written_whole
 
 # Okabe & Ito 2008: told apart by colour-blind people, too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")

@@ -10,10 +10,10 @@ from typing import Any
 
 from etils import epath
 
-from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.data.decode import open_image
 from contextdiff_jax.evaluation.results import Cell, Figure, Gallery, Result, Table
-from contextdiff_jax.printable import printable_lines
+from contextdiff_jax.system.atomic_write import written_whole
+from contextdiff_jax.system.printable import printable_lines
 
 REPORT = "report.html"
 

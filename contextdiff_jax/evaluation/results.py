@@ -11,10 +11,10 @@ from typing import Any
 
 from etils import epath
 
-from contextdiff_jax.atomic_write import written_whole
-from contextdiff_jax.json_files import read_object
-from contextdiff_jax.printable import printable_json
-from contextdiff_jax.scalars import shown
+from contextdiff_jax.system.atomic_write import written_whole
+from contextdiff_jax.system.json_files import read_object
+from contextdiff_jax.system.printable import printable_json
+from contextdiff_jax.system.scalars import shown
 
 _FORMAT = 1
 RESULTS = "results.json"

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from contextdiff_jax.array_files import read_arrays
-from contextdiff_jax.atomic_write import written_whole
-from contextdiff_jax.finite import all_finite
-from contextdiff_jax.scalars import read_scalar
+from contextdiff_jax.system.array_files import read_arrays
+from contextdiff_jax.system.atomic_write import written_whole
+from contextdiff_jax.system.finite import all_finite
+from contextdiff_jax.system.scalars import read_scalar
 
 _MOST_IMAGES = 10**12
 

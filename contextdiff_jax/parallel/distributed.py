@@ -18,9 +18,9 @@ from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from contextdiff_jax import notices
 from contextdiff_jax.parallel import last_words
 from contextdiff_jax.parallel.mesh import BATCH_AXES
+from contextdiff_jax.system import notices
 
 MODES = ("auto", "none", "explicit")
 _SHUTDOWN_TIMEOUT_S = 30

@@ -13,7 +13,7 @@ from contextdiff_jax.config import read_section
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, Source
 from contextdiff_jax.pipeline.sampler_flags import typed
-from contextdiff_jax.suggestions import nearest
+from contextdiff_jax.system.suggestions import nearest
 
 
 def read_captions(path: epath.PathLike) -> list[str]:

@@ -13,7 +13,6 @@ from absl import logging
 from etils import epath
 from tqdm import tqdm
 
-from contextdiff_jax.atomic_write import sweep
 from contextdiff_jax.config import Config, RunConfig, SamplesConfig
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.audit import audit, report
@@ -27,7 +26,8 @@ from contextdiff_jax.pipeline.sampler_flags import overridden, parse_overrides
 from contextdiff_jax.pipeline.stage_weights import check_weights
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.noise import sample_keys
-from contextdiff_jax.seeds import check_seed
+from contextdiff_jax.system.atomic_write import sweep
+from contextdiff_jax.system.seeds import check_seed
 from contextdiff_jax.tasks.conditioning import Conditioning
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.tasks.super_resolution import SuperResolutionTask

@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from etils import epath
 
-from contextdiff_jax import buckets
 from contextdiff_jax.config import (
     Config,
     ConfigError,
@@ -14,9 +13,10 @@ from contextdiff_jax.config import (
     read_section,
     with_data_path,
 )
-from contextdiff_jax.json_files import read_object
 from contextdiff_jax.pipeline.build import RUN_PREFIX, diffusion_runs
 from contextdiff_jax.pipeline.validation import validate
+from contextdiff_jax.system import buckets
+from contextdiff_jax.system.json_files import read_object
 
 FORMAT = 1
 

@@ -23,9 +23,9 @@ from contextdiff_jax.pipeline.description import Export
 from contextdiff_jax.pipeline.export import read_export
 from contextdiff_jax.pipeline.generate import Noise, Pictures, describe, generate
 from contextdiff_jax.pipeline.sampler_flags import overridden, parse_overrides
-from contextdiff_jax.seeds import check_seed
-from contextdiff_jax.suggestions import nearest
-from contextdiff_jax.training.interruption import Interrupted, Watch
+from contextdiff_jax.system.interruption import Interrupted, Watch
+from contextdiff_jax.system.seeds import check_seed
+from contextdiff_jax.system.suggestions import nearest
 
 COCO = {"source": "tfds", "path": "coco_captions", "split": "restval+val+test"}
 """COCO val2014, as the splits of TFDS have it (Karpathy & Fei-Fei 2015)."""

@@ -19,11 +19,11 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.config import Config, EncoderRef, differences, from_config_dict
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pipeline.build import RUN_PREFIX, Locate, diffusion_runs, locate_in
 from contextdiff_jax.pipeline.description import FORMAT, Export, read_description, references
+from contextdiff_jax.system.atomic_write import written_whole
 from contextdiff_jax.training import checksums
 from contextdiff_jax.training.checkpoints import (
     CheckpointError,

@@ -13,14 +13,14 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from contextdiff_jax.array_files import read_arrays
-from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.data.example import SkipReport, Source
 from contextdiff_jax.data.one_pass import one_pass
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pipeline import manifest
-from contextdiff_jax.training.interruption import Interrupted, Vote, Watch
-from contextdiff_jax.training.progress import ProgressLog
+from contextdiff_jax.system.array_files import read_arrays
+from contextdiff_jax.system.atomic_write import written_whole
+from contextdiff_jax.system.interruption import Interrupted, Vote, Watch
+from contextdiff_jax.system.progress import ProgressLog
 
 CHUNK = 256  # images per file
 

@@ -24,9 +24,9 @@ from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pictures import to_uint8, write_png
 from contextdiff_jax.pipeline import manifest
 from contextdiff_jax.pipeline.cascade import Cascade, Stage
-from contextdiff_jax.printable import printable_json
-from contextdiff_jax.training.interruption import Interrupted, Vote, Watch
-from contextdiff_jax.training.progress import ProgressLog
+from contextdiff_jax.system.interruption import Interrupted, Vote, Watch
+from contextdiff_jax.system.printable import printable_json
+from contextdiff_jax.system.progress import ProgressLog
 
 _WRITERS = 4  # threads; PNG's compression lets go of Python's lock
 

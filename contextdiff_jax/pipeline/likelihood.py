@@ -34,10 +34,10 @@ from contextdiff_jax.parallel.sharding import batch_sharding, replicated
 from contextdiff_jax.pipeline import manifest
 from contextdiff_jax.pipeline.cascade import Stage
 from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.system.interruption import Interrupted, Vote, Watch
+from contextdiff_jax.system.progress import ProgressLog
 from contextdiff_jax.tasks.diffusion import from_uint8
 from contextdiff_jax.tasks.super_resolution import SuperResolutionTask
-from contextdiff_jax.training.interruption import Interrupted, Vote, Watch
-from contextdiff_jax.training.progress import ProgressLog
 
 # Of the data's settings, what changes no image and no caption, or is not read here. The path is in
 # the source's name.

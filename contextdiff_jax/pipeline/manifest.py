@@ -6,10 +6,10 @@ from typing import Any
 
 from etils import epath
 
-from contextdiff_jax.atomic_write import cleared, written_whole
 from contextdiff_jax.config import differences
-from contextdiff_jax.json_files import read_object
 from contextdiff_jax.parallel import distributed
+from contextdiff_jax.system.atomic_write import cleared, written_whole
+from contextdiff_jax.system.json_files import read_object
 
 _FILE = "manifest.json"
 

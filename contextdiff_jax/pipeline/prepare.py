@@ -13,7 +13,6 @@ import grain
 from absl import logging
 from etils import epath
 
-from contextdiff_jax.atomic_write import cleared, written_whole
 from contextdiff_jax.config import Config, differences
 from contextdiff_jax.data import embedding_shards as shards
 from contextdiff_jax.data.embedding_shards import Metadata, StoredEncoder
@@ -21,8 +20,9 @@ from contextdiff_jax.data.example import DamagedSample, SkipReport
 from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.encoders.batched import BatchedTextEncoder
 from contextdiff_jax.pipeline import build
+from contextdiff_jax.system.atomic_write import cleared, written_whole
+from contextdiff_jax.system.progress import ProgressLog
 from contextdiff_jax.training.checkpoints import CheckpointError
-from contextdiff_jax.training.progress import ProgressLog
 
 _WINDOW = 16  # batches of samples whose captions are sorted by length together
 

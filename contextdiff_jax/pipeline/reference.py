@@ -17,7 +17,7 @@ from contextdiff_jax.evaluation.statistics import FeatureStatistics, check_compa
 from contextdiff_jax.pipeline.captions import data_settings
 from contextdiff_jax.pipeline.feature_networks import FeatureNetwork
 from contextdiff_jax.pipeline.features import FeatureFiles, extract_features, source_reader
-from contextdiff_jax.training.interruption import Watch
+from contextdiff_jax.system.interruption import Watch
 
 STATISTICS = "statistics.npz"
 """What an evaluation leaves of its reference, for others to compare with."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from contextdiff_jax.config import read_section
 from contextdiff_jax.sampling.config import SamplerConfig
-from contextdiff_jax.suggestions import nearest
+from contextdiff_jax.system.suggestions import nearest
 
 
 def parse_overrides(settings: Sequence[str], stages: Sequence[str]) -> dict[str, dict[str, Any]]:

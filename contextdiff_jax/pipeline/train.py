@@ -9,7 +9,6 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from contextdiff_jax import notices
 from contextdiff_jax.config import Config, RunConfig
 from contextdiff_jax.data.example import SkipReport, Source
 from contextdiff_jax.data.pipeline import probe
@@ -21,6 +20,7 @@ from contextdiff_jax.pipeline import build, device_memory, resumption, validatio
 from contextdiff_jax.pipeline.cascade import draw_samples
 from contextdiff_jax.pipeline.embeddings import open_embeddings
 from contextdiff_jax.pipeline.export import export_pipeline
+from contextdiff_jax.system import notices
 from contextdiff_jax.training.checkpoints import newest_ema, newest_metadata
 from contextdiff_jax.training.loop import Trainer, check_batch_size
 from contextdiff_jax.training.task import Task

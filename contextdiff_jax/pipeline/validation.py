@@ -16,8 +16,8 @@ from contextdiff_jax.pipeline.build import (
     diffusion_runs,
     text_references,
 )
-from contextdiff_jax.seeds import check_seed
-from contextdiff_jax.suggestions import nearest
+from contextdiff_jax.system.seeds import check_seed
+from contextdiff_jax.system.suggestions import nearest
 
 _SECTIONS = {
     "contrastive": ("clip", "tokenizer"),

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from contextdiff_jax.seeds import check_seed
+from contextdiff_jax.system.seeds import check_seed
 
 
 def sample_keys(seed: int, indices: jax.Array) -> jax.Array:

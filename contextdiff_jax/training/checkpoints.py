@@ -31,8 +31,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from contextdiff_jax.atomic_write import in_bucket
 from contextdiff_jax.parallel import distributed
+from contextdiff_jax.system.buckets import in_bucket
 from contextdiff_jax.training import checksums
 from contextdiff_jax.training.state import TrainState
 

@@ -19,7 +19,8 @@ from collections.abc import Collection, Iterable, Iterator
 
 from etils import epath
 
-from contextdiff_jax.atomic_write import in_bucket, written_whole
+from contextdiff_jax.system.atomic_write import written_whole
+from contextdiff_jax.system.buckets import in_bucket
 
 NAME = "checksums.json"
 _CHUNK = 64 << 20  # bytes: what one number stands for, and what a thread reads at a time

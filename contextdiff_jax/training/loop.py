@@ -20,7 +20,9 @@ from contextdiff_jax.parallel.mesh import BATCH_AXES
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated, shardings_of
 from contextdiff_jax.pictures import side_by_side
-from contextdiff_jax.training import failure, interruption
+from contextdiff_jax.system import interruption
+from contextdiff_jax.system.progress import Progress, duration
+from contextdiff_jax.training import failure
 from contextdiff_jax.training.checkpoints import CheckpointError, Checkpoints
 from contextdiff_jax.training.metrics import MetricLog
 from contextdiff_jax.training.optimizer import (
@@ -28,7 +30,6 @@ from contextdiff_jax.training.optimizer import (
     learning_rate_schedule,
     make_optimizer,
 )
-from contextdiff_jax.training.progress import Progress, duration
 from contextdiff_jax.training.random import stream_key
 from contextdiff_jax.training.state import (
     TrainState,

@@ -4,7 +4,7 @@ import zlib
 
 import jax
 
-from contextdiff_jax.seeds import check_seed
+from contextdiff_jax.system.seeds import check_seed
 
 
 def stream_key(seed: int, stream: str, step: int | jax.Array = 0) -> jax.Array:

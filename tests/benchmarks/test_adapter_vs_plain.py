@@ -10,7 +10,7 @@ import time
 import pytest
 
 from benchmarks import adapter_vs_plain
-from contextdiff_jax.training.interruption import Watch
+from contextdiff_jax.system.interruption import Watch
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 

@@ -6,12 +6,12 @@ import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from contextdiff_jax import buckets
-from contextdiff_jax.atomic_write import written_whole
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, SkipReport
 from contextdiff_jax.data.folder import METADATA, FolderSource
 from contextdiff_jax.data.shards import ShardSource
+from contextdiff_jax.system import buckets
+from contextdiff_jax.system.atomic_write import written_whole
 
 
 class PermissionDeniedError(Exception):

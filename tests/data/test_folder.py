@@ -21,7 +21,7 @@ from contextdiff_jax.data.listed_files import (
     read_listed,
 )
 from contextdiff_jax.data.pipeline import probe
-from contextdiff_jax.printable import printable
+from contextdiff_jax.system.printable import printable
 
 
 def write(folder, rows, picture_bytes) -> None:

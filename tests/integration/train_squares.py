@@ -21,7 +21,7 @@ from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.pipeline.features import CHUNK, extract_features
-from contextdiff_jax.training import interruption
+from contextdiff_jax.system import interruption
 from contextdiff_jax.training.loop import LoopSettings, Trainer
 from contextdiff_jax.training.optimizer import OptimizerConfig
 

@@ -9,7 +9,7 @@ from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import SkipReport
 from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.pipeline import features
-from contextdiff_jax.training.interruption import Interrupted
+from contextdiff_jax.system.interruption import Interrupted
 from tests.data.conftest import picture_bytes  # noqa: F401  (fixture)
 
 COUNT = 2 * features.CHUNK + 10

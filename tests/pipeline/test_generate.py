@@ -11,7 +11,7 @@ from PIL import Image
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.pipeline.cascade import Cascade, Stage
 from contextdiff_jax.pipeline.generate import Noise, describe, generate
-from contextdiff_jax.training.interruption import Interrupted
+from contextdiff_jax.system.interruption import Interrupted
 from tests.tasks.conftest import awake, clip_folder, make_config, make_task  # noqa: F401
 
 NOISE = Noise(seed=3, batch_size=4)

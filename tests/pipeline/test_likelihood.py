@@ -16,8 +16,8 @@ from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.pipeline.cascade import Stage
 from contextdiff_jax.pipeline.likelihood import LikelihoodSettings, bits_per_dim
 from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.system.interruption import Interrupted, Watch
 from contextdiff_jax.tasks.conditioning import Condition
-from contextdiff_jax.training.interruption import Interrupted, Watch
 
 COUNT, DAMAGED = 11, 4
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from contextdiff_jax.training.interruption import Watch
+from contextdiff_jax.system.interruption import Watch
 
 
 @pytest.mark.parametrize("notice", [signal.SIGTERM, signal.SIGHUP])

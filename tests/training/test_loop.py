@@ -13,9 +13,9 @@ import pytest
 
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
+from contextdiff_jax.system.interruption import Interrupted
 from contextdiff_jax.training.checkpoints import CheckpointError, load_tree
 from contextdiff_jax.training.failure import NotFinite
-from contextdiff_jax.training.interruption import Interrupted
 
 
 def same(one, other):

@@ -9,8 +9,8 @@ from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from contextdiff_jax.pictures import grid, side_by_side, to_uint8
+from contextdiff_jax.system.progress import Progress, duration
 from contextdiff_jax.training import metrics
-from contextdiff_jax.training.progress import Progress, duration
 
 
 @pytest.mark.parametrize("tensorflow", [True, False])

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from etils import epath
 
-from contextdiff_jax.atomic_write import in_bucket
+from contextdiff_jax.system.buckets import in_bucket
 
 _MOST_BYTES = 4 * 2**30  # of one array
 

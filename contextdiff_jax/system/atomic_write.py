@@ -1,7 +1,6 @@
 """Files that appear whole or not at all, whoever reads or writes beside."""
 
 import contextlib
-import os
 import pathlib
 import re
 import tempfile
@@ -11,15 +10,12 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from contextdiff_jax.system import buckets
+
 _REMAINS = "*.tmp"  # of what killed writers leave beside the files they were writing
 _PROBE = ".writable."
 _OURS = re.compile(rf".+\.[0-9a-f]{{32}}\.tmp|{re.escape(_PROBE)}[0-9a-f]{{32}}")
 _DEAD_S = 24 * 3600  # no file of ours is written for so long
-
-
-def in_bucket(path: epath.PathLike) -> bool:
-    """Whether a path is one of a bucket (gs://, s3://), not of this machine."""
-    return "://" in os.fspath(path)
 
 
 def cleared(folder: epath.PathLike) -> epath.Path:
@@ -36,7 +32,7 @@ def sweep(folder: epath.PathLike) -> None:
 
     That is files with names only this module gives, a day old. A bucket has none.
     """
-    if in_bucket(folder):
+    if buckets.in_bucket(folder):
         return
     with contextlib.suppress(OSError):  # where it may not be listed
         for path in pathlib.Path(folder).iterdir():
@@ -60,9 +56,7 @@ def written_whole(path: epath.Path) -> Iterator[epath.Path]:
     there when the block raises. Writers of one path do not disturb each other, the last stays.
     An upload that fails raises what buckets.named does.
     """
-    from contextdiff_jax import buckets  # which imports this module
-
-    bucket = in_bucket(path)
+    bucket = buckets.in_bucket(path)
     folder = epath.Path(tempfile.gettempdir()) if bucket else path.parent
     unfinished = folder / f"{path.name}.{uuid.uuid4().hex}.tmp"
     try:

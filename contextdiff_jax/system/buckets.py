@@ -1,11 +1,10 @@
 """What is wrong with a bucket, whichever library says so (gcsfs, s3fs, TensorFlow, ...)."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 from etils import epath
-
-from contextdiff_jax.atomic_write import in_bucket
 
 # Root modules of the exceptions those libraries raise beside OSError.
 _LIBRARIES = ("tensorflow", "google", "gcsfs", "s3fs", "botocore", "aiobotocore", "aiohttp")
@@ -21,6 +20,11 @@ _SENTENCES = ("Forbidden", "Unauthorized", "Access Denied", "AccessDenied", "Inv
 
 class Unavailable(OSError):
     """A bucket did not answer as it should; trying again may help."""
+
+
+def in_bucket(path: epath.PathLike) -> bool:
+    """Whether a path is one of a bucket (gs://, s3://), not of this machine."""
+    return "://" in os.fspath(path)
 
 
 def of_bucket(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from contextdiff_jax import notices
+from contextdiff_jax.system import notices
 
 
 class Interrupted(RuntimeError):

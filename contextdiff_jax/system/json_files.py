@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from contextdiff_jax.atomic_write import in_bucket
+from contextdiff_jax.system.buckets import in_bucket
 
 _MOST_BYTES = 64 * 2**20
 _MOST_KEY_CHARACTERS = 1000

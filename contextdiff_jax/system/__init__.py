@@ -1,0 +1,1 @@
+"""The machine below: files, buckets, signals, text from strangers."""
