@@ -102,7 +102,7 @@ def start(processes: Processes) -> None:
         return
     if not processes.explicit and os.environ.get("SLURM_NTASKS") == "1":
         return  # JAX would give a lone task one of the node's GPUs
-    # JAX's own listener for SIGTERM would take the signal from training/interruption.py.
+    # JAX's own listener for SIGTERM would take the signal from system/interruption.py.
     jax.config.update("jax_enable_preemption_service", False)
     arguments: dict[str, Any] = {}
     if processes.explicit:

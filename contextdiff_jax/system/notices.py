@@ -1,7 +1,7 @@
 """Notices to end (SIGTERM, SIGHUP, Ctrl-C) while there is nothing to save.
 
 The process then ends at once, with the code that says "try again", and tells what it was at. While
-there is something to save, training/interruption.py takes the notices over. Only the standard
+there is something to save, system/interruption.py takes the notices over. Only the standard
 library: this comes before the imports that take seconds.
 """
 
