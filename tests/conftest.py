@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,6 +23,13 @@ torchvision_import.make_importable()
 
 # Eight virtual devices in this process, for meshes; children see the one real CPU.
 jax.config.update("jax_num_cpu_devices", 8)
+
+# nohup and shells in the background let SIGHUP and SIGINT be ignored, and children inherit it: tests
+# that send them would wait for ever.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = pathlib.Path(os.environ.get("CONTEXTDIFF_TEST_DATA", ROOT.parent / "shared" / "data"))
