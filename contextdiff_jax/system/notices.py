@@ -19,6 +19,7 @@ NOTICES = tuple(
 stderr = 2  # what a process writes to that waits for nobody any more
 _doing = "loading the program"
 _ending = threading.Lock()
+_held = threading.local()  # the mask of signals before a fork of this thread
 
 
 def doing(what: str) -> None:
@@ -46,7 +47,7 @@ def end_at_once() -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_listen, args=(reader,), name="notices", daemon=True).start()
-    os.register_at_fork(after_in_child=_as_usual)
+    os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_as_usual)
 
 
 def _listen(reader: int) -> None:
@@ -67,6 +68,15 @@ def _end() -> None:
         os._exit(EXIT_INTERRUPTED)
 
 
+def _hold() -> None:
+    # A signal to a child that is just begun would still be told to its parent's pipe.
+    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)
+
+
+def _release() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.mask)
+
+
 def _as_usual() -> None:
     """In a child: its parent's pipe is not for its signals."""
     signal.set_wakeup_fd(-1)
@@ -74,3 +84,4 @@ def _as_usual() -> None:
         if signal.getsignal(number) == _handle:
             default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, default)
+    _release()
