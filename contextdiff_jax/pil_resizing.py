@@ -59,11 +59,13 @@ def _lanczos(x: np.ndarray) -> np.ndarray:
     return np.where((x >= -3.0) & (x < 3.0), np.sinc(x) * np.sinc(x / 3.0), 0.0)
 
 
+@jax.named_scope("pil_resizing")
 def resize_height(images: jax.Array, matrix: np.ndarray) -> jax.Array:
     """Resizes (B, H, W, C) to (B, target, W, C) by a matrix (target, H), in full float32."""
     return jnp.einsum("oi,biwc->bowc", matrix, images, precision=lax.Precision.HIGHEST)
 
 
+@jax.named_scope("pil_resizing")
 def resize_width(images: jax.Array, matrix: np.ndarray) -> jax.Array:
     """Resizes (B, H, W, C) to (B, H, target, C) by a matrix (target, W), in full float32."""
     return jnp.einsum("oi,bhic->bhoc", matrix, images, precision=lax.Precision.HIGHEST)

@@ -36,7 +36,7 @@ ACTIONS="create wait setup start status logs stop delete watch"
 parse "$@"
 required name zone
 whole 0 1000000 retries
-whole 1 86400 poll-s
+whole 0 86400 poll-s
 whole 1 1000 slices
 plain zone project accelerator runtime module
 slices=${OPTION[slices]}

@@ -24,8 +24,8 @@ torchvision_import.make_importable()
 # Eight virtual devices in this process, for meshes; children see the one real CPU.
 jax.config.update("jax_num_cpu_devices", 8)
 
-# nohup and shells in the background let SIGHUP and SIGINT be ignored, and children inherit it: tests
-# that send them would wait for ever.
+# nohup and shells in the background let SIGHUP and SIGINT be ignored, and children inherit it:
+# tests that send them would wait for ever.
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

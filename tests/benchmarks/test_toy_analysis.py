@@ -9,7 +9,7 @@ import pytest
 from benchmarks import toy_analysis
 from benchmarks.toy_analysis import Toy
 from contextdiff_jax.diffusion import bound
-from contextdiff_jax.diffusion.marginals import diffuse
+from contextdiff_jax.diffusion.marginals import Biased, diffuse
 from contextdiff_jax.diffusion.schedules import make_schedule
 
 TOY = Toy(make_schedule("cosine", 12), mean=0.3, variance=0.25)
@@ -17,32 +17,31 @@ COUNT = 100_000
 
 
 def simulated(phi, t):
-    """x0, the estimate of it by a fitted line, and their biases at t and t - 1, as (N, 1)."""
+    """x0 and the estimate of it by a fitted line, (N, 1), with their biases at t and t - 1."""
     rng = np.random.default_rng(t)
     x0 = (0.3 + 0.5 * rng.standard_normal((COUNT, 1))).astype(np.float32)
     gains = [float(TOY.schedule.gain(time)) * phi for time in (t, t - 1)]
     x_t = diffuse(TOY.schedule, x0, gains[0] * x0, t, rng.standard_normal((COUNT, 1), np.float32))
     x_t = np.asarray(x_t, np.float64)
     estimate = np.polyval(np.polyfit(x_t[:, 0], x0[:, 0], 1), x_t).astype(np.float32)
-    return x0, estimate, *(gain * x for gain in gains for x in (x0, estimate))
+    return tuple(Biased(x, *(gain * x for gain in gains)) for x in (x0, estimate))
 
 
 @pytest.mark.parametrize("phi", [0.0, 2.0])
 def test_steps_are_those_of_the_exact_bound(phi):
     expected = TOY.step_kl(phi)
     for t in (2, 5, 12):
-        x0, estimate, *biases = simulated(phi, t)
-        kl = np.asarray(bound.step_kl(TOY.schedule, x0, estimate, *biases, jnp.int32(t)))
+        kl = np.asarray(bound.step_kl(TOY.schedule, *simulated(phi, t), jnp.int32(t)))
         assert abs(kl.mean() - expected[t - 2]) < 4 * kl.std() / np.sqrt(COUNT)
 
 
 @pytest.mark.parametrize("phi", [0.0, 2.0])
 def test_ends_are_those_of_the_exact_bound(phi):
-    x0, estimate, bias_last, *_ = simulated(phi, 12)
-    prior = np.asarray(bound.prior_kl(TOY.schedule, x0, bias_last))
+    true, _ = simulated(phi, 12)
+    prior = np.asarray(bound.prior_kl(TOY.schedule, true.x0, true.bias_t))
     assert abs(prior.mean() - TOY.prior_kl(phi)) < 4 * prior.std() / np.sqrt(COUNT)
-    x0, estimate, *_ = simulated(phi, 1)
-    nll = np.asarray(bound.continuous_nll(x0, estimate, bound.decoder_std(TOY.schedule)))
+    true, estimate = simulated(phi, 1)
+    nll = np.asarray(bound.continuous_nll(true.x0, estimate.x0, bound.decoder_std(TOY.schedule)))
     assert abs(nll.mean() - TOY.reconstruction(phi)) < 4 * nll.std() / np.sqrt(COUNT)
 
 

@@ -29,15 +29,16 @@ def import_all() -> None:
 
 def run(module: str, arguments: list[str]) -> list:
     """Returns [exit code, stdout, stderr]; the code is negative after a signal, as subprocess's."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    reader, writer = os.pipe()
+    with tempfile.TemporaryFile() as out, open(reader, "rb") as err:
         child = os.fork()
         if child == 0:
-            _become(module, arguments, out.fileno(), err.fileno())
+            _become(module, arguments, out.fileno(), writer)
+        os.close(writer)
+        told = err.read()  # to the end of parallel/last_words.py too, which outlives the child
         _, status = os.waitpid(child, 0)
-        texts = []
-        for file in (out, err):
-            file.seek(0)
-            texts.append(file.read().decode(errors="replace"))
+        out.seek(0)
+        texts = [text.decode(errors="replace") for text in (out.read(), told)]
         return [os.waitstatus_to_exitcode(status), *texts]
 
 
@@ -47,6 +48,7 @@ def _become(module: str, arguments: list[str], out: int, err: int) -> None:
         signal.alarm(LONGEST)
         os.dup2(out, 1)
         os.dup2(err, 2)
+        os.close(err)
         sys.argv = [f"contextdiff_jax/{module}.py", *arguments]
         try:
             runpy.run_module(f"contextdiff_jax.{module}", run_name="__main__", alter_sys=True)

@@ -155,7 +155,7 @@ MISTAKES = [
     (
         "main",
         [QUICK, "--workdir={tmp}/w", f"--config.seed={2**63 - 1}"],
-        f"config.seed = {2**63 - 1}: must be a seed in 0..4294967295",
+        f"config.seed = {2**63 - 1}: must be at most 4,294,967,295",
     ),
     (
         "main",

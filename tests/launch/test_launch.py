@@ -294,7 +294,11 @@ REFUSED = [
     ),
     ("gke.sh", ["manifest", *ZONE, "--image=i\n  privileged: 1", *PATHS], "must not hold line"),
     ("tpu_vm.sh", ["start", *ZONE, *PATHS, "--config.name=a\x1b[31mb"], "must not hold line"),
-    ("tpu_vm.sh", ["wait", *ZONE, "--poll-s=0"], "--poll-s=0: must be a whole number in 1..86400"),
+    (
+        "tpu_vm.sh",
+        ["wait", *ZONE, "--poll-s=-1"],
+        "--poll-s=-1: must be a whole number in 0..86400",
+    ),
     ("tpu_vm.sh", ["create start", *ZONE], "create start: must be one of create"),
     ("xpk.sh", ["status", "--cluster=c;ls", "--zone=z"], "--cluster=c;ls: must be of letters"),
     ("slurm.sh", ["cancel", "--job=--all"], "--job=--all: must be of letters"),

@@ -53,7 +53,7 @@ def test_other_errors_of_a_run_stay(monkeypatch, tmp_path):
 
 
 def test_every_command_ends_in_a_sentence(monkeypatch, capsys):
-    monkeypatch.setattr(app, "run", lambda main: main([""]))
+    monkeypatch.setattr(app, "run", lambda main, **_: main([""]))
     monkeypatch.setattr(entry, "keep_freed_memory", lambda: None)
     with pytest.raises(SystemExit) as end:
         entry.run(exhaust)

@@ -85,7 +85,7 @@ def test_the_condition_is_the_same_for_previews(make_job):
         ):
             assert (a.shape[1:], a.dtype) == (b.shape[1:], b.dtype)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *conditions)
-    metadata = build.checkpoint_metadata(config, "base", task, source, embeddings)
+    metadata = build.checkpoint_metadata(config, "base", task, source, embeddings) | {"step": 4}
     assert metadata["data"] == {"samples": len(source), "embeddings": "float32"}
     moved = build.checkpoint_metadata(job.config, "base", task, source, embeddings)
     check_same_run(metadata, moved, "base")

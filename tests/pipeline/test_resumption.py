@@ -134,7 +134,7 @@ def test_another_length_is_said_where_the_learning_rate_follows_it(saved, caplog
     warn_of_new_length(saved, saved, "base")
     assert not caplog.messages
     warn_of_new_length(saved, longer, "base")
-    assert "steps = 2000 and goes on with 9000: the learning rate" in caplog.text
+    assert "steps = 3500 and goes on with 9000: the learning rate" in caplog.text
 
 
 def test_a_finished_run_of_another_config_is_not_taken_for_this_one(saved):

@@ -77,7 +77,7 @@ def exit_code(monkeypatch, capsys, error):
     def command():
         raise error
 
-    monkeypatch.setattr(app, "run", lambda main: main([""]))
+    monkeypatch.setattr(app, "run", lambda main, **_: main([""]))
     monkeypatch.setattr(entry, "keep_freed_memory", lambda: None)
     with pytest.raises(SystemExit) as end:
         entry.run(command)

@@ -20,7 +20,7 @@ SENSITIVE = {"exp", "log", "rsqrt", "sqrt", "cos", "sin", "tanh", "div"}
 GELU = r"Adapter\)+/block_\d+$"
 # Products that stay float32: time and noise-level MLPs, the adapter's modulation (its time path)
 # and last layer, the head, and what resizes images.
-FLOAT32 = r"\b(time|aug_level|modulation|head|_resize)\b|Adapter\)+/out\b"
+FLOAT32 = r"\b(time|aug_level|modulation|head|_resize|pil_resizing)\b|Adapter\)+/out\b"
 
 
 def floats(variables):
