@@ -189,7 +189,7 @@ def test_what_cannot_be_compiled_is_refused_in_a_sentence(flags, sentence):
     [
         (("--what=sample",), "--what=sample --run=clip: must be one of base, sr, the runs that"),
         (("--slices=0",), "--slices=0: must be at least 1"),
-        (("--batch_size=-4",), "--batch_size=-4: must be at least 1, or 0 for its own"),
+        (("--batch_size=-4",), "--batch_size=-4: must be at least 1 and below 2^31, or 0 for"),
     ],
 )
 def test_flags_that_cannot_be_are_refused_in_a_sentence(flags, sentence):
