@@ -97,7 +97,8 @@ def _base(width: int, data: DataConfig) -> cfg.RunConfig:
     )
 
 
-# Nothing is dropped: every example trains the conditional estimate that the bound measures.
+# Nothing is dropped: every example trains the conditional estimate that the bound measures. snr
+# gives the noisy times, to which the bound pays little, no weight; pictures would need snr_plus_1.
 _DIFFUSION = cfg.DiffusionConfig(prediction="v", loss_weight="snr", drop_condition=0.0)
 
 
