@@ -244,7 +244,7 @@ CLIP_VALUES = [
     ("text_config", "num_hidden_layers", 3.0, "num_hidden_layers = 3.0: must be int, is float"),
     ("text_config", "num_hidden_layers", True, "num_hidden_layers = True: must be int, is bool"),
     ("text_config", "num_hidden_layers", None, "num_hidden_layers = None: must be int"),
-    ("text_config", "vocab_size", HUGE, f"vocab_size = {HUGE}: must be at most 2,097,152"),
+    ("text_config", "vocab_size", HUGE, f"vocab_size = {HUGE}: must be at most 268,435,456"),
     ("text_config", "vocab_size", 10**6, "token_embedding.weight is (99, 32), must be (1000000, 3"),
     ("text_config", "hidden_size", HUGE, f"text_width = {HUGE}: must be at most 16,384"),
     ("text_config", "hidden_size", 8192, "is (99, 32), must be (99, 8192)"),
