@@ -61,7 +61,7 @@ class FolderSource:
         rows = []
         file = self._folder / METADATA
         with buckets.named(file, "be read"):
-            lines = self._metadata().splitlines()
+            lines = self._metadata().split(b"\n")
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
