@@ -13,8 +13,8 @@ from contextdiff_jax.config import Config
 from contextdiff_jax.parallel.audit import audit_copies
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, shardings_of
-from contextdiff_jax.pipeline.abstract import abstract_batch, abstract_task
-from contextdiff_jax.pipeline.build import diffusion_runs
+from contextdiff_jax.runs.abstract import abstract_batch, abstract_task
+from contextdiff_jax.runs.build import diffusion_runs
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.training.loop import check_batch_size
 from contextdiff_jax.training.optimizer import make_optimizer
