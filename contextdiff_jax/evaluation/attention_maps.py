@@ -15,7 +15,6 @@ from contextdiff_jax.evaluation.results import Gallery, Result, Table
 from contextdiff_jax.generation.cascade import Stage
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.pictures import to_uint8
-from contextdiff_jax.tasks.diffusion import from_uint8
 
 TIMES = (0.25, 0.5, 0.75)
 """Shares of the process's T at which the adapter is asked; the maps are means over them."""
@@ -30,7 +29,9 @@ def choose_words(stage: Stage, prompts: Sequence[str], words: Sequence[str]) -> 
     """
     if stage.task.adapter is None:
         raise ValueError(f"stage {stage.name!r} has no adapter, so there are no maps of it")
-    tokenizer = stage.task.conditioning.clip_text.tokenizer
+    tokenizer = stage.task.adapter_tokenizer
+    if tokenizer is None:
+        raise ValueError(f"the adapter of stage {stage.name!r} reads no text, so no words")
     chosen = []
     for prompt in prompts:
         spans = tokenizer.spans(prompt)
@@ -72,25 +73,17 @@ def attention_maps(stage: Stage, pictures: np.ndarray, prompts: Sequence[str]) -
     grid = tuple(length // patch for length in side)
     times = [round(share * task.schedule.num_steps) for share in TIMES]
 
-    def maps(params, frozen, batch, images):
-        condition = task.conditioning.encode(frozen, batch)
-        x0 = from_uint8(images)
-        tokens = task.conditioning.image_tokens(frozen, x0)
-        mask = condition.clip_mask & condition.present[:, None]
-        found = []
-        for t in times:
-            time = jnp.full(x0.shape[:1], t, jnp.float32)
-            inputs = (x0, time, tokens, condition.clip_text, mask)
-            adapter = {"params": params["adapter"]}
-            found.append(task.adapter.apply(adapter, *inputs, return_maps=True)[1])
+    def maps(params, frozen, batch):
+        batch = {**batch, **task.of_target(batch)}
+        found = [task.attention_maps(params, frozen, batch, t) for t in times]
         return jnp.stack(found).mean((0, 2, 3))  # over times, blocks, heads
 
     program = jit_on_mesh(maps, stage.mesh)
     parts = []
     for start in range(0, len(prompts), _BATCH):
         part = slice(start, start + _BATCH)
-        batch = task.conditioning.tokenize(prompts[part])
-        parts.append(np.asarray(program(stage.params, stage.frozen, batch, pictures[part])))
+        batch = {**task.collate(prompts[part]), "image": pictures[part]}
+        parts.append(np.asarray(program(stage.params, stage.frozen, batch)))
     whole = np.concatenate(parts)
     return whole.reshape(len(prompts), *grid, whole.shape[-1])
 

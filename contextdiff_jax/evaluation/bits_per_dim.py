@@ -39,8 +39,6 @@ from contextdiff_jax.parallel.sharding import batch_sharding, replicated
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.system.interruption import Interrupted, Vote, Watch
 from contextdiff_jax.system.progress import ProgressLog
-from contextdiff_jax.tasks.diffusion import from_uint8
-from contextdiff_jax.tasks.super_resolution import SuperResolutionTask
 
 # Of the data's settings, what changes no image and no caption, or is not read here. The path is in
 # the source's name.
@@ -138,15 +136,9 @@ def _describe(
             "prediction": config.prediction,
             "clip": settings.clip,
             "seed": settings.seed,
-            **_condition(stage),
+            **stage.task.protocol(),
         },
     }
-
-
-def _condition(stage: Stage) -> dict[str, str]:
-    """How a super-resolution stage's condition is made: earlier versions resized otherwise."""
-    conditioned = isinstance(stage.task, SuperResolutionTask)
-    return {"low resolution": "PIL's Lanczos, 8 bits"} if conditioned else {}
 
 
 def _evaluate_missing(
@@ -188,8 +180,8 @@ def _program(stage: Stage, times: np.ndarray, clip: bool) -> Any:
     task = stage.task
 
     def evaluate(params, frozen, batch, keys) -> BoundTerms:
-        networks = task.networks(params, frozen, batch, task.clean_extras(batch))
-        x0 = from_uint8(batch["image"])
+        networks = task.networks(params, frozen, {**batch, **task.of_target(batch)})
+        x0 = task.space.encode(batch["image"])
         return bound_terms(*networks, x0, keys, times=times, clip=clip)
 
     return jit_on_mesh(evaluate, stage.mesh, out_shardings=replicated(stage.mesh))
@@ -203,7 +195,7 @@ def _evaluate(
     index = np.array([number for number, _ in filled], np.int64)
     batch = {"image": np.stack([example.image for _, example in filled])}
     captions = [example.captions[0] for _, example in filled]
-    batch |= stage.task.conditioning.tokenize(captions)
+    batch |= stage.task.collate(captions)
     sharding = batch_sharding(stage.mesh)
     batch, keys = distributed.place((batch, sample_keys(seed, index)), sharding)
     made = jax.device_get(program(stage.params, stage.frozen, batch, keys))

@@ -16,9 +16,7 @@ from contextdiff_jax.evaluation.curves import read_runs
 from contextdiff_jax.evaluation.evaluation import Evaluation
 from contextdiff_jax.evaluation.results import Result
 from contextdiff_jax.generation.cascade import Cascade, Stage
-from contextdiff_jax.runs.abstract import abstract_batch
 from contextdiff_jax.sampling.noise import sample_keys
-from contextdiff_jax.tasks.conditioning import Conditioning
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 
 
@@ -28,7 +26,7 @@ def measure_costs(cascade: Cascade, batch_size: int, turns: int) -> list[StageCo
     for number, stage in enumerate(cascade.stages):
         sides = [stage]
         if stage.task.adapter is not None:
-            plain = dataclasses.replace(stage, task=without_adapter(stage.task))
+            plain = dataclasses.replace(stage, task=stage.task.without_adapter())
             sides = [plain, stage]
         seconds = _take_turns(cascade, number, sides, batch_size, turns)
         for side, measured in zip(sides, seconds, strict=True):
@@ -45,22 +43,11 @@ def measure_costs(cascade: Cascade, batch_size: int, turns: int) -> list[StageCo
     return costs
 
 
-def without_adapter(task: DiffusionTask) -> DiffusionTask:
-    """Returns the task with the adapter and its own encoders left out: it costs what plain does."""
-    conditioning = Conditioning(task.conditioning.text)
-    return dataclasses.replace(task, adapter=None, conditioning=conditioning)
-
-
 def parameters(stage: Stage) -> dict[str, int]:
-    """Returns the number of parameters by part: denoiser, adapter, frozen encoders."""
-    conditioning = stage.task.conditioning
-    parts = {"denoiser": stage.params["denoiser"]}
-    if stage.task.adapter is not None:
-        parts["adapter"] = stage.params["adapter"]
-        parts["clip_image"] = conditioning.clip_image.params
-        if conditioning.clip_text is not conditioning.text:
-            parts["clip_text"] = conditioning.clip_text.params
-    parts["text"] = conditioning.text.params
+    """Returns the number of parameters by part: the networks, then the frozen encoders."""
+    left_out = ("adapter",) if stage.task.adapter is None else ()
+    parts = {name: tree for name, tree in stage.params.items() if name not in left_out}
+    parts |= {name: encoder.params for name, encoder in stage.task.encoders().items()}
     return {
         name: int(sum(np.size(leaf) for leaf in jax.tree.leaves(tree)))
         for name, tree in parts.items()
@@ -70,7 +57,7 @@ def parameters(stage: Stage) -> dict[str, int]:
 def training_flops(stage: Stage) -> float:
     """Returns the operations of the gradient of one image's loss, its texts' encoding included."""
     task = _kept_activations(stage.task)
-    batch = abstract_batch(task, 1)
+    batch = task.batch_shapes(1)
     gradient = jax.grad(task.loss, has_aux=True)
     return model_flops(gradient, stage.params, stage.frozen, batch, jax.random.key(0))
 
@@ -78,15 +65,12 @@ def training_flops(stage: Stage) -> float:
 def sampling_flops(stage: Stage) -> float:
     """Returns the operations of one picture's sampling, its prompt's encoding included."""
     task = stage.task
-    batch = {name: leaf for name, leaf in abstract_batch(task, 1).items() if name != "image"}
-    image = jax.ShapeDtypeStruct((1, task.resolution, task.resolution, 3), jnp.float32)
-    extras = jax.eval_shape(task.extras, image, jax.random.key(0))
     keys = sample_keys(0, jnp.arange(1))
 
-    def draw(params, frozen, batch, keys, extras):
-        return task.sample(params, frozen, batch, keys, stage.sampler, extras)
+    def draw(params, frozen, batch, keys):
+        return task.sample(params, frozen, batch, keys, stage.sampler)
 
-    return model_flops(draw, stage.params, stage.frozen, batch, keys, extras)
+    return model_flops(draw, stage.params, stage.frozen, task.sampled_shapes(1), keys)
 
 
 def _kept_activations(task: DiffusionTask) -> DiffusionTask:

@@ -115,7 +115,9 @@ class Evaluation:
         if self.settings.export:
             found = parse_overrides(self.settings.sampler, list(self._export[0].stages))
             for name, changes in found.items():
-                sampler = overridden(self.config.runs[name].sampler, changes, f"sampler of {name}")
+                sampler = overridden(
+                    self.config.runs[name].task.sampler, changes, f"sampler of {name}"
+                )
                 sampler.validate(f"sampler of {name}")
             self.stage  # noqa: B018
 

@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 from tqdm import tqdm
 
-from contextdiff_jax.config import Config, RunConfig, SamplesConfig
+from contextdiff_jax.config import Config, SamplesConfig
 from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
 from contextdiff_jax.generation.stage_weights import check_weights
 from contextdiff_jax.parallel import distributed
@@ -22,15 +22,14 @@ from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated, shardings_of
 from contextdiff_jax.pictures import grid, to_uint8, write_png
-from contextdiff_jax.runs.build import NETWORKS, build_conditioning, diffusion_task
+from contextdiff_jax.runs.build import LoadedEncoders, build_task
 from contextdiff_jax.runs.export import load_stage, read_export
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.system.atomic_write import sweep
 from contextdiff_jax.system.seeds import check_seed
-from contextdiff_jax.tasks.conditioning import Conditioning
 from contextdiff_jax.tasks.diffusion import DiffusionTask
-from contextdiff_jax.tasks.super_resolution import SuperResolutionTask
+from contextdiff_jax.tasks.task_config import with_networks
 from contextdiff_jax.training.checkpoints import CheckpointError
 
 
@@ -47,10 +46,10 @@ class Stage:
 
     @functools.cached_property
     def program(self) -> Any:
-        """The compiled sampling run: (params, frozen, batch, keys, extras) -> images."""
+        """The compiled sampling run: (params, frozen, batch, keys) -> images."""
 
-        def draw(params, frozen, batch, keys, extras):
-            return self.task.sample(params, frozen, batch, keys, self.sampler, extras)
+        def draw(params, frozen, batch, keys):
+            return self.task.sample(params, frozen, batch, keys, self.sampler)
 
         return jit_on_mesh(draw, self.mesh)
 
@@ -63,7 +62,7 @@ class Stage:
         for path, leaf in jax.tree.leaves_with_path(self.params):
             digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}\n".encode())
             digest.update(np.ascontiguousarray(distributed.to_host(leaf)))
-        return {"weights": digest.hexdigest()[:16], **self.task.conditioning.identities()}
+        return {"weights": digest.hexdigest()[:16], **self.task.identities()}
 
 
 class Cascade:
@@ -105,20 +104,20 @@ class Cascade:
             config = dataclasses.replace(config, dtype=dtype)
         mesh = _sampling_mesh(config)
         overrides = parse_overrides(sampler, list(export.stages))
-        conditioning = build_conditioning(config, locate)
+        config = _for_this_machine(config)
+        encoders = LoadedEncoders(config, locate)
         placed = _Placed(config, mesh)
         stages = []
         for name, recorded in export.stages.items():
-            _check_encoders(conditioning, name, recorded.encoders)
-            run = _for_this_machine(config.runs[name])
-            task = diffusion_task(config, run, conditioning)
-            if not stages:
-                frozen = placed.add("frozen", task.frozen, task.boxed_frozen)
+            task = build_task(config, name, encoders)
+            _check_encoders(task, name, recorded.encoders)
+            frozen = placed.add_shared("frozen", task.frozen, task.boxed_frozen())
             boxed = jax.eval_shape(task.init, jax.random.key(0))
             weights = _load_weights(folder, name, boxed)
             params = placed.add(name, weights, lambda boxed=boxed: boxed)
             del weights  # of two large stages one at a time
-            sampler = overridden(run.sampler, overrides[name], f"sampler of {name}")
+            sampler = config.runs[name].task.sampler
+            sampler = overridden(sampler, overrides[name], f"sampler of {name}")
             stages.append(Stage(name, task, params, frozen, sampler, mesh))
         placed.describe()
         return cls(stages, mesh, config.samples)
@@ -186,7 +185,7 @@ class Cascade:
         batch_size = self.whole_batch(batch_size, len(prompts))
         starts = range(0, len(prompts), batch_size)
         batches = (range(start, min(start + batch_size, len(prompts))) for start in starts)
-        self.stages[0].task.conditioning.tokenize(prompts, warn=True)  # names words cut off
+        self.stages[0].task.collate(prompts, warn=True)  # names words cut off
         return (
             (places, self._draw_batch(prompts, places, batch_size, seed, augmentation))
             for places in batches
@@ -198,10 +197,11 @@ class Cascade:
         if not 0.0 <= level <= 1.0:
             raise ValueError(f"augmentation = {level}: must lie in [0, 1], 0 is clean")
         for stage in self.stages:
-            if isinstance(stage.task, SuperResolutionTask) and level > stage.task.augmentation:
+            known = stage.task.most_augmentation
+            if known is not None and level > known:
                 logging.warning(
                     "augmentation = %g: stage %r was trained with levels up to %g alone",
-                    *(level, stage.name, stage.task.augmentation),
+                    *(level, stage.name, known),
                 )
 
     def whole_batch(self, batch_size: int, count: int) -> int:
@@ -241,18 +241,18 @@ class Cascade:
         indices (b,): the pictures' places. before: the images (b, h, w, 3) of the stage before.
         """
         stage, sharding = self.stages[number], batch_sharding(self._mesh)
-        batch = distributed.place(stage.task.conditioning.tokenize(prompts), sharding)
+        batch = distributed.place(stage.task.collate(prompts), sharding)
         # A stage's noise is its own, by its number.
         keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(sample_keys(seed, indices))
-        extras = {}
-        if isinstance(stage.task, SuperResolutionTask):
+        made = {}
+        if stage.task.of_picture:
             if before is None:
                 raise CheckpointError(
                     f"stage {stage.name!r} needs the images of a stage before it, it is the first"
                 )
-            extras = stage.task.condition_on(before, augmentation, keys)
-        keys, extras = distributed.place((keys, extras), sharding)
-        return stage.params, stage.frozen, batch, keys, extras
+            made = stage.task.of_before(before, augmentation, keys)
+        keys, made = distributed.place((keys, made), sharding)
+        return stage.params, stage.frozen, batch | made, keys
 
 
 def _sampling_mesh(config: Config) -> jax.sharding.Mesh:
@@ -282,6 +282,7 @@ class _Placed:
         if mesh.shape["data"] == mesh.size and split > 1:
             self._advice += f", or a multiple of {split} devices, which split the weights"
         self._groups: dict[str, tuple[Any, Any]] = {}
+        self._shared: dict[str, Any] = {}
 
     def add(self, group: str, tree: Any, boxed: Callable[[], Any]) -> Any:
         """Puts parameters on the mesh, split as in training.
@@ -297,6 +298,16 @@ class _Placed:
         audit(self._groups, self._advice)
         return distributed.place(tree, shardings)
 
+    def add_shared(self, group: str, trees: Mapping[str, Any], boxed: Mapping[str, Any]) -> Any:
+        """Returns each of the trees on the mesh, by name; what has lain there before is not moved.
+
+        boxed: their axes, by the same names.
+        """
+        for name, tree in trees.items():
+            if name not in self._shared:
+                self._shared[name] = self.add(f"{group} {name}", tree, lambda n=name: boxed[n])
+        return {name: self._shared[name] for name in trees}
+
     def describe(self) -> None:
         """Writes the bytes per device to the log."""
         if distributed.is_main():
@@ -309,8 +320,8 @@ def _load_weights(folder: epath.PathLike, name: str, abstract: Any) -> Any:
     return weights
 
 
-def _check_encoders(conditioning: Conditioning, name: str, trained_with: Mapping[str, str]) -> None:
-    found = conditioning.identities()
+def _check_encoders(task: DiffusionTask, name: str, trained_with: Mapping[str, str]) -> None:
+    found = task.identities()
     for key, identity in trained_with.items():
         if found.get(key) != identity:
             raise CheckpointError(
@@ -319,16 +330,17 @@ def _check_encoders(conditioning: Conditioning, name: str, trained_with: Mapping
             )
 
 
-def _for_this_machine(run: RunConfig) -> RunConfig:
-    """Returns the run without the attention kernels chosen for the machine that trained it."""
-    sections = {key: getattr(run, key) for key in NETWORKS if getattr(run, key) is not None}
-    return dataclasses.replace(
-        run,
-        **{
-            key: dataclasses.replace(network, attention_implementation="auto")
-            for key, network in sections.items()
-        },
-    )
+def _for_this_machine(config: Config) -> Config:
+    """Returns the config without the attention kernels chosen for the machine that trained it."""
+
+    def chosen_here(network: Any) -> Any:
+        return dataclasses.replace(network, attention_implementation="auto")
+
+    runs = {
+        name: dataclasses.replace(run, task=with_networks(run.task, chosen_here))
+        for name, run in config.runs.items()
+    }
+    return dataclasses.replace(config, runs=runs)
 
 
 def write_pictures(

@@ -74,10 +74,7 @@ def describe(cascade: Cascade) -> dict[str, Any]:
 
 
 def _network(stage: Stage) -> str:
-    task = stage.task
-    modules = (task.denoiser, task.adapter)
-    configs = [None if module is None else module.config for module in modules]
-    return _digest((configs, task.config, task.resolution))
+    return _digest(stage.task.described())
 
 
 def generate(

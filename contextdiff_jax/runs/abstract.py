@@ -5,84 +5,72 @@ parameter stage can be counted, lowered and compiled on a laptop.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from contextdiff_jax.config import Config, EncoderRef, RunConfig
+from contextdiff_jax.config import Config, EncoderRef
 from contextdiff_jax.encoders.clip import CLIP, TextTower
 from contextdiff_jax.encoders.config import CLIP_PRESETS, T5_PRESETS, CLIPConfig, T5Config
-from contextdiff_jax.encoders.frozen import TextEncoder
-from contextdiff_jax.encoders.t5 import T5Encoder
-from contextdiff_jax.runs.build import (
-    RUN_PREFIX,
-    compute_dtype,
-    diffusion_task,
-    text_references,
+from contextdiff_jax.encoders.frozen import (
+    ImageEncoder,
+    SizeOnlyTokenizer,
+    StoredTokens,
+    TextEncoder,
 )
-from contextdiff_jax.tasks.conditioning import Conditioning, ImageEncoder, Precomputed
-from contextdiff_jax.tasks.contrastive import ContrastiveTask
-from contextdiff_jax.tasks.diffusion import DiffusionTask
+from contextdiff_jax.encoders.t5 import T5Encoder
+from contextdiff_jax.runs.build import RUN_PREFIX, build_task, compute_dtype, text_references
+from contextdiff_jax.training.task import Task
 
 # Folders of published weights that configs name -> their sizes.
 PUBLISHED = {"t5-v1_1-xxl": T5_PRESETS["xxl"], "clip-vit-base-patch32": CLIP_PRESETS["vit_b32"]}
 
 
-@dataclasses.dataclass(frozen=True)
-class SizeOnlyTokenizer:
-    """What shapes depend on of a tokenizer; it turns no text into ids."""
-
-    max_length: int
-    vocab_size: int
-
-
-def abstract_task(config: Config, name: str) -> DiffusionTask | ContrastiveTask:
+def abstract_task(config: Config, name: str) -> Task:
     """Returns the task of run `name`, its frozen parameters ShapeDtypeStructs.
 
     Raises ValueError for an encoder whose sizes cannot be known from the config.
     """
-    run = config.runs[name]
-    if run.task == "contrastive":
-        sizes = dataclasses.replace(run.clip, vocab_size=run.tokenizer.vocab_size)
-        tokenizer = SizeOnlyTokenizer(sizes.max_length, sizes.vocab_size)
-        return ContrastiveTask(
-            CLIP(sizes, dtype=compute_dtype(config)), tokenizer, run.data.resolution
-        )
-    return diffusion_task(config, run, abstract_conditioning(config, run))
+    return build_task(
+        config, name, AbstractEncoders(config, bool(config.runs[name].data.embeddings))
+    )
 
 
-def abstract_batch(
-    task: DiffusionTask | ContrastiveTask, batch_size: int
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a global training batch: uint8 images and tokenized prompts."""
-    side = task.resolution
-    image = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)
-    return {"image": image} | task.token_shapes(batch_size)
+class AbstractEncoders:
+    """The encoders that a config names, in shapes. stored: text comes as stored tokens."""
 
+    def __init__(self, config: Config, stored: bool = False):
+        self._config, self._stored = config, stored
 
-def abstract_conditioning(config: Config, run: RunConfig) -> Conditioning:
-    """Returns the encoders of a diffusion run, in shapes; no text encoder with embeddings."""
-    texts = {
-        name: (_precomputed if run.data.embeddings else _text_encoder)(config, ref)
-        for name, ref in text_references(config).items()
-    }
-    if not config.use_adapter:
-        return Conditioning(texts["text"])
-    ref = config.encoders.clip
-    module = CLIP(encoder_sizes(config, ref), dtype=compute_dtype(config))
-    image = ImageEncoder(module, None, f"image encoder of {ref.path}")
-    image = dataclasses.replace(image, params=nn.unbox(image.boxed()))
-    return Conditioning(texts["text"], texts.get("clip", texts["text"]), image)
+    def text(self) -> TextEncoder | StoredTokens:
+        """Returns what encodes text for denoisers."""
+        return self._text("text")
+
+    def clip_text(self) -> TextEncoder | StoredTokens:
+        """Returns what encodes text for adapters."""
+        return self._text("clip" if "clip" in text_references(self._config) else "text")
+
+    @functools.cache  # noqa: B019 (lives as long as the encoders do)
+    def _text(self, name: str) -> TextEncoder | StoredTokens:
+        ref = text_references(self._config)[name]
+        return (_stored_tokens if self._stored else _text_encoder)(self._config, ref)
+
+    @functools.cache  # noqa: B019
+    def clip_image(self) -> ImageEncoder:
+        """Returns what encodes pictures for adapters."""
+        ref = self._config.encoders.clip
+        module = CLIP(encoder_sizes(self._config, ref), dtype=compute_dtype(self._config))
+        image = ImageEncoder(module, None, f"image encoder of {ref.path}")
+        return dataclasses.replace(image, params=nn.unbox(image.boxed()))
 
 
 def encoder_sizes(config: Config, ref: EncoderRef) -> CLIPConfig | T5Config:
     """Returns the sizes of the encoder that a config refers to; ValueError for unknown folders."""
     if ref.path.startswith(RUN_PREFIX):
-        run = config.runs[ref.path.removeprefix(RUN_PREFIX)]
-        return dataclasses.replace(run.clip, vocab_size=run.tokenizer.vocab_size)
+        return config.runs[ref.path.removeprefix(RUN_PREFIX)].task.encoder_config
     name = ref.path.rstrip("/").rsplit("/", 1)[-1]
     if name not in PUBLISHED:
         raise ValueError(
@@ -92,10 +80,10 @@ def encoder_sizes(config: Config, ref: EncoderRef) -> CLIPConfig | T5Config:
     return PUBLISHED[name]
 
 
-def _precomputed(config: Config, ref: EncoderRef) -> Precomputed:
+def _stored_tokens(config: Config, ref: EncoderRef) -> StoredTokens:
     sizes = encoder_sizes(config, ref)
     sizes = sizes if isinstance(sizes, T5Config) else sizes.text
-    return Precomputed(ref.path, sizes.width, ref.max_length or sizes.max_length)
+    return StoredTokens(ref.path, sizes.width, ref.max_length or sizes.max_length)
 
 
 def _text_encoder(config: Config, ref: EncoderRef) -> TextEncoder:

@@ -1,9 +1,10 @@
-"""From the config to what runs: tasks with their encoders, data sources, loop settings.
+"""From the config to what runs: encoders, tasks, loop settings.
 
 Only the entry points use this module; it is where the parts of the project meet.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -17,34 +18,19 @@ from contextdiff_jax.config import Config, EncoderRef, RunConfig
 from contextdiff_jax.data.embeddings import Embeddings
 from contextdiff_jax.data.example import Source
 from contextdiff_jax.data.pipeline import make_batches
-from contextdiff_jax.data.sources import sample_captions
-from contextdiff_jax.diffusion.schedules import make_schedule
-from contextdiff_jax.encoders.clip import CLIP
-from contextdiff_jax.encoders.frozen import TextEncoder, load_text_encoder
-from contextdiff_jax.encoders.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
-from contextdiff_jax.encoders.weights import folder_identity, load_clip
-from contextdiff_jax.networks.adapter import Adapter
-from contextdiff_jax.networks.efficient_unet import EfficientUNet
-from contextdiff_jax.networks.unet import UNet
-from contextdiff_jax.parallel import distributed
-from contextdiff_jax.tasks.conditioning import Conditioning, ImageEncoder, Precomputed
-from contextdiff_jax.tasks.contrastive import ContrastiveTask
-from contextdiff_jax.tasks.diffusion import DiffusionTask
-from contextdiff_jax.tasks.super_resolution import SuperResolutionTask
+from contextdiff_jax.encoders.frozen import (
+    ImageEncoder,
+    StoredTokens,
+    TextEncoder,
+    load_image_encoder,
+    load_text_encoder,
+)
+from contextdiff_jax.tasks.contrastive import ENCODER_FOLDER
+from contextdiff_jax.tasks.task_config import Encoders, Parts
 from contextdiff_jax.training.loop import LoopSettings
 from contextdiff_jax.training.task import Task
 
-NETWORKS = ("unet", "efficient_unet", "adapter")  # sections of a run
 RUN_PREFIX = "run:"
-ENCODER_FOLDER = "encoder"  # inside a finished contrastive run
-ENCODER_MARK = "finished"  # inside that, once all of it is there
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-)
 
 _PREVIEWED = 16  # pictures, where the first data is shown
 
@@ -52,8 +38,13 @@ Locate = Callable[[EncoderRef], epath.Path]
 
 
 def diffusion_runs(config: Config) -> list[str]:
-    """Returns the pipeline's diffusion runs in order: the stages of its cascade."""
-    return [name for name in config.pipeline if config.runs[name].task != "contrastive"]
+    """Returns the pipeline's runs that draw, in order: the stages of its cascade."""
+    return [name for name in config.pipeline if config.runs[name].task.draws]
+
+
+def text_runs(config: Config) -> list[str]:
+    """Returns the pipeline's runs that read text encoders, in order."""
+    return [name for name in config.pipeline if config.runs[name].task.reads_text]
 
 
 def compute_dtype(config: Config) -> jnp.dtype:
@@ -82,121 +73,66 @@ def text_references(config: Config) -> dict[str, EncoderRef]:
     return references
 
 
+class LoadedEncoders:
+    """The encoders that a config names, each loaded when it is first asked for, and once."""
+
+    def __init__(self, config: Config, locate: Locate, embeddings: Embeddings | None = None):
+        """embeddings: tokens that come with the batches; no text encoder is loaded then."""
+        self._config, self._locate, self._embeddings = config, locate, embeddings
+        self._dtype = compute_dtype(config)
+
+    def text(self) -> TextEncoder | StoredTokens:
+        """Returns what encodes text for denoisers."""
+        return self._text("text")
+
+    def clip_text(self) -> TextEncoder | StoredTokens:
+        """Returns what encodes text for adapters."""
+        return self._text("clip" if "clip" in text_references(self._config) else "text")
+
+    @functools.cache  # noqa: B019 (lives as long as the encoders do)
+    def clip_image(self) -> ImageEncoder:
+        """Returns what encodes pictures for adapters."""
+        return load_image_encoder(self._locate(self._config.encoders.clip), self._dtype)
+
+    @functools.cache  # noqa: B019
+    def _text(self, name: str) -> TextEncoder | StoredTokens:
+        if self._embeddings is not None:
+            stored = self._embeddings.metadata.encoders[name]
+            return StoredTokens(stored.identity, stored.width, stored.max_length)
+        ref, dtype = text_references(self._config)[name], self._dtype
+        return load_text_encoder(
+            ref.kind, self._locate(ref), dtype, param_dtype=dtype, max_length=ref.max_length
+        )
+
+
 def load_text_encoders(config: Config, locate: Locate) -> dict[str, TextEncoder]:
     """Loads the encoders of `text_references`."""
-    dtype = compute_dtype(config)
-    return {
-        name: load_text_encoder(
-            ref.kind, locate(ref), dtype, param_dtype=dtype, max_length=ref.max_length
+    encoders = LoadedEncoders(config, locate)
+    made = {"text": encoders.text, "clip": encoders.clip_text}
+    return {name: made[name]() for name in text_references(config)}
+
+
+def build_task(
+    config: Config,
+    name: str,
+    encoders: Encoders,
+    source: Source | None = None,
+    folder: epath.Path | None = None,
+) -> Task:
+    """Returns the task of run `name`; source, folder: its data and its folder, to train it."""
+    run = config.runs[name]
+    return run.task.build(
+        Parts(
+            data=run.data,
+            dtype=compute_dtype(config),
+            use_adapter=config.use_adapter,
+            encoders=encoders,
+            where=f"config.runs.{name}",
+            seed=config.seed,
+            source=source,
+            folder=folder,
         )
-        for name, ref in text_references(config).items()
-    }
-
-
-def build_conditioning(
-    config: Config, locate: Locate, embeddings: Embeddings | None = None
-) -> Conditioning:
-    """Loads the frozen encoders that a diffusion run reads; shares what is the same.
-
-    With embeddings no text encoder is loaded: their tokens come with the batches.
-    """
-    if embeddings is None:
-        texts = load_text_encoders(config, locate)
-    else:
-        stored = embeddings.metadata.encoders
-        texts = {
-            name: Precomputed(stored[name].identity, stored[name].width, stored[name].max_length)
-            for name in embeddings.names
-        }
-    if not config.use_adapter:
-        return Conditioning(texts["text"])
-    folder = locate(config.encoders.clip)
-    clip_config, params = load_clip(folder)
-    vision = {key: params[key] for key in ("vision_model", "visual_projection", "logit_scale")}
-    module = CLIP(clip_config, dtype=compute_dtype(config))
-    image = ImageEncoder(module, vision, folder_identity(folder))
-    return Conditioning(texts["text"], texts.get("clip", texts["text"]), image)
-
-
-def build_diffusion_task(
-    config: Config, run: RunConfig, locate: Locate, embeddings: Embeddings | None = None
-) -> DiffusionTask:
-    """Returns the task of a text_to_image or super_resolution run, its encoders loaded."""
-    return diffusion_task(config, run, build_conditioning(config, locate, embeddings))
-
-
-def diffusion_task(config: Config, run: RunConfig, conditioning: Conditioning) -> DiffusionTask:
-    """Returns the task of a text_to_image or super_resolution run with these encoders."""
-    dtype = compute_dtype(config)
-    _check_widths(run, conditioning)
-    shared = {
-        "config": run.diffusion,
-        "schedule": make_schedule(run.diffusion.schedule, run.diffusion.num_steps),
-        "adapter": Adapter(run.adapter, dtype=dtype) if config.use_adapter else None,
-        "conditioning": conditioning,
-        "sampler": run.sampler,
-        "resolution": run.data.resolution,
-        "preview_sampler": dataclasses.replace(run.sampler, num_steps=run.preview.num_steps),
-    }
-    if run.task == "text_to_image":
-        return DiffusionTask(denoiser=UNet(run.unet, dtype=dtype), **shared)
-    return SuperResolutionTask(
-        denoiser=EfficientUNet(run.efficient_unet, dtype=dtype),
-        low_resolution=run.low_resolution,
-        augmentation=run.augmentation,
-        **shared,
     )
-
-
-def _check_widths(run: RunConfig, conditioning: Conditioning) -> None:
-    """Raises ValueError where a network is configured for tokens of another width."""
-    section = "unet" if run.task == "text_to_image" else "efficient_unet"
-    pairs = [(section, "text_dim", conditioning.text.width)]
-    if conditioning.clip_text is not None and conditioning.clip_image is not None:
-        pairs.append(("adapter", "text_dim", conditioning.clip_text.width))
-        pairs.append(("adapter", "image_dim", conditioning.clip_image.width))
-    for section, key, width in pairs:
-        configured = getattr(getattr(run, section), key)
-        if configured != width:
-            raise ValueError(
-                f"{section}.{key} = {configured}: must be {width}, as wide as its encoder's tokens"
-            )
-
-
-def build_contrastive_task(
-    config: Config, run: RunConfig, source: Source, folder: epath.Path
-) -> ContrastiveTask:
-    """Returns the task of a contrastive run; its tokenizer is made in `folder` if it must be."""
-    tokenizer = _tokenizer(run, source, folder / "tokenizer", config.seed)
-    clip = dataclasses.replace(
-        run.clip, vocab_size=tokenizer.vocab_size, eot_token_id=tokenizer.eot_token_id
-    )
-    return ContrastiveTask(CLIP(clip, dtype=compute_dtype(config)), tokenizer, run.data.resolution)
-
-
-def _tokenizer(run: RunConfig, source: Source, folder: epath.Path, seed: int) -> Tokenizer:
-    settings, length = run.tokenizer, run.clip.max_length
-    if settings.path:
-        return load_tokenizer(settings.path, length)
-    if distributed.is_main() and not (folder / "tokenizer.json").exists():
-        captions = sample_captions(source, settings.sample, seed)
-        train_tokenizer(captions, settings.vocab_size, length, folder)
-    distributed.wait_for_all("tokenizer")
-    return load_tokenizer(folder, length)
-
-
-def copy_tokenizer(run: RunConfig, directory: epath.Path) -> None:
-    """Puts the tokenizer of a contrastive run beside its encoder, so that one folder holds both.
-
-    Marks the folder as finished.
-    """
-    source = epath.Path(run.tokenizer.path) if run.tokenizer.path else directory / "tokenizer"
-    encoder = directory / ENCODER_FOLDER
-    (encoder / "tokenizer").mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            (source / name).copy(encoder / "tokenizer" / name, overwrite=True)
-    (encoder / ENCODER_MARK).write_text("")
 
 
 def with_preview(
@@ -204,20 +140,19 @@ def with_preview(
 ) -> Task:
     """Returns the task with what its sample grids show: the preview prompts, or the first data.
 
-    Super-resolution needs pictures to start from, so it always shows the first data.
+    Where a condition is made of the picture itself, it is always the first data.
     """
-    if not run.preview.every or not isinstance(task, DiffusionTask):
+    if not run.task.preview_every:
         return task
-    tokenize = task.conditioning.tokenize
-    if run.preview.prompts and not isinstance(task, SuperResolutionTask):
-        arrays = tokenize if embeddings is None else embeddings.prompts
-        return dataclasses.replace(task, preview_batch=arrays(run.preview.prompts))
+    if run.task.preview_prompts and not task.of_picture:
+        arrays = task.collate if embeddings is None else embeddings.prompts
+        return dataclasses.replace(task, preview_batch=arrays(run.task.preview_prompts))
     batches = make_batches(
         source,
         run.data,
         _PREVIEWED,
         seed=seed,
-        tokenize=tokenize if embeddings is None else None,
+        tokenize=task.collate if embeddings is None else None,
         embeddings=embeddings,
     )
     batch = next(iter(batches))
@@ -235,8 +170,8 @@ def loop_settings(config: Config, run: RunConfig) -> LoopSettings:
         log_every=run.log_every,
         save_every=run.save_every,
         keep=run.keep,
-        preview_every=run.preview.every,
-        diagnose_every=run.diagnose_every,
+        preview_every=run.task.preview_every,
+        diagnose_every=run.task.diagnosed_every,
     )
 
 
@@ -246,11 +181,10 @@ def checkpoint_metadata(
     """Returns what a checkpoint records beside the state: config, data, encoders, versions."""
     # Rounded tokens train to other bits: the dtype decides, where they lie does not.
     stored = {} if embeddings is None else {"embeddings": embeddings.metadata.dtype}
-    encoders = task.conditioning.identities() if isinstance(task, DiffusionTask) else {}
     return {
         "run": name,
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
-        "encoders": encoders,
+        "encoders": task.identities(),
         "data": {"samples": len(source), **stored},
         "versions": {"contextdiff_jax": contextdiff_jax.__version__, "jax": jax.__version__},
     }

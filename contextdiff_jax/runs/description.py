@@ -13,12 +13,14 @@ from contextdiff_jax.config import (
     read_section,
     with_data_path,
 )
+from contextdiff_jax.config_upgrade import upgraded
 from contextdiff_jax.runs.build import RUN_PREFIX, diffusion_runs
 from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.system import buckets
 from contextdiff_jax.system.json_files import read_object
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # of format 1 the config has another form, see config_upgrade
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +53,10 @@ def read_description(file: epath.Path) -> Export:
     """
     with buckets.named(file, "be read"):
         content = read_object(file)
-    if content.get("format") != FORMAT:
+    if content.get("format") not in READABLE:
         raise ConfigError(
-            f"{file}: format = {str(content.get('format'))[:40]!r}: must be {FORMAT}, the one this "
-            "version reads"
+            f"{file}: format = {str(content.get('format'))[:40]!r}: must be one of "
+            f"{', '.join(map(str, READABLE))}, those that this version reads"
         )
     try:
         return _read(content)
@@ -63,6 +65,8 @@ def read_description(file: epath.Path) -> Export:
 
 
 def _read(content: dict[str, Any]) -> Export:
+    if "config" in content:
+        content = {**content, "config": upgraded(content["config"])}
     export = read_section(Export, content, "export")
     config = with_data_path(export.config)
     validate(config, files=False, platform=None)
@@ -82,5 +86,7 @@ def _read(content: dict[str, Any]) -> Export:
 
 def references(config: Config) -> list[EncoderRef]:
     """Returns the encoders that a pipeline's stages read, each once."""
-    refs = [config.encoders.text] + ([config.encoders.clip] if config.use_adapter else [])
+    tasks = [config.runs[name].task for name in diffusion_runs(config)]
+    read = {key for task in tasks for key in task.encoders(config.use_adapter)}
+    refs = [getattr(config.encoders, key) for key in ("text", "clip") if key in read]
     return list(dict.fromkeys(refs))

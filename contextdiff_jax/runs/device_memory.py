@@ -59,12 +59,13 @@ def knobs(
 
 
 def _remat(run: RunConfig) -> list[str]:
-    """What more recomputation the run's network has; a contrastive run's has none."""
-    networks = {"unet": run.unet, "efficient_unet": run.efficient_unet}
+    """What more recomputation the run's networks have."""
     ways = []
-    for section, network in networks.items():
-        if network is not None and network.remat != "blocks":
-            ways.append(f"{section}.remat = 'blocks' (now {network.remat!r})")
-        elif network is not None and network.remat_levels:
-            ways.append(f"{section}.remat_levels = 0, all (now {network.remat_levels})")
+    for section, network in run.task.networks().items():
+        if not hasattr(network, "remat"):
+            continue
+        if network.remat != "blocks":
+            ways.append(f"task.{section}.remat = 'blocks' (now {network.remat!r})")
+        elif network.remat_levels:
+            ways.append(f"task.{section}.remat_levels = 0, all (now {network.remat_levels})")
     return ways

@@ -20,6 +20,7 @@ from absl import logging
 from etils import epath
 
 from contextdiff_jax.config import Config, EncoderRef, differences, from_config_dict
+from contextdiff_jax.config_upgrade import upgraded
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.runs.build import RUN_PREFIX, Locate, diffusion_runs, locate_in
 from contextdiff_jax.runs.description import FORMAT, Export, read_description, references
@@ -112,9 +113,9 @@ def _described(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
                 f"runs {first!r} (there) and {name!r} (here) were trained by different configs: "
                 f"{'; '.join(lines)}; train one of them again, in another --workdir"
             )
-    config = dict(found[last]["config"])
-    trained = {name: metadata["config"]["runs"][name] for name, metadata in found.items()}
-    config["runs"] = config["runs"] | trained
+    config = upgraded(found[last]["config"])
+    trained = {name: upgraded(metadata["config"])["runs"][name] for name, metadata in found.items()}
+    config = {**config, "runs": config["runs"] | trained}
     stages = {name: {"step": m["step"], "encoders": m["encoders"]} for name, m in found.items()}
     return {"stages": stages, "config": config, "versions": found[last]["versions"]}
 

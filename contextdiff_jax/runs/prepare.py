@@ -94,7 +94,7 @@ class Worker:
         entries = {}
         if path.exists():
             entries = shards.read_entries(shards.open_records(path), path, 0)
-        prompts = self.job.config.runs[self.job.run].preview.prompts
+        prompts = self.job.config.runs[self.job.run].task.preview_prompts
         new = [text for text in prompts if shards.caption_digest(text) not in entries]
         if new or not path.exists():
             tokens, _ = self._encode(new)

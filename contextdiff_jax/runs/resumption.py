@@ -1,35 +1,16 @@
-"""What of a config may change between a run's checkpoint and its resumption.
+"""What of a config may change between a run's checkpoint and its resumption: what its fields say.
 
 The newest checkpoint's metadata say under "history" what did: [{"step", "key", "from", "to"}, ...].
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
 
-from contextdiff_jax.config import Change, ConfigError, changes, from_config_dict
-from contextdiff_jax.runs.build import NETWORKS
-
-# Keys of a run that may change between a checkpoint and its resumption: they change what is
-# written, how fast and in how much memory, or how long the run goes on. Where `steps` shape the
-# learning rate too, the log says so.
-_FREE = {"steps", "log_every", "save_every", "keep", "preview", "diagnose_every", "sampler"}
-# Of embeddings, what they hold is compared, by their metadata, not where they lie.
-_FREE_DATA = {"threads", "processes", "cache_dir", "embeddings"}
-_FREE_NETWORK = {"attention_implementation", "remat", "remat_levels"}
-
-# Keys that change the numbers, and how they may, because a message advises it: on a loss that is
-# not finite, on memory that does not suffice, on a batch that does not split over other devices.
-_ADVISED: dict[str, Callable[[Any, Any], bool]] = {
-    "batch_size": lambda before, now: True,
-    "optimizer.accumulation": lambda before, now: True,
-    "optimizer.learning_rate": lambda before, now: now <= before,
-    "optimizer.warmup_steps": lambda before, now: now >= before,
-    # Without any clipping (0) the optimizer keeps a state of another form.
-    "optimizer.clip_norm": lambda before, now: 0 < now <= before,
-}
+from contextdiff_jax.config import Change, Config, ConfigError, changes, from_config_dict
+from contextdiff_jax.system.resumed import MayChange, rule_of
 
 
 def check_same_run(saved: dict, current: dict, name: str) -> list[dict[str, Any]]:
@@ -44,9 +25,10 @@ def check_same_run(saved: dict, current: dict, name: str) -> list[dict[str, Any]
     _refuse_other_decay(saved, name)
     recorded = ("encoders", "data")
     found = changes({key: current[key] for key in recorded}, {key: saved[key] for key in recorded})
-    found += changes(_read_anew(current["config"], name), _read_anew(saved["config"], name))
-    numeric = [change for change in found if not _free(change, name)]
-    _refuse([change for change in numeric if not _advised(change, name)], name)
+    config = _typed(current)
+    found += changes(_compared(config, name), _compared(_typed(saved), name))
+    _refuse([change for change in found if not _allowed(change, config)], name)
+    numeric = [change for change in found if _numeric(change, config)]
     step = saved["step"]
     for change in found:
         log = logging.warning if change in numeric else logging.info
@@ -62,8 +44,9 @@ def check_finished_run(saved: dict, current: dict, name: str) -> None:
 
     Its data need not be there any more.
     """
-    found = changes(_read_anew(current, name), _read_anew(saved["config"], name))
-    _refuse([change for change in found if not _free(change, name)], name)
+    config = from_config_dict(dict(current))
+    found = changes(_compared(config, name), _compared(_typed(saved), name))
+    _refuse([change for change in found if _numeric(change, config)], name)
 
 
 def warn_of_new_length(saved: dict, current: dict, name: str) -> None:
@@ -99,27 +82,28 @@ def _refuse_other_decay(saved: dict, name: str) -> None:
         )
 
 
-def _read_anew(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns what is compared; keys that came after the checkpoint have the value they stand for.
-
-    The mesh is free, and recorded.
-    """
-    config = dataclasses.asdict(from_config_dict(dict(config)))
-    run = config["runs"][name]
-    keys = ("seed", "dtype", "mesh") + (("use_adapter",) if run["task"] != "contrastive" else ())
-    return {key: config[key] for key in keys} | {"runs": {name: run}}
+def _typed(metadata: Mapping[str, Any]) -> Config:
+    """Returns a checkpoint's config; keys that came after it have the value they stand for."""
+    return from_config_dict(dict(metadata["config"]))
 
 
-def _free(change: Change, name: str) -> bool:
-    """Whether a run may change the key at any time."""
-    if change.key.startswith("config.mesh."):
-        return True
-    key, _, inner = change.key.removeprefix(f"config.runs.{name}.").partition(".")
-    of_section = {"data": _FREE_DATA} | dict.fromkeys(NETWORKS, _FREE_NETWORK)
-    return key in _FREE or inner in of_section.get(key, ())
+def _compared(config: Config, name: str) -> dict[str, Any]:
+    """Returns what is compared of a config."""
+    keys = ("seed", "dtype", "mesh") + (("use_adapter",) if config.runs[name].task.draws else ())
+    content = dataclasses.asdict(config)
+    return {key: content[key] for key in keys} | {"runs": {name: content["runs"][name]}}
 
 
-def _advised(change: Change, name: str) -> bool:
-    """Whether a run that goes on may change the key like this."""
-    may = _ADVISED.get(change.key.removeprefix(f"config.runs.{name}."))
-    return may is not None and may(change.theirs, change.ours)
+def _rule(change: Change, config: Config) -> MayChange | None:
+    """What the changed field says of changes; None for what is no field of the config."""
+    return rule_of(config, change.key.removeprefix("config.").split("."))
+
+
+def _allowed(change: Change, config: Config) -> bool:
+    rule = _rule(change, config)
+    return rule is not None and rule.when(change.theirs, change.ours)
+
+
+def _numeric(change: Change, config: Config) -> bool:
+    rule = _rule(change, config)
+    return rule is None or rule.numeric

@@ -14,7 +14,6 @@ from contextdiff_jax.config import Config, RunConfig, SamplesConfig
 from contextdiff_jax.data.example import SkipReport, Source
 from contextdiff_jax.data.pipeline import probe
 from contextdiff_jax.data.sources import open_source
-from contextdiff_jax.encoders.weights import save_clip_folder
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.runs import build, device_memory, resumption, validation
@@ -37,7 +36,9 @@ def train_pipeline(
     """
     draws = only is None and build.diffusion_runs(config) and config.samples.prompts
     if draws:
-        validation.check_encoders(config)  # drawing encodes its prompts, whatever training read
+        for name in build.diffusion_runs(config):  # drawing encodes prompts, whatever was stored
+            read = config.runs[name].task.encoders(config.use_adapter)
+            validation.check_encoders(config, read)
     names = [only] if only else config.pipeline
     for name in names:  # all of them now: a later run's turn may come after weeks
         if not _saved(config, name, workdir)[1]:
@@ -60,13 +61,13 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
         return
     mesh = _check_batch(config, name)
     notices.doing(f"opening the data of run {name}")
-    logging.info("run %s: %s to step %d", name, run.task, run.steps)
+    logging.info("run %s: %s to step %d", name, run.task.kind, run.steps)
     report = SkipReport()
-    source = open_source(run.data, report)
+    source = run.task.usable(open_source(run.data, report))
     distributed.check_same(len(source), f"finds {{}} samples in {source.name}")
     probe(source, report=report)
     notices.doing(f"loading the tokenizer and encoders of run {name}")
-    task, texts = _build_task(config, run, source, workdir, directory)
+    task, texts = _build_task(config, name, source, workdir)
     metadata = build.checkpoint_metadata(config, name, task, source, texts.get("embeddings"))
     metadata["history"] = []
     if saved is not None:
@@ -99,29 +100,24 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
         notices.doing(f"ending run {name}")
         _write_report(report, directory / _report_name())
         trainer.checkpoints.close()
-    if run.task == "contrastive":
+    if not run.task.is_finished(directory):
         # From the checkpoint: the state itself may lie on devices of other processes.
         weights, _ = newest_ema(directory / "checkpoints")
         if distributed.is_main():
-            save_clip_folder(directory / build.ENCODER_FOLDER, task.clip.config, weights["clip"])
-            build.copy_tokenizer(run, directory)
+            run.task.finish(task, weights, directory)
     distributed.wait_for_all(f"end of run {name}")
 
 
 def _build_task(
-    config: Config, run: RunConfig, source: Source, workdir: epath.Path, directory: epath.Path
+    config: Config, name: str, source: Source, workdir: epath.Path
 ) -> tuple[Task, dict[str, Any]]:
     """Returns the task, and by which argument make_batches gives it its captions."""
-    if run.task == "contrastive":
-        task = build.build_contrastive_task(config, run, source, directory)
-        return task, {"tokenize": task.tokenize}
-    locate = build.locate_in(workdir)
+    run, locate = config.runs[name], build.locate_in(workdir)
     embeddings = open_embeddings(config, run, source, locate)
-    task = build.build_diffusion_task(config, run, locate, embeddings)
+    encoders = build.LoadedEncoders(config, locate, embeddings)
+    task = build.build_task(config, name, encoders, source, workdir / name)
     task = build.with_preview(task, run, source, config.seed, embeddings)
-    if embeddings is not None:
-        return task, {"embeddings": embeddings}
-    return task, {"tokenize": task.conditioning.tokenize}
+    return task, {"tokenize": task.collate} if embeddings is None else {"embeddings": embeddings}
 
 
 def _report_name() -> str:
@@ -158,7 +154,4 @@ def _saved(config: Config, name: str, workdir: epath.Path) -> tuple[dict[str, An
 
 def _is_finished(run: RunConfig, saved: dict[str, Any] | None, directory: epath.Path) -> bool:
     """Whether the last step is saved and, for a contrastive run, its encoder written."""
-    encoder = directory / build.ENCODER_FOLDER / build.ENCODER_MARK
-    if saved is None or (run.task == "contrastive" and not encoder.exists()):
-        return False
-    return saved["step"] >= run.steps
+    return saved is not None and saved["step"] >= run.steps and run.task.is_finished(directory)
