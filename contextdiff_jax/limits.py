@@ -40,10 +40,11 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
         "Config": {"seed": LARGEST_SEED},
         "RunConfig": {
-            **dict.fromkeys(("steps", "log_every", "save_every", "keep", "diagnose_every"), _COUNT),
+            **dict.fromkeys(("steps", "log_every", "save_every", "keep"), _COUNT),
             "batch_size": _BATCH,
-            "low_resolution": _SIDE,
         },
+        "DiffusionTaskConfig": {"diagnose_every": _COUNT},
+        "SuperResolutionConfig": {"low_resolution": _SIDE},
         "DataConfig": {
             "resolution": _SIDE,
             **dict.fromkeys(("min_side", "min_original_side"), 2**20),
@@ -111,7 +112,10 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
         "Export": {"format": _COUNT},
     }
 )
-"""By section: by field, the largest absolute value of the number, or of each one in a tuple."""
+"""By section: by field, the largest absolute value of the number, or of each one in a tuple.
+
+What is said of a class holds for those derived from it.
+"""
 
 MOST_LEVELS = 12
 """Entries of a tuple of numbers: each is of one level of a network."""
@@ -131,7 +135,8 @@ def check_limits(section: Any, where: str) -> None:
 
     Sections inside it are not looked into.
     """
-    largest = LIMITS.get(type(section).__name__, {})
+    bases = reversed(type(section).__mro__)
+    largest = {k: v for base in bases for k, v in LIMITS.get(base.__name__, {}).items()}
     for field in dataclasses.fields(section):
         value, key = getattr(section, field.name), f"{where}.{field.name}"
         if isinstance(value, dict) and len(value) > MOST_RUNS:

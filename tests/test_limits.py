@@ -13,6 +13,7 @@ from contextdiff_jax.encoders.config import CLIP_PRESETS, T5_PRESETS, T5Config
 from contextdiff_jax.limits import LIMITS, MOST_LEVELS, check_limits
 from contextdiff_jax.networks.config import UNetConfig
 from contextdiff_jax.runs.description import Export
+from contextdiff_jax.tasks.task_config import TaskConfig, registered
 
 # Shares and probabilities: `validate` of their section has both ends.
 SHARES = {"augmentation", "b1", "b2", "ema_decay", "pairs", "bare", "drop_condition", "drop_both"}
@@ -21,6 +22,9 @@ SHARES |= {"eta", "percentile"}
 
 def sections(kind):
     """Yields the dataclasses that a type consists of."""
+    if kind is TaskConfig:
+        for member in registered().values():
+            yield from sections(member)
     if dataclasses.is_dataclass(kind):
         yield kind
         kinds = typing.get_type_hints(kind).values()
@@ -38,9 +42,15 @@ def numbers(kind):
     )
 
 
+def owner(section, name):
+    """The class whose entry covers a field: the first that has one, else the section itself."""
+    named = [base.__name__ for base in section.__mro__]
+    return next((base for base in named if name in LIMITS.get(base, {})), named[0])
+
+
 def test_the_table_has_every_number_and_nothing_else():
     found = {
-        (section.__name__, name)
+        (owner(section, name), name)
         for section in {*sections(Export), *sections(T5Config)}
         for name, kind in typing.get_type_hints(section).items()
         if numbers(kind) and name not in SHARES
