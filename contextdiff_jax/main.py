@@ -4,7 +4,7 @@
 
 Any key can be overridden: --config.runs.base.steps=100. What may change when a run goes on, such as
 a lower learning rate, says contextdiff_jax/pipeline/resumption.py. On several machines every
-process gets this command, with the same workdir: README, "Many processes". Exit codes: see
+process gets this command, with the same workdir: docs/many_machines.md. Exit codes: see
 contextdiff_jax/entry.py.
 """
 

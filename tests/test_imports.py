@@ -1,4 +1,4 @@
-"""Who may import whom (README, "How the house is laid out"), and what the core never needs.
+"""Who may import whom (docs/architecture.md), and what the core never needs.
 
 Every file of the package counts, and every form of import, inside functions too.
 """
@@ -42,7 +42,7 @@ ALLOWED = {
 # Where the parts meet: they may import all above. The two know each other: counting what a stage
 # costs needs the compiler's tools, compiling needs what builds a stage.
 TOP = {"pipeline", "compilation"}
-ENTRIES = {"main", "sample", "evaluate", "export", "prepare", "compile"}
+ENTRIES = {"__main__", "main", "sample", "evaluate", "export", "prepare", "compile"}
 FORBIDDEN = {"diffusion": {"flax"}, "sampling": {"flax"}, "data": {"jax", "flax"}}
 
 
