@@ -6,7 +6,9 @@ mappings; what a key means stands in the docstring of its dataclass, as "key: me
 
 import dataclasses
 import inspect
+import pathlib
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -15,11 +17,13 @@ from typing import Any, Literal
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGE = "reference/config.md"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the page."""
+    sys.path.append(str(ROOT))  # mkdocs is a program of its own: it does not look in its folder
     from contextdiff_jax.config import Config  # takes seconds
 
     files.append(File.generated(config, PAGE, content=reference(Config)))
@@ -120,7 +124,7 @@ def _default(field: dataclasses.Field) -> str:
             if getattr(value, inner.name) != inner.default
         ]
         return f"`{', '.join(changed)}`" if changed else "its own"
-    return f"`{value!r}`"
+    return f"`{value!r}`".replace("|", r"\|")
 
 
 def _cell(text: str) -> str:
