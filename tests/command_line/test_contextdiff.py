@@ -65,6 +65,18 @@ def test_a_command_is_its_module():
     assert done.stdout.startswith("Draws pictures for prompts") and "--prompts:" in done.stdout
 
 
+def test_every_version_that_is_written_down_is_this_one():
+    """contextdiff_jax.__version__ is the source; these files cannot read it."""
+    found = {
+        "CITATION.cff": r"^version: (\S+)$",
+        "CHANGELOG.md": r"\A(?:(?!## ).*\n)*## ([\d.]+)",  # the newest heading
+        "docs/data.md": r"contextdiff_jax-([\d.]+)-py3",
+    }
+    for name, pattern in found.items():
+        versions = re.findall(pattern, (ROOT / name).read_text(), re.MULTILINE)
+        assert set(versions) == {contextdiff_jax.__version__}, name
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """The content of the wheel, as pip lays it out: beside no clone."""
