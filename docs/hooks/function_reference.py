@@ -32,6 +32,6 @@ def page(folder: pathlib.Path) -> str:
     modules = [
         f"::: contextdiff_jax.{folder.name}.{path.stem}"
         for path in sorted(folder.glob("*.py"))
-        if path.stem != "__init__"
+        if path.stem not in ("__init__", "config")  # the keys of sections: config_reference.py
     ]
     return "\n\n".join([f"# {folder.name.capitalize()}", about, *modules]) + "\n"

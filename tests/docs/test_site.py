@@ -89,3 +89,15 @@ def test_links_lead_to_pages_of_the_site():
         assert rewrite(text, source, page, known) == expected
     with pytest.raises(ValueError, match=r"README.md: link to docs/date.md: there is no docs/date"):
         rewrite("[a](docs/date.md)", "README.md", "index.md", known)
+
+
+def test_the_reference_of_functions_has_every_module(tmp_path):
+    for name in ("__init__", "config", "steps", "marginals"):
+        (tmp_path / f"{name}.py").write_text(f'"""About {name}."""')
+    folder = tmp_path.name
+    assert hook("function_reference").page(tmp_path).split("\n\n") == [
+        f"# {folder.capitalize()}",
+        "About __init__.",
+        f"::: contextdiff_jax.{folder}.marginals",
+        f"::: contextdiff_jax.{folder}.steps\n",
+    ]
