@@ -1,4 +1,4 @@
-"""Who may import whom (README, "How the house is laid out"), and what the core never needs.
+"""Who may import whom (docs/architecture.md), and what the core never needs.
 
 Every file of the package counts, and every form of import, inside functions too.
 """
@@ -44,7 +44,7 @@ ALLOWED = {
 }
 # Where the parts meet, in order: each may import all above, and those before it.
 TOP = ["runs", "compilation", "generation", "evaluation"]
-ENTRIES = {"main", "sample", "evaluate", "export", "prepare", "compile"}
+ENTRIES = {"__main__", "main", "sample", "evaluate", "export", "prepare", "compile"}
 FORBIDDEN = {"diffusion": {"flax"}, "sampling": {"flax"}, "data": {"jax", "flax"}}
 
 
