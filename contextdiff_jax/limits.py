@@ -117,6 +117,8 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
 What is said of a class holds for those derived from it.
 """
 
+_KEY = "most"
+
 MOST_LEVELS = 12
 """Entries of a tuple of numbers: each is of one level of a network."""
 
@@ -130,6 +132,11 @@ MOST_CHARACTERS = 10_000
 """Of one text."""
 
 
+def most(value: int) -> dict[str, int]:
+    """Returns the metadata of a field whose limit stands beside it, not in the table."""
+    return {_KEY: value}
+
+
 def check_limits(section: Any, where: str) -> None:
     """Raises ValueError naming the first field (as `where`.field) of a dataclass above its limit.
 
@@ -137,6 +144,7 @@ def check_limits(section: Any, where: str) -> None:
     """
     bases = reversed(type(section).__mro__)
     largest = {k: v for base in bases for k, v in LIMITS.get(base.__name__, {}).items()}
+    largest |= {f.name: f.metadata[_KEY] for f in dataclasses.fields(section) if _KEY in f.metadata}
     for field in dataclasses.fields(section):
         value, key = getattr(section, field.name), f"{where}.{field.name}"
         if isinstance(value, dict) and len(value) > MOST_RUNS:
