@@ -18,8 +18,8 @@ import ml_collections
 
 from contextdiff_jax.config_upgrade import upgraded
 from contextdiff_jax.data.config import DataConfig
-from contextdiff_jax.limits import check_limits
 from contextdiff_jax.parallel.mesh import MeshConfig
+from contextdiff_jax.system.limits import check_limits
 from contextdiff_jax.system.resumed import ADVISED, FREE
 from contextdiff_jax.system.scalars import read_scalar, shown
 from contextdiff_jax.system.suggestions import nearest

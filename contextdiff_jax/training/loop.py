@@ -18,7 +18,7 @@ from contextdiff_jax.parallel.audit import audit, report
 from contextdiff_jax.parallel.mesh import BATCH_AXES
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated, shardings_of
-from contextdiff_jax.pictures import side_by_side
+from contextdiff_jax.spaces.pictures import side_by_side
 from contextdiff_jax.system import interruption
 from contextdiff_jax.system.progress import Progress, duration, phase
 from contextdiff_jax.training import failure, overview
