@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+from contextdiff_jax.tasks.task_config import registered
+
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "contextdiff_jax"
 
@@ -131,6 +133,25 @@ def test_every_form_of_import_is_seen(tmp_path, line, expected):
     path = tmp_path / "unet.py"
     path.write_text(line)
     assert imports("contextdiff_jax.networks.unet", path, KNOWN) == {expected}
+
+
+def test_nobody_outside_tasks_asks_which_task_a_run_is():
+    """No comparison with a kind of task, no isinstance of a concrete one."""
+    kinds = set(registered())
+    concrete = {config.__name__ for config in registered().values()}
+    concrete |= {"DiffusionTask", "SuperResolutionTask", "ContrastiveTask"}
+    found = []
+    for name, path in KNOWN.items():
+        if room(name) in ("tasks", "config_upgrade"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            asks = isinstance(node, (ast.Compare, ast.MatchValue, ast.Subscript))
+            words = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)} if asks else ()
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "type"):
+                words = {ast.unparse(n).rpartition(".")[2] for n in ast.walk(node)}
+            if {word for word in words if isinstance(word, str)} & (kinds | concrete):
+                found.append(f"{name}: {ast.unparse(node)}")
+    assert found == []
 
 
 def test_only_checkpoints_uses_orbax():
