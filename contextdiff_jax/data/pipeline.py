@@ -130,8 +130,8 @@ class Batches:
     """Iterator of this process's part of the global batches.
 
     Batches are dicts: image uint8 (b, R, R, 3), the samples' maps by name, index int64 (b,) the
-    samples' indices in their source, what `tokenize` returns for the b captions or `embeddings` hold
-    of them, and "captions" (b,) object if with_text.
+    samples' indices in their source, what `tokenize` returns for the b captions or `embeddings`
+    hold of them, and "captions" (b,) object if with_text.
     """
 
     def __init__(self, batches: Any, report: SkipReport, start: int, batch_size: int):

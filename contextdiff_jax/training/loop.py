@@ -63,7 +63,7 @@ class LoopSettings:
     seed: int
     log_every: int
     save_every: int
-    keep: int
+    checkpoints_kept: int
     preview_every: int
     diagnose_every: int
 
@@ -87,7 +87,7 @@ class Trainer:
         self.directory = epath.Path(directory)
         self.metadata = metadata
         self.optimizer = make_optimizer(settings.optimizer, settings.steps)
-        self.checkpoints = Checkpoints(self.directory / "checkpoints", settings.keep)
+        self.checkpoints = Checkpoints(self.directory / "checkpoints", settings.checkpoints_kept)
         self._init_key = stream_key(settings.seed, "init")
         self._shapes, self._shardings = abstract_state(task, self.optimizer, self._init_key, mesh)
         self._frozen_shardings = shardings_of(task.boxed_frozen(), mesh)
