@@ -61,10 +61,11 @@ def _check_cascade(config: Config) -> None:
         )
     for before, after in itertools.pairwise(names):
         drawn, run = config.runs[before].data.resolution, config.runs[after]
-        if run.task.enlarges and run.task.low_resolution != drawn:
+        key, side = run.task.enlarges or ("", drawn)
+        if side != drawn:
             raise ConfigError(
-                f"config.runs.{after}.task.low_resolution = {run.task.low_resolution}: must be "
-                f"{drawn}, the resolution of {before!r}, the stage before it"
+                f"config.runs.{after}.task.{key} = {side}: must be {drawn}, the resolution of "
+                f"{before!r}, the stage before it"
             )
     samples = config.samples
     if samples.batch_size < 1:

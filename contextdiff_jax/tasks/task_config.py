@@ -66,12 +66,10 @@ class TaskConfig:
     """What a run optimises. The defaults are those of a task that draws nothing.
 
     draws: whether its runs are stages of the pipeline's cascade.
-    enlarges: whether it draws larger versions of what the stage before it drew.
     reads_text: whether `data.embeddings` may stand for its text encoders.
     """
 
     draws: ClassVar[bool] = False
-    enlarges: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
 
     # -- before it is built -------------------------------------------------------------------
@@ -90,6 +88,11 @@ class TaskConfig:
     def usable(self, source: Source) -> Source:
         """Returns the source with what the task cannot use as damaged samples."""
         return source
+
+    @property
+    def enlarges(self) -> tuple[str, int] | None:
+        """The field with the side of the pictures that it enlarges, and that side; None if none."""
+        return None
 
     @property
     def encoder_config(self) -> CLIPConfig | None:
@@ -125,12 +128,12 @@ class TaskConfig:
         return True
 
 
-Config = TypeVar("Config", bound=type[TaskConfig])
+Member = TypeVar("Member", bound=type[TaskConfig])
 
 _REGISTERED: dict[str, type[TaskConfig]] = {}
 
 
-def register(config: Config) -> Config:
+def register(config: Member) -> Member:
     """Decorates a member of the union. Raises ValueError where its tag is another one's."""
     fields = {field.name: field for field in dataclasses.fields(config)}
     kind = fields["kind"].default
