@@ -2,8 +2,8 @@
 
 A member is a frozen dataclass that derives from TaskConfig, has the field
 `kind: Literal[TAG] = TAG` and is decorated with `@register`. Every file of this folder is imported
-when a tag is looked up, so a new one needs no entry anywhere; a task that is defined elsewhere is
-registered when its file is imported.
+when a tag is looked up, so a new one needs no entry anywhere. A package of somebody else's names
+the modules of its tasks as entry points of the group "contextdiff_jax.tasks".
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import importlib
 import pathlib
 import pkgutil
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import jax.numpy as jnp
@@ -128,6 +129,8 @@ class TaskConfig:
         return True
 
 
+GROUP = "contextdiff_jax.tasks"
+
 Member = TypeVar("Member", bound=type[TaskConfig])
 
 _REGISTERED: dict[str, type[TaskConfig]] = {}
@@ -148,6 +151,8 @@ def registered() -> Mapping[str, type[TaskConfig]]:
     """Returns the members of the union by their tags."""
     for module in pkgutil.iter_modules([str(pathlib.Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")
+    for plugin in metadata.entry_points(group=GROUP):
+        plugin.load()
     return dict(sorted(_REGISTERED.items()))
 
 

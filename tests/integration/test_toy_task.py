@@ -6,6 +6,7 @@ network of its own, which gets the condition as a vector.
 
 import dataclasses
 import json
+from importlib import metadata
 from typing import ClassVar, Literal
 
 import flax.linen as nn
@@ -145,6 +146,14 @@ def trained(tmp_path_factory):
 def test_the_package_knows_it_by_its_tag_alone():
     assert registered()["toy_painter"] is PainterConfig
     assert isinstance(config().runs["base"].task, PainterConfig)
+
+
+def test_a_package_of_somebody_elses_is_asked_for_its_tasks(monkeypatch):
+    asked = []
+    entry = metadata.EntryPoint("toy", "tests.integration.test_toy_task", "contextdiff_jax.tasks")
+    monkeypatch.setattr(metadata, "entry_points", lambda group: asked.append(group) or [entry])
+    assert "toy_painter" in registered()
+    assert asked == ["contextdiff_jax.tasks"]
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(trained, tmp_path):
