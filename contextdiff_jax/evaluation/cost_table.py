@@ -22,9 +22,10 @@ _TRAINED = ("denoiser", "adapter", "conditions")
 class StageCost:
     """What one network of a cascade costs, with or without the adapter.
 
-    parameters: by part (denoiser, adapter, conditions, each frozen encoder). training_flops, sampling_flops:
-    multiplications and additions of matrix products and convolutions per image, of a training
-    step and of a whole sampling run. sampling_seconds: measured, per picture, one per turn.
+    parameters: by part (denoiser, adapter, conditions, each frozen encoder). training_flops,
+    sampling_flops: multiplications and additions of matrix products and convolutions per image, of
+    a training step and of a whole sampling run. sampling_seconds: measured, per picture, one per
+    turn.
     """
 
     stage: str
