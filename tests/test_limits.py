@@ -12,6 +12,7 @@ from contextdiff_jax import config as cfg
 from contextdiff_jax.encoders.config import CLIP_PRESETS, T5_PRESETS, T5Config
 from contextdiff_jax.limits import LIMITS, MOST_LEVELS, check_limits
 from contextdiff_jax.networks.config import UNetConfig
+from contextdiff_jax.networks.latent_config import FirstStageConfig, LatentUNetConfig
 from contextdiff_jax.pipeline.description import Export
 
 # Shares and probabilities: `validate` of their section has both ends.
@@ -41,7 +42,8 @@ def numbers(kind):
 def test_the_table_has_every_number_and_nothing_else():
     found = {
         (section.__name__, name)
-        for section in {*sections(Export), *sections(T5Config)}
+        for kind in (Export, T5Config, LatentUNetConfig, FirstStageConfig)
+        for section in sections(kind)
         for name, kind in typing.get_type_hints(section).items()
         if numbers(kind) and name not in SHARES
     }

@@ -43,40 +43,97 @@ class StageAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, H, W, C) to the same shape."""
         batch, height, width, channels = x.shape
-        h = GroupNorm(self.groups, FINE_EPSILON, self.dtype, name="norm")(x)
+        h = GroupNorm(self.groups, FINE_EPSILON, self.dtype, name="group_norm")(x)
         h = h.reshape(batch, height * width, channels)
         h = SiteAttention(1, use_bias=True, dtype=self.dtype, name="attention")(h)
         return x + h.reshape(x.shape)
 
 
-class _Half(nn.Module):
-    """What encoder and decoder share: the blocks of a level, and the middle."""
+class StageBlock(nn.Module):
+    """One ResBlock, optionally followed by attention.
+
+    Attributes:
+      channels: output channels.
+      attends: whether attention follows.
+      groups: groups of the norms.
+      dtype: compute dtype.
+    """
+
+    channels: int
+    attends: bool
+    groups: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: jax.Array) -> jax.Array:
+        """Maps (B, H, W, C) to (B, H, W, channels)."""
+        h = AddedResBlock(self.channels, self.groups, FINE_EPSILON, lecun, self.dtype, name="res")(
+            h
+        )
+        return StageAttention(self.groups, self.dtype, name="attn")(h) if self.attends else h
+
+
+class StageLevel(nn.Module):
+    """The blocks of one level.
+
+    Attributes:
+      config: of the first stage.
+      level: which; 0 is the finest.
+      count: number of blocks.
+      dtype: compute dtype.
+    """
+
+    config: AutoencoderConfig
+    level: int
+    count: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: jax.Array) -> jax.Array:
+        """Maps (B, H, W, C) to (B, H, W, channels of the level)."""
+        config = self.config
+        attends = self.level in config.attention_levels
+        for index in range(self.count):
+            h = StageBlock(
+                config.channels[self.level],
+                attends,
+                config.groups,
+                self.dtype,
+                name=f"block_{index}",
+            )(h)
+        return h
+
+
+class Middle(nn.Module):
+    """Res-Attn-Res at the coarsest resolution.
+
+    Attributes:
+      groups: groups of the norms.
+      dtype: compute dtype.
+    """
+
+    groups: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: jax.Array) -> jax.Array:
+        """Maps (B, H, W, C) to the same shape."""
+        settings = (h.shape[-1], self.groups, FINE_EPSILON, lecun, self.dtype)
+        h = AddedResBlock(*settings, name="res_0")(h)
+        h = StageAttention(self.groups, self.dtype, name="attn")(h)
+        return AddedResBlock(*settings, name="res_1")(h)
+
+
+class Encoder(nn.Module):
+    """From pictures to what the latents are made of.
+
+    Attributes:
+      config: of the first stage.
+      dtype: compute dtype.
+    """
 
     config: AutoencoderConfig
     dtype: Any = jnp.float32
-
-    def _level(self, h: jax.Array, level: int, count: int, direction: str) -> jax.Array:
-        for index in range(count):
-            name = f"{direction}_{level}/block_{index}"
-            h = self._res(h, self.config.channels[level], f"{name}/res")
-            if level in self.config.attention_levels:
-                h = StageAttention(self.config.groups, self.dtype, name=f"{name}/attn")(h)
-        return h
-
-    def _middle(self, h: jax.Array) -> jax.Array:
-        channels = self.config.channels[-1]
-        h = self._res(h, channels, "middle_res_0")
-        h = StageAttention(self.config.groups, self.dtype, name="middle_attn")(h)
-        return self._res(h, channels, "middle_res_1")
-
-    def _res(self, h: jax.Array, channels: int, name: str) -> jax.Array:
-        return AddedResBlock(
-            channels, self.config.groups, FINE_EPSILON, lecun, self.dtype, name=name
-        )(h)
-
-
-class Encoder(_Half):
-    """From pictures to what the latents are made of."""
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -87,23 +144,31 @@ class Encoder(_Half):
             if level > 0:
                 name = f"down_{level - 1}_resample"
                 h = Downsample(symmetric=False, dtype=self.dtype, name=name)(h)
-            h = self._level(h, level, config.num_blocks, "down")
-        h = self._middle(h)
+            h = StageLevel(config, level, config.num_blocks, self.dtype, name=f"down_{level}")(h)
+        h = Middle(config.groups, self.dtype, name="middle")(h)
         channels = config.latent_channels * (2 if config.kind == "kl" else 1)
         return OutputHead(channels, config.groups, FINE_EPSILON, name="head")(h)
 
 
-class Decoder(_Half):
-    """From latents to pictures."""
+class Decoder(nn.Module):
+    """From latents to pictures.
+
+    Attributes:
+      config: of the first stage.
+      dtype: compute dtype.
+    """
+
+    config: AutoencoderConfig
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, latents: jax.Array) -> jax.Array:
         """Maps (B, H', W', latent_channels) to (B, H, W, image_channels) float32."""
         config = self.config
         h = Conv(config.channels[-1], dtype=self.dtype, name="conv_in")(latents)
-        h = self._middle(h)
+        h = Middle(config.groups, self.dtype, name="middle")(h)
         for level in reversed(range(len(config.channels))):
-            h = self._level(h, level, config.num_blocks + 1, "up")
+            h = StageLevel(config, level, config.num_blocks + 1, self.dtype, name=f"up_{level}")(h)
             if level > 0:
                 h = Upsample(self.dtype, name=f"up_{level}_resample")(h)
         return OutputHead(config.image_channels, config.groups, FINE_EPSILON, name="head")(h)

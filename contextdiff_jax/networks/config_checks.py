@@ -1,4 +1,4 @@
-"""Checks of the networks' configs; messages name the key (as `where`.key), value, what is allowed."""
+"""Checks of the networks' configs: messages name the key (`where`.key) and what is allowed."""
 
 
 def check_choice(config: object, where: str, key: str, allowed: tuple[str, ...]) -> None:

@@ -206,7 +206,7 @@ def ldm_imagenet() -> LatentUNetConfig:
 
 
 def ldm_layout() -> LatentUNetConfig:
-    """LDM's layout model of OpenImages, 246,277,379 parameters without its conditioner, on VQ-f4."""
+    """LDM's layout model of OpenImages on VQ-f4; 246,277,379 parameters, and its conditioner."""
     return LatentUNetConfig(
         image_channels=3,
         channels=(128, 256, 384, 512),
