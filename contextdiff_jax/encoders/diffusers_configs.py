@@ -126,14 +126,7 @@ def read_unet_config(folder: os.PathLike) -> LatentUNetConfig:
     channels = fields["channels"]
     _check_equal(values, "out_channels", 4, fields["image_channels"], where)
     default = [_ATTENDING] * (len(channels) - 1) + [_PLAIN]
-    down = values.get("down_block_types", default)
-    _check_blocks("down_block_types", down, _UP, len(channels), where)
-    up = values.get("up_block_types", [_UP[kind] for kind in reversed(default)])
-    if list(up) != [_UP[kind] for kind in reversed(down)]:
-        raise ValueError(
-            f"{where}: up_block_types = {shown(up)}: must mirror down_block_types {down}"
-        )
-    levels = tuple(level for level, kind in enumerate(down) if kind == _ATTENDING)
+    levels = _attending(values, default, _UP, _ATTENDING, where)
     config = LatentUNetConfig(
         **fields, attention_levels=levels, heads=_heads(values, len(channels), where)
     )
@@ -182,20 +175,10 @@ def read_stage_config(folder: os.PathLike) -> AutoencoderConfig | TinyAutoencode
         if values.get("vq_embed_dim") is not None:
             _check_equal(values, "vq_embed_dim", None, fields["latent_channels"], where)
     _check_equal(values, "out_channels", 3, fields["image_channels"], where)
-    levels = _attending(values, len(fields["channels"]), where)
+    plain, attending = (down for down, _ in _STAGE_BLOCKS.values())
+    default = [plain] * len(fields["channels"])
+    levels = _attending(values, default, dict(_STAGE_BLOCKS.values()), attending, where)
     return _checked(AutoencoderConfig(kind=kind, **fields, attention_levels=levels), where)
-
-
-def _attending(values: Mapping[str, Any], levels: int, where: str) -> tuple[int, ...]:
-    names = dict(_STAGE_BLOCKS.values())
-    down = values.get("down_block_types", ["DownEncoderBlock2D"] * levels)
-    _check_blocks("down_block_types", down, names, levels, where)
-    up = values.get("up_block_types", ["UpDecoderBlock2D"] * levels)
-    if list(up) != [names[kind] for kind in reversed(down)]:
-        raise ValueError(
-            f"{where}: up_block_types = {shown(up)}: must mirror down_block_types {down}"
-        )
-    return tuple(level for level, kind in enumerate(down) if kind == _STAGE_BLOCKS[True][0])
 
 
 def _read_tiny(values: Mapping[str, Any], where: str) -> TinyAutoencoderConfig:
@@ -254,12 +237,31 @@ def _check_equal(
         raise ValueError(f"{where}: {key} = {shown(values.get(key, default))}: must be {expected}")
 
 
-def _check_blocks(key: str, given: Any, known: Mapping[str, str], levels: int, where: str) -> None:
-    if not isinstance(given, list) or not all(isinstance(kind, str) for kind in given):
-        raise ValueError(f"{where}: {key} = {shown(given)}: must be a list of texts")
-    unknown = [kind for kind in given if kind not in known]
-    if unknown or len(given) != levels:
-        raise ValueError(f"{where}: {key} = {shown(given)}: must be {levels} of {', '.join(known)}")
+def _attending(
+    values: Mapping[str, Any],
+    default: list[str],
+    names: Mapping[str, str],
+    attending: str,
+    where: str,
+) -> tuple[int, ...]:
+    """Returns the levels whose blocks are `attending`.
+
+    default: kinds of the blocks on the way down where the file does not say. names: of the same
+    kinds on the way up, by their names on the way down.
+    """
+    down = values.get("down_block_types", default)
+    # `in` of a list: anything may stand there, also what cannot be hashed.
+    known = list(names)
+    if not isinstance(down, list) or len(down) != len(default) or any(k not in known for k in down):
+        raise ValueError(
+            f"{where}: down_block_types = {shown(down)}: must be {len(default)} of "
+            f"{', '.join(known)}"
+        )
+    up = values.get("up_block_types", [names[kind] for kind in reversed(default)])
+    mirrored = [names[kind] for kind in reversed(down)]
+    if up != mirrored:
+        raise ValueError(f"{where}: up_block_types = {shown(up)}: must be {mirrored}")
+    return tuple(level for level, kind in enumerate(down) if kind == attending)
 
 
 def _checked(config: Any, where: str) -> Any:

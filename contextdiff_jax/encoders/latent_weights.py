@@ -5,6 +5,7 @@ diffusion_pytorch_model.safetensors, its fp16 variant, or shards and their index
 float32 whatever the files hold, unless another dtype is asked for.
 """
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -134,6 +135,7 @@ def first_stage(config: FirstStageConfig, dtype: Any = jnp.float32) -> FirstStag
     return kind(config, dtype)
 
 
+@functools.lru_cache(maxsize=8)
 def abstract_unet(config: LatentUNetConfig) -> Any:
     """Returns the shapes of a U-Net's parameters, boxed with their logical axis names."""
     side = config.reduction
@@ -143,6 +145,7 @@ def abstract_unet(config: LatentUNetConfig) -> Any:
     return jax.eval_shape(LatentUNet(config).init, *inputs)["params"]
 
 
+@functools.lru_cache(maxsize=8)
 def abstract_first_stage(config: FirstStageConfig) -> Any:
     """Returns the shapes of a first stage's parameters, boxed with their logical axis names."""
     images = jnp.zeros((1, config.reduction, config.reduction, config.image_channels))
