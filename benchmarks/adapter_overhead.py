@@ -30,7 +30,7 @@ from benchmarks.configuration import load_config
 from benchmarks.stages import Stage, abstract_stage, random_stage
 from benchmarks.turns import Side, compare, load, take_turns
 from contextdiff_jax.config import Config
-from contextdiff_jax.pipeline.build import diffusion_runs
+from contextdiff_jax.runs.build import diffusion_runs
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.training.optimizer import make_optimizer
 from contextdiff_jax.training.state import TrainState

@@ -31,11 +31,11 @@ from etils import epath
 from benchmarks.adapter_overhead import load_config
 from contextdiff_jax.config import Config, RunConfig
 from contextdiff_jax.entry import hide_libraries
-from contextdiff_jax.pipeline.build import diffusion_runs
-from contextdiff_jax.pipeline.cascade import draw_samples
-from contextdiff_jax.pipeline.export import export_pipeline
-from contextdiff_jax.pipeline.train import train_run
-from contextdiff_jax.pipeline.validation import validate
+from contextdiff_jax.generation.cascade import draw_samples
+from contextdiff_jax.runs.build import diffusion_runs
+from contextdiff_jax.runs.export import export_pipeline
+from contextdiff_jax.runs.train import train_run
+from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.system.interruption import Interrupted
 from contextdiff_jax.training.checkpoints import newest_metadata
 

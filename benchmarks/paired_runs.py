@@ -45,13 +45,13 @@ from contextdiff_jax.config import Config, RunConfig, from_config_dict
 from contextdiff_jax.diffusion.weights import WeightName
 from contextdiff_jax.entry import hide_libraries
 from contextdiff_jax.evaluate import PLANS
+from contextdiff_jax.evaluation.evaluation import Settings, evaluate
 from contextdiff_jax.evaluation.prompt_following import ASPECTS
 from contextdiff_jax.evaluation.results import read_results
-from contextdiff_jax.pipeline.build import diffusion_runs
-from contextdiff_jax.pipeline.evaluation import Settings, evaluate
-from contextdiff_jax.pipeline.export import export_pipeline
-from contextdiff_jax.pipeline.train import train_run
-from contextdiff_jax.pipeline.validation import validate
+from contextdiff_jax.runs.build import diffusion_runs
+from contextdiff_jax.runs.export import export_pipeline
+from contextdiff_jax.runs.train import train_run
+from contextdiff_jax.runs.validation import validate
 
 
 def _changed(part: str, **changes: Any) -> Callable[[Config, str], Config]:

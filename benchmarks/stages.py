@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from benchmarks.parameters import random_like
 from contextdiff_jax.config import Config
-from contextdiff_jax.pipeline.abstract import abstract_batch, abstract_task
+from contextdiff_jax.runs.abstract import abstract_batch, abstract_task
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from contextdiff_jax import config as cfg
 from contextdiff_jax.data.sources import open_source
-from contextdiff_jax.pipeline.validation import validate
+from contextdiff_jax.runs.validation import validate
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = [

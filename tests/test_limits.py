@@ -13,7 +13,7 @@ from contextdiff_jax.encoders.config import CLIP_PRESETS, T5_PRESETS, T5Config
 from contextdiff_jax.limits import LIMITS, MOST_LEVELS, check_limits
 from contextdiff_jax.networks.config import UNetConfig
 from contextdiff_jax.networks.latent_config import FirstStageConfig, LatentUNetConfig
-from contextdiff_jax.pipeline.description import Export
+from contextdiff_jax.runs.description import Export
 
 # Shares and probabilities: `validate` of their section has both ends.
 SHARES = {"augmentation", "b1", "b2", "ema_decay", "pairs", "bare", "drop_condition", "drop_both"}

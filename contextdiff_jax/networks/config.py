@@ -18,6 +18,7 @@ from contextdiff_jax.networks.config_checks import (
     check_positive_tuple,
 )
 from contextdiff_jax.networks.dot_product_attention import Implementation
+from contextdiff_jax.system.resumed import FREE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +42,9 @@ class AnyUNetConfig:
     image_channels: int = 3
     groups: int = 32
     scan_blocks: bool = True
-    remat: Literal["none", "blocks"] = "none"
-    remat_levels: int = 0
-    attention_implementation: Implementation = "auto"
+    remat: Literal["none", "blocks"] = dataclasses.field(default="none", metadata=FREE)
+    remat_levels: int = dataclasses.field(default=0, metadata=FREE)
+    attention_implementation: Implementation = dataclasses.field(default="auto", metadata=FREE)
 
     @property
     def reduction(self) -> int:
@@ -236,7 +237,7 @@ class AdapterConfig:
     image_dim: int = 768
     text_dim: int = 512
     bound: float | None = 0.3
-    attention_implementation: Implementation = "auto"
+    attention_implementation: Implementation = dataclasses.field(default="auto", metadata=FREE)
 
     def validate(self, where: str = "adapter") -> None:
         """Raises ValueError for values that cannot work; `where` prefixes the keys."""

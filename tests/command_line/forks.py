@@ -19,10 +19,10 @@ LONGEST = 120  # seconds until a child that does not end is killed
 
 def import_all() -> None:
     """Imports the package but for the entry points, whose flags exclude each other."""
-    for name in ("pipeline", "compilation", "data", "parallel"):
+    for name in ("runs", "generation", "evaluation", "compilation", "data", "parallel"):
         package = importlib.import_module(f"contextdiff_jax.{name}")
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            if module.name != "contextdiff_jax.pipeline.prepare_beam":
+            if module.name != "contextdiff_jax.runs.prepare_beam":
                 importlib.import_module(module.name)
     importlib.import_module("contextdiff_jax.entry")
 

@@ -9,7 +9,7 @@ from configs import laion
 from contextdiff_jax.compilation import report
 from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.parallel.topologies import CHIPS, GIB
-from contextdiff_jax.pipeline.device_memory import knobs
+from contextdiff_jax.runs.device_memory import knobs
 
 HLO = """HloModule m
 

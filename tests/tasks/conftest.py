@@ -14,7 +14,7 @@ from contextdiff_jax.encoders.clip import CLIP, CLIPConfig
 from contextdiff_jax.encoders.tokenizers import train_tokenizer
 from contextdiff_jax.encoders.weights import save_clip_folder
 from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, UNetConfig
-from contextdiff_jax.pipeline.build import build_diffusion_task, locate_in
+from contextdiff_jax.runs.build import build_diffusion_task, locate_in
 from contextdiff_jax.sampling.config import SamplerConfig
 
 WIDTH = 16

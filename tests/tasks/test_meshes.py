@@ -23,7 +23,7 @@ from contextdiff_jax.parallel import distributed, programs
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, shardings_of
-from contextdiff_jax.pipeline.build import build_diffusion_task, locate_in
+from contextdiff_jax.runs.build import build_diffusion_task, locate_in
 from contextdiff_jax.tasks.contrastive import ContrastiveTask
 from contextdiff_jax.training.optimizer import OptimizerConfig, make_optimizer
 from contextdiff_jax.training.state import TrainState, abstract_state

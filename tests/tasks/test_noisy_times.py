@@ -12,7 +12,7 @@ import pytest
 from benchmarks.configuration import load_config
 from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.schedules import make_schedule
-from contextdiff_jax.pipeline.build import diffusion_runs
+from contextdiff_jax.runs.build import diffusion_runs
 from contextdiff_jax.tasks import objective
 from contextdiff_jax.tasks.config import DiffusionConfig
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from contextdiff_jax.compilation.model_flops import equations
-from contextdiff_jax.pipeline.build import build_diffusion_task, locate_in
+from contextdiff_jax.runs.build import build_diffusion_task, locate_in
 from contextdiff_jax.training.optimizer import OptimizerConfig, make_optimizer
 from contextdiff_jax.training.state import new_state
 from contextdiff_jax.training.step import make_train_step

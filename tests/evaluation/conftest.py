@@ -1,0 +1,10 @@
+"""The tiny tasks of tests/tasks, and their encoders."""
+
+from tests.tasks.conftest import (  # noqa: F401
+    awake,
+    clip_folder,
+    knows_the_image,
+    make_batch,
+    make_config,
+    make_task,
+)
