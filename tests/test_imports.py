@@ -24,6 +24,7 @@ ALLOWED = {
     "diffusion": set(),
     "networks": {"diffusion"},
     "encoders": {"limits", "networks", "system"},
+    "spaces": {"networks"},
     "data": {"system"},
     "parallel": {"networks", "system"},  # the table of logical axis names
     "sampling": {"diffusion", "system"},
