@@ -54,6 +54,7 @@ _UNET_FIXED = {
     "time_cond_proj_dim": None,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
+    "reverse_transformer_layers_per_block": None,
     "attention_type": "default",
     "addition_embed_type": None,
     "class_embed_type": None,

@@ -28,7 +28,13 @@ from contextdiff_jax.encoders.diffusers_names import (
 )
 from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.name_map import Entry, from_params, to_params
-from contextdiff_jax.encoders.tensor_files import Tensor, open_file, open_folder, write_folder
+from contextdiff_jax.encoders.tensor_files import (
+    Tensor,
+    content_hash,
+    open_file,
+    open_folder,
+    write_folder,
+)
 from contextdiff_jax.networks.autoencoder import Autoencoder
 from contextdiff_jax.networks.latent_config import (
     AutoencoderConfig,
@@ -65,6 +71,11 @@ def load_unet(
     return config, unet_params(config, tensors, f"{str(folder)!r}", dtype)
 
 
+def unet_identity(folder: str | pathlib.Path) -> str:
+    """Returns a short identity of a U-Net folder's weights, as folder_identity of weights.py."""
+    return f"sha256:{content_hash(open_folder(local_folder(folder), STEM, VARIANTS))}"
+
+
 def unet_params(
     config: LatentUNetConfig, tensors: Mapping[str, Tensor], where: str, dtype: Any = np.float32
 ) -> dict[str, Any]:
@@ -85,14 +96,22 @@ def load_first_stage(
     """
     folder = local_folder(folder)
     where = f"{str(folder)!r}"
-    pair = _tiny_files(folder)
-    if pair is not None:
-        tensors = with_numbered_layers(*map(open_file, pair))
-        config = _tiny_config(tensors, where)
-    else:
-        config = read_stage_config(folder)
-        tensors = open_folder(folder, STEM, VARIANTS)
+    tensors, described = _stage_tensors(folder)
+    config = read_stage_config(folder) if described else _tiny_config(tensors, where)
     return config, first_stage_params(config, tensors, where, dtype)
+
+
+def first_stage_identity(folder: str | pathlib.Path) -> str:
+    """Returns a short identity of a first stage's weights, as folder_identity of weights.py."""
+    return f"sha256:{content_hash(_stage_tensors(local_folder(folder))[0])}"
+
+
+def _stage_tensors(folder: pathlib.Path) -> tuple[dict[str, Tensor], bool]:
+    """Returns the tensors of a first stage's folder, and whether a config.json describes it."""
+    pair = _tiny_files(folder)
+    if pair is None:
+        return open_folder(folder, STEM, VARIANTS), True
+    return with_numbered_layers(*map(open_file, pair)), False
 
 
 def first_stage_params(

@@ -67,6 +67,7 @@ class LatentUNet(UNet):
           ValueError: for inputs that do not fit the configuration.
         """
         config = self.config
+        self._check_kept()
         config.check_resolution(x.shape[1], "height of x")
         config.check_resolution(x.shape[2], "width of x")
         for name, array, width in (
@@ -82,6 +83,13 @@ class LatentUNet(UNet):
         h = self._middle(h, conditions)
         h = self._up(h, skips, conditions)
         return OutputHead(config.image_channels, config.groups, name="head")(h)
+
+    def _check_kept(self) -> None:
+        if not self.kept:
+            return
+        unknown = sorted(set(self.kept) - {site.name for site in attention_sites(self.config)})
+        if unknown:
+            raise ValueError(f"kept has {unknown[0]!r}, which is no attention site of the network")
 
     def _middle(self, h: jax.Array, conditions: tuple) -> jax.Array:
         config, (embedding, *context) = self.config, conditions

@@ -146,6 +146,7 @@ class LatentSpace:
         key: draws from the stage's Gaussian, each time anew; None takes its mean. Stages without
         one do not read it.
         """
+        self._check_images(images.shape)
         if images.dtype == jnp.uint8:
             images = from_uint8(images)
         latents, log_variance = self._apply("stage", "encode", images)
@@ -185,9 +186,20 @@ class LatentSpace:
         return (latents.astype(jnp.float32) - mean) / std
 
     def raw(self, x0: jax.Array) -> jax.Array:
-        """Returns the stage's own latents of x0, float32."""
+        """Returns the stage's own latents of x0, float32; ValueError for those of another."""
+        channels = self.stage.config.latent_channels
+        if x0.shape[-1] != channels:
+            raise ValueError(f"latents have shape {x0.shape}: the last axis must be {channels}.")
         mean, std = self._statistics()
         return x0.astype(jnp.float32) * std + mean
+
+    def _check_images(self, shape: tuple[int, ...]) -> None:
+        factor, channels = self.stage.config.reduction, self.stage.config.image_channels
+        if len(shape) != 4 or shape[-1] != channels or shape[1] % factor or shape[2] % factor:
+            raise ValueError(
+                f"pictures have shape {shape}: must be (B, H, W, {channels}) with H and W "
+                f"multiples of {factor}."
+            )
 
     def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
         config = self.stage.config

@@ -1,5 +1,6 @@
 """Published weights of latent diffusion: every form that they come in, and back to diffusers."""
 
+import dataclasses
 import json
 
 import ml_dtypes
@@ -8,18 +9,22 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
+from contextdiff_jax.encoders.diffusers_configs import read_unet_config
 from contextdiff_jax.encoders.latent_weights import (
     STEM,
+    first_stage_identity,
     load_first_stage,
     load_unet,
     save_first_stage_folder,
     save_unet_folder,
+    unet_identity,
 )
 from contextdiff_jax.encoders.single_file import (
     load_class_embedding,
     load_single_file_stage,
     load_single_file_unet,
 )
+from contextdiff_jax.networks.latent_config import stable_diffusion_1, stable_diffusion_2
 
 WEIGHTS = f"{STEM}.safetensors"
 
@@ -154,6 +159,61 @@ def test_keys_that_old_configs_omit_have_diffusers_defaults(folders, tmp_path):
     assert config.heads == expected.heads == (2, 2, 2, 2)
     assert config.attention_levels == expected.attention_levels
     assert_same(params, expected_params)
+
+
+# As published, but for keys that say nothing of sizes.
+PUBLISHED = {
+    "_class_name": "UNet2DConditionModel",
+    "act_fn": "silu",
+    "block_out_channels": [320, 640, 1280, 1280],
+    "center_input_sample": False,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
+SECOND = {
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "dual_cross_attention": False,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "use_linear_projection": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            {"attention_head_dim": 8, "cross_attention_dim": 768, "sample_size": 64},
+            stable_diffusion_1(),
+        ),
+        ({**SECOND, "sample_size": 64}, stable_diffusion_2()),
+        (
+            {**SECOND, "sample_size": 96, "upcast_attention": True},
+            dataclasses.replace(stable_diffusion_2(), sample_size=96, upcast_attention=True),
+        ),
+    ],
+)
+def test_published_configs_are_the_presets(keys, expected, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**PUBLISHED, **keys}))
+    assert read_unet_config(tmp_path) == expected
+
+
+def test_identities_are_of_names_and_values(folders, tmp_path):
+    base = unet_identity(folders["unet"]), first_stage_identity(folders["kl"])
+    copied(folders["unet"], tmp_path, f"{STEM}.fp16.safetensors")
+    assert (unet_identity(tmp_path), base[0] != base[1]) == (base[0], True)
+    copied(folders["unet"], tmp_path, change=put("conv_in.bias", np.ones(8, np.float32)))
+    assert unet_identity(tmp_path) != base[0]
 
 
 def test_a_scale_that_is_not_given_is_what_the_stage_was_published_with(folders, tmp_path):

@@ -175,6 +175,12 @@ def test_sites_keep_their_weights_where_asked(first):
     np.testing.assert_allclose(found[cross.name].sum(-1), 1.0, rtol=1e-5)
 
 
+def test_sites_that_are_not_there_are_refused(first):
+    module = LatentUNet(first.config, kept=("middle_attn/block_0/crosss",))
+    with pytest.raises(ValueError, match="kept has 'middle_attn/block_0/crosss', which is no"):
+        module.apply({"params": first.params}, X, T, CONTEXT)
+
+
 def test_every_site_is_in_the_tree(second):
     for site in attention_sites(second.config):
         module = second.params
@@ -194,8 +200,7 @@ def test_scanned_and_rematerialized_blocks_compute_the_same(first):
     tensors = latent_weights.open_folder(folder, latent_weights.STEM)
     params = latent_weights.unet_params(config, tensors, "here")
     assert {"block_0", "blocks_1_2"} <= set(params["up_0"]) | set(params["up_2"])
-    module = LatentUNet(config)
-    got = jax.jit(module.apply)({"params": params}, X, T, CONTEXT)
+    got = jax.jit(LatentUNet(config).apply)({"params": params}, X, T, CONTEXT)
     np.testing.assert_allclose(got, first.ours()[0], rtol=1e-4, atol=1e-4)
 
 

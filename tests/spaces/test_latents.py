@@ -212,6 +212,13 @@ def test_settings_that_cannot_work_are_named(space, cause):
 def test_published_pairs_are_allowed():
     LatentSpace(SD, 512, cheap=first_stage(taesd()), tile=64).validate()
     LatentSpace(first_stage(taef2()), 256).validate()
+
+
+def test_inputs_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"\(1, 64, 60, 3\): must be \(B, H, W, 3\) .*of 8"):
+        LatentSpace(SD, 64).encode(np.zeros((1, 64, 60, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"\(1, 8, 8, 16\): the last axis must be 4"):
+        LatentSpace(SD, 64).decode(np.zeros((1, 8, 8, 16), np.float32))
     with pytest.raises(ValueError, match="no parameters: bind"):
         LatentSpace(SD, 64).encode(np.zeros((1, 64, 64, 3), np.uint8))
 
