@@ -11,6 +11,7 @@ from contextdiff_jax.encoders.tensor_files import Tensor
 
 UNET, STAGE = "model.diffusion_model.", "first_stage_model."
 EMA = "model_ema."
+CLIP_TEXT, OPEN_CLIP_TEXT = "cond_stage_model.transformer.", "cond_stage_model.model."
 CLASS_EMBEDDING = "cond_stage_model.embedding.weight"
 
 _UNET_SINGLE = {

@@ -7,6 +7,7 @@ ones are recognised by their shapes, others are to be given.
 """
 
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from etils import epath
 
 from contextdiff_jax.encoders.compvis_names import (
     CLASS_EMBEDDING,
+    CLIP_TEXT,
+    OPEN_CLIP_TEXT,
     STAGE,
     UNET,
     averaged,
@@ -23,10 +26,17 @@ from contextdiff_jax.encoders.compvis_names import (
     stage_to_diffusers,
     unet_to_diffusers,
 )
+from contextdiff_jax.encoders.config import (
+    STABLE_DIFFUSION_1_TEXT,
+    STABLE_DIFFUSION_2_TEXT,
+    CLIPTextConfig,
+)
 from contextdiff_jax.encoders.latent_weights import first_stage_params, unet_params
 from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.name_map import check_fit
+from contextdiff_jax.encoders.openai_names import to_hugging_face
 from contextdiff_jax.encoders.tensor_files import FLOATS, Tensor, open_file, read_floats
+from contextdiff_jax.encoders.weights import clip_text_params
 from contextdiff_jax.networks.latent_config import (
     AutoencoderConfig,
     LatentUNetConfig,
@@ -95,6 +105,39 @@ def load_single_file_stage(
     if config is None:
         config = _recognised_stage(found, where)
     return config, first_stage_params(config, stage_to_diffusers(found, levels), where, dtype)
+
+
+def load_single_file_text(
+    path: str | pathlib.Path, config: CLIPTextConfig | None = None, dtype: Any = np.float32
+) -> tuple[CLIPTextConfig, dict[str, Any]]:
+    """Returns the sizes and parameters of a file's text encoder, for `TextTower(config)`.
+
+    Stable Diffusion 1.x has CLIP's, 2.x OpenCLIP's, of which blocks beyond config.layers are left
+    out: it was trained on what the last but one gives. The tokenizer is not in the file. Arguments
+    and errors are those of load_single_file_unet.
+    """
+    tensors, where = _open(path)
+    first, second = (below(prefix, tensors) for prefix in (CLIP_TEXT, OPEN_CLIP_TEXT))
+    if not first and not second:
+        raise ValueError(
+            f"{where} holds no text encoder: it has no names below {CLIP_TEXT} or {OPEN_CLIP_TEXT}"
+        )
+    if config is None:
+        config = STABLE_DIFFUSION_1_TEXT if first else STABLE_DIFFUSION_2_TEXT
+    if not first:
+        first = _without_last_blocks(to_hugging_face(second), config.layers)
+    return config, clip_text_params(config, first, where, dtype)
+
+
+def _without_last_blocks(tensors: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    numbers = {
+        name: re.match(r"text_model\.encoder\.layers\.(\d{1,4})\.", name) for name in tensors
+    }
+    return {
+        name: tensors[name]
+        for name, found in numbers.items()
+        if found is None or int(found[1]) < layers
+    }
 
 
 def load_class_embedding(path: str | pathlib.Path, width: int, classes: int) -> np.ndarray:

@@ -65,7 +65,7 @@ def open_folder(
     present = sorted(path.name for path in folder.iterdir())
     for name in present:
         if stem in name:  # pytorch_model.bin too
-            _refuse_pickle(folder / name)
+            _refuse_pickle(folder / name, folder / f"{stem}.safetensors")
     raise FileNotFoundError(
         f"weights folder {str(folder)!r} has neither {stem}.safetensors nor "
         f"{stem}.safetensors.index.json; it has {', '.join(present) or 'nothing'}"
@@ -79,11 +79,12 @@ def _weight_map(index: pathlib.Path) -> dict[str, str]:
     return weight_map
 
 
-def _refuse_pickle(path: pathlib.Path) -> None:
+def _refuse_pickle(path: pathlib.Path, converted: pathlib.Path) -> None:
+    """Raises ValueError for a pickle, saying how to make the file `converted` of it."""
     if path.suffix in _PICKLES:
         raise ValueError(
             f"{str(path)!r} is a pickle, which only torch reads; convert it where torch is "
-            f'installed: python -c "{_CONVERSION}" {path} {path.with_suffix(".safetensors")}'
+            f'installed: python -c "{_CONVERSION}" {path} {converted}'
         )
 
 
@@ -112,7 +113,7 @@ def open_file(path: pathlib.Path) -> dict[str, Tensor]:
     Raises ValueError where it is none of safetensors; of a pickle the sentence says how to convert
     it.
     """
-    _refuse_pickle(path)
+    _refuse_pickle(path, path.with_suffix(".safetensors"))
     try:
         file = safe_open(str(path), "np")
         names = list(file.keys())

@@ -150,6 +150,16 @@ def load_clip_text(
     tensors = to_hugging_face(tensors) if is_openai(tensors) else tensors
     if "embeddings.token_embedding.weight" in tensors:
         tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
+    return config, clip_text_params(config, tensors, f"{str(folder)!r}", dtype)
+
+
+def clip_text_params(
+    config: CLIPTextConfig, tensors: Mapping[str, Tensor], where: str, dtype: Any = np.float32
+) -> dict[str, Any]:
+    """Returns the text tower's parameters of tensors with Hugging Face's names.
+
+    Ignores and raises what load_clip_text does.
+    """
 
     def ignored(name: str) -> bool:
         return name.startswith(_BESIDE_TEXT) or _CLIP_BUFFERS.fullmatch(name) is not None
@@ -157,8 +167,7 @@ def load_clip_text(
     ids = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
     tower = jax.eval_shape(TextTower(config).init, jax.random.key(0), ids)["params"]
     abstract = {"text_model": tower}
-    params = to_params(_TEXT_TABLE, abstract, tensors, ignored, f"{str(folder)!r}", dtype)
-    return config, params["text_model"]
+    return to_params(_TEXT_TABLE, abstract, tensors, ignored, where, dtype)["text_model"]
 
 
 def load_t5(folder: str | pathlib.Path, dtype: Any = np.float32) -> tuple[T5Config, dict[str, Any]]:

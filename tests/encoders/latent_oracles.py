@@ -16,8 +16,16 @@ UNET_1 = {
     "cross_attention_dim": 24,
     "norm_num_groups": 8,
 }
-UNET_2 = {
+# LDM's: the finest level has no attention. One head.
+UNET_LDM = {
     **UNET_1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 1,
+}
+# Stable Diffusion 2.x's projections and heads; and two transformer blocks, as layout's three.
+UNET_2 = {
+    **UNET_LDM,
     "layers_per_block": 1,
     "block_out_channels": (16, 32, 48),
     "attention_head_dim": (1, 2, 6),

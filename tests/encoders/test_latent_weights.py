@@ -1,14 +1,18 @@
 """Published weights of latent diffusion: every form that they come in, and back to diffusers."""
 
 import dataclasses
+import itertools
 import json
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
+from contextdiff_jax.encoders.clip import TextTower
+from contextdiff_jax.encoders.config import STABLE_DIFFUSION_1_TEXT, STABLE_DIFFUSION_2_TEXT
 from contextdiff_jax.encoders.diffusers_configs import read_unet_config
 from contextdiff_jax.encoders.latent_weights import (
     STEM,
@@ -22,8 +26,10 @@ from contextdiff_jax.encoders.latent_weights import (
 from contextdiff_jax.encoders.single_file import (
     load_class_embedding,
     load_single_file_stage,
+    load_single_file_text,
     load_single_file_unet,
 )
+from contextdiff_jax.encoders.weights import load_clip_text
 from contextdiff_jax.networks.latent_config import stable_diffusion_1, stable_diffusion_2
 
 WEIGHTS = f"{STEM}.safetensors"
@@ -51,6 +57,7 @@ def models(oracles):
     }
     return {
         "unet": oracles.randomized(diffusers.UNet2DConditionModel(**deep)),
+        "ldm": oracles.randomized(diffusers.UNet2DConditionModel(**oracles.UNET_LDM)),
         "kl": oracles.randomized(diffusers.AutoencoderKL(**oracles.KL)),
         "vq": oracles.randomized(diffusers.VQModel(**oracles.VQ)),
     }
@@ -67,7 +74,7 @@ def folders(models, tmp_path_factory):
 
 
 def loader(name):
-    return load_unet if name == "unet" else load_first_stage
+    return load_unet if name in ("unet", "ldm") else load_first_stage
 
 
 def assert_same(params, expected):
@@ -257,6 +264,67 @@ def test_a_single_file_holds_the_same_unet(single_file, folders):
     assert_same(averaged, doubled)
 
 
+def test_a_single_file_of_ldm_holds_the_same_unet(models, folders, tmp_path):
+    from tests.encoders import compvis_layout
+
+    save_file(compvis_layout.unet_tensors(models["ldm"]), tmp_path / "model.safetensors")
+    config, expected = load_unet(folders["ldm"])
+    assert config.attention_levels == (1, 2) and config.heads == (1, 1, 1)
+    assert_same(load_single_file_unet(tmp_path / "model.safetensors", config)[1], expected)
+    with pytest.raises(ValueError, match="no moving average, names below model_ema"):
+        load_single_file_unet(tmp_path / "model.safetensors", config, average=True)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_single_file_holds_the_same_text_encoder(version, make_torch_clip, tmp_path):
+    model = make_torch_clip().text_model
+    model.save_pretrained(tmp_path / "text_encoder")
+    config, expected = load_clip_text(tmp_path / "text_encoder")
+    tensors = load_file(tmp_path / "text_encoder" / "model.safetensors")
+    tensors = {"text_model." + name.removeprefix("text_model."): t for name, t in tensors.items()}
+    tensors["text_model.embeddings.position_ids"] = np.arange(12)[None]
+    prefix = "cond_stage_model.transformer."
+    if version == 2:
+        tensors, prefix = in_open_clip_names(tensors), "cond_stage_model.model."
+    path = tmp_path / "model.safetensors"
+    save_file({prefix + name: tensor for name, tensor in tensors.items()}, path)
+    assert_same(load_single_file_text(path, config)[1], expected)
+
+
+def in_open_clip_names(tensors):
+    """A text encoder as OpenCLIP names it, with one block more and the rest of a CLIP's text."""
+    single = {
+        "embeddings.token_embedding.weight": "token_embedding.weight",
+        "embeddings.position_embedding.weight": "positional_embedding",
+        "final_layer_norm.weight": "ln_final.weight",
+        "final_layer_norm.bias": "ln_final.bias",
+    }
+    found = {theirs: tensors[f"text_model.{ours}"] for ours, theirs in single.items()}
+    parts = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc"}
+    parts |= {"mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}
+    for i, leaf in itertools.product(range(3), ("weight", "bias")):
+        ours, theirs = f"text_model.encoder.layers.{i}", f"transformer.resblocks.{i}"
+        for part, renamed in parts.items():
+            found[f"{theirs}.{renamed}.{leaf}"] = tensors[f"{ours}.{part}.{leaf}"]
+        fused = [tensors[f"{ours}.self_attn.{part}_proj.{leaf}"] for part in "qkv"]
+        found[f"{theirs}.attn.in_proj_{leaf}"] = np.concatenate(fused)
+    last = {
+        name.replace("blocks.2", "blocks.3"): 2 * t for name, t in found.items() if "ks.2" in name
+    }
+    rest = {"text_projection": np.ones((32, 20)), "logit_scale": np.ones(())}
+    return {**found, **last, **{name: t.astype(np.float32) for name, t in rest.items()}}
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [(STABLE_DIFFUSION_1_TEXT, 123_060_480), (STABLE_DIFFUSION_2_TEXT, 340_387_840)],
+)
+def test_text_encoders_have_as_many_parameters_as_published(config, count):
+    ids = jax.ShapeDtypeStruct((1, 77), np.int32)
+    abstract = jax.eval_shape(TextTower(config).init, jax.random.key(0), ids)
+    assert sum(leaf.size for leaf in jax.tree.leaves(abstract)) == count
+
+
 def test_a_single_file_holds_the_same_first_stage(single_file, folders, tmp_path):
     config, expected = load_first_stage(folders["kl"])
     assert_same(load_single_file_stage(single_file, config)[1], expected)
@@ -375,7 +443,7 @@ def test_pickles_are_refused_with_how_to_convert_them(folders, tmp_path):
         load_unet(tmp_path)
     ckpt = tmp_path / "sd-v1-4.ckpt"
     ckpt.write_bytes(b"PK\x03\x04")
-    for load in (load_single_file_unet, load_single_file_stage):
+    for load in (load_single_file_unet, load_single_file_stage, load_single_file_text):
         with pytest.raises(ValueError, match="sd-v1-4.ckpt' is a pickle.*sd-v1-4.safetensors"):
             load(ckpt)
 
@@ -396,6 +464,8 @@ def test_the_conversion_of_a_pickle_works(oracles, tmp_path):
     assert set(load_file(tmp_path / "m.safetensors")) == {"a", "b"}
     with pytest.raises(ValueError, match="holds no U-Net: it has no names below model.diff"):
         load_single_file_unet(tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match="holds no text encoder"):
+        load_single_file_text(tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match="holds no first stage"):
         load_single_file_stage(tmp_path / "m.safetensors")
 

@@ -69,7 +69,7 @@ def first(oracles, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def second(oracles, tmp_path_factory):
-    """As 2.x: heads of each level, linear projections; and two transformer blocks, as layout's."""
+    """As 2.x, with LDM's levels of attention and depth: see UNET_2."""
     return Case(oracles, oracles.UNET_2, tmp_path_factory.mktemp("unet_2"))
 
 
