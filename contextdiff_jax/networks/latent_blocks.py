@@ -31,7 +31,7 @@ from contextdiff_jax.networks.layers import (
 
 # Collection that sites keep their attention weights in.
 ATTENTION = "attention"
-_WIDEST_FUSED_HEAD = 128
+_WIDEST_CUDNN_HEAD = 128  # Stable Diffusion has 160, LDM up to 960; the TPU kernel has them all
 # First stages' norms, and the norm that enters a transformer. ResBlocks of the U-Net have 1e-5.
 FINE_EPSILON = 1e-6
 
@@ -118,8 +118,8 @@ class SiteAttention(nn.Module):
       kept: names of sites that keep their weights (B, heads, Q, K) float32 in the collection
         ATTENTION; these compute attention plainly.
       dtype: compute dtype.
-      implementation: of the attention, see dot_product_attention. Heads wider than 128 always take
-        "xla", which alone has them.
+      implementation: of the attention, see dot_product_attention. With "cudnn", heads wider than
+        128, which it does not have, take "xla".
     """
 
     heads: int
@@ -158,8 +158,10 @@ class SiteAttention(nn.Module):
             self.sow(ATTENTION, "weights", weights, reduce_fn=lambda _, new: new)
             attended = weighted_sum(weights, value)
         else:
-            wide = channels // self.heads > _WIDEST_FUSED_HEAD
-            implementation = "xla" if wide else self.implementation
+            wide = channels // self.heads > _WIDEST_CUDNN_HEAD
+            implementation = (
+                "xla" if wide and self.implementation == "cudnn" else self.implementation
+            )
             attended = attend(query, key, value, context_mask, implementation)
         out = Dense(
             channels,

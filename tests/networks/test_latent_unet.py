@@ -205,6 +205,22 @@ def test_scanned_and_rematerialized_blocks_compute_the_same(first):
 
 
 @pytest.mark.parametrize(
+    ("asked", "heads", "taken"), [("cudnn", 1, "xla"), ("cudnn", 2, "cudnn"), ("flash", 1, "flash")]
+)
+def test_heads_that_cudnn_does_not_have_are_computed_plainly(asked, heads, taken, monkeypatch):
+    implementations = []
+
+    def attend(query, key, value, mask, implementation):
+        implementations.append(implementation)
+        return value
+
+    monkeypatch.setattr(latent_blocks, "attend", attend)
+    module = latent_blocks.SiteAttention(heads, implementation=asked)
+    jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 5, 256)))
+    assert implementations == [taken]
+
+
+@pytest.mark.parametrize(
     ("preset", "count"),
     [
         (stable_diffusion_1, 859_520_964),
