@@ -36,30 +36,21 @@ WEIGHTS = f"{STEM}.safetensors"
 
 
 @pytest.fixture(scope="module")
-def oracles():
-    pytest.importorskip("torch")
-    pytest.importorskip("diffusers")
-    from tests.encoders import latent_oracles
-
-    return latent_oracles
-
-
-@pytest.fixture(scope="module")
-def models(oracles):
+def models(latent_oracles):
     """{name: random model of diffusers}; the U-Net has 12 input blocks, as the published ones."""
     import diffusers
 
     deep = {
-        **oracles.UNET_1,
+        **latent_oracles.UNET_1,
         "block_out_channels": (8, 16, 16, 16),
         "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
     }
     return {
-        "unet": oracles.randomized(diffusers.UNet2DConditionModel(**deep)),
-        "ldm": oracles.randomized(diffusers.UNet2DConditionModel(**oracles.UNET_LDM)),
-        "kl": oracles.randomized(diffusers.AutoencoderKL(**oracles.KL)),
-        "vq": oracles.randomized(diffusers.VQModel(**oracles.VQ)),
+        "unet": latent_oracles.randomized(diffusers.UNet2DConditionModel(**deep)),
+        "ldm": latent_oracles.randomized(diffusers.UNet2DConditionModel(**latent_oracles.UNET_LDM)),
+        "kl": latent_oracles.randomized(diffusers.AutoencoderKL(**latent_oracles.KL)),
+        "vq": latent_oracles.randomized(diffusers.VQModel(**latent_oracles.VQ)),
     }
 
 
@@ -448,15 +439,15 @@ def test_pickles_are_refused_with_how_to_convert_them(folders, tmp_path):
             load(ckpt)
 
 
-def test_the_conversion_of_a_pickle_works(oracles, tmp_path):
+def test_the_conversion_of_a_pickle_works(latent_oracles, tmp_path):
     """As the sentence says, in a shell of a user's."""
     import subprocess
     import sys
 
     source = tmp_path / "m.ckpt"
-    shared = oracles.torch.ones(3)
+    shared = latent_oracles.torch.ones(3)
     state = {"a": shared, "b": shared, "step": 3}
-    oracles.torch.save({"state_dict": state, "epoch": 1}, source)
+    latent_oracles.torch.save({"state_dict": state, "epoch": 1}, source)
     with pytest.raises(ValueError) as error:
         load_single_file_unet(source)
     command = str(error.value).partition("python -c ")[2]

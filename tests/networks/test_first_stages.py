@@ -23,14 +23,14 @@ IMAGES = RNG.uniform(-1, 1, size=(2, 16, 24, 3)).astype(np.float32)  # not squar
 class Case:
     """A random first stage of diffusers, its folder, and ours compiled both ways."""
 
-    def __init__(self, oracles, kind, sizes, folder):
-        self.oracles, self.folder = oracles, folder
-        self.torch = oracles.randomized(kind(**sizes))
+    def __init__(self, latent_oracles, kind, sizes, folder):
+        self.latent_oracles, self.folder = latent_oracles, folder
+        self.torch = latent_oracles.randomized(kind(**sizes))
         self.torch.save_pretrained(folder)
         self.config, self.params = latent_weights.load_first_stage(folder)
         self.module = latent_weights.first_stage(self.config)
-        self.encode = oracles.captured(self.module, "encode")
-        self.decode = oracles.captured(self.module, "decode")
+        self.encode = latent_oracles.captured(self.module, "encode")
+        self.decode = latent_oracles.captured(self.module, "decode")
         abstract = latent_weights.abstract_first_stage(self.config)
         tiny = isinstance(self.config, TinyAutoencoderConfig)
         self.table = tiny_table(abstract) if tiny else unet_table(abstract, 3)
@@ -40,40 +40,31 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def oracles():
-    pytest.importorskip("torch")
-    pytest.importorskip("diffusers")
-    from tests.encoders import latent_oracles
-
-    return latent_oracles
-
-
-@pytest.fixture(scope="module")
-def kl(oracles, tmp_path_factory):
+def kl(latent_oracles, tmp_path_factory):
     from diffusers import AutoencoderKL
 
-    return Case(oracles, AutoencoderKL, oracles.KL, tmp_path_factory.mktemp("kl"))
+    return Case(latent_oracles, AutoencoderKL, latent_oracles.KL, tmp_path_factory.mktemp("kl"))
 
 
 @pytest.fixture(scope="module")
-def vq(oracles, tmp_path_factory):
+def vq(latent_oracles, tmp_path_factory):
     from diffusers import VQModel
 
-    return Case(oracles, VQModel, oracles.VQ, tmp_path_factory.mktemp("vq"))
+    return Case(latent_oracles, VQModel, latent_oracles.VQ, tmp_path_factory.mktemp("vq"))
 
 
 @pytest.fixture(scope="module")
-def tiny(oracles, tmp_path_factory):
+def tiny(latent_oracles, tmp_path_factory):
     from diffusers import AutoencoderTiny
 
     sizes = {f"{half}_block_out_channels": (8,) * 4 for half in ("encoder", "decoder")}
-    return Case(oracles, AutoencoderTiny, sizes, tmp_path_factory.mktemp("tiny"))
+    return Case(latent_oracles, AutoencoderTiny, sizes, tmp_path_factory.mktemp("tiny"))
 
 
 def expected_encoding(case):
     encode = case.torch.encode
-    result, layers = case.oracles.layer_outputs(
-        case.torch, lambda: encode(case.oracles.image(IMAGES))
+    result, layers = case.latent_oracles.layer_outputs(
+        case.torch, lambda: encode(case.latent_oracles.image(IMAGES))
     )
     return result, layers
 
@@ -81,25 +72,25 @@ def expected_encoding(case):
 @pytest.mark.parametrize("name", ["kl", "vq", "tiny"])
 def test_every_layer_is_diffusers(name, request):
     case = request.getfixturevalue(name)
-    oracles = case.oracles
+    latent_oracles = case.latent_oracles
     (mean, log_variance), ours = case.encode(case.params, IMAGES)
     expected, theirs = expected_encoding(case)
     if name == "kl":
         gaussian = expected.latent_dist
-        np.testing.assert_allclose(mean, oracles.array(gaussian.mean), atol=2e-4)
-        np.testing.assert_allclose(log_variance, oracles.array(gaussian.logvar), atol=2e-4)
+        np.testing.assert_allclose(mean, latent_oracles.array(gaussian.mean), atol=2e-4)
+        np.testing.assert_allclose(log_variance, latent_oracles.array(gaussian.logvar), atol=2e-4)
     else:
         assert log_variance is None
-        np.testing.assert_allclose(mean, oracles.array(expected.latents), atol=2e-4)
-    oracles.assert_same_layers(ours, theirs, case.table, least=len(theirs))
+        np.testing.assert_allclose(mean, latent_oracles.array(expected.latents), atol=2e-4)
+    latent_oracles.assert_same_layers(ours, theirs, case.table, least=len(theirs))
 
     got, ours = case.decode(case.params, case.latents)
-    expected, theirs = oracles.layer_outputs(
-        case.torch, lambda: case.torch.decode(oracles.image(case.latents)).sample
+    expected, theirs = latent_oracles.layer_outputs(
+        case.torch, lambda: case.torch.decode(latent_oracles.image(case.latents)).sample
     )
-    np.testing.assert_allclose(got, oracles.array(expected), atol=5e-4)
+    np.testing.assert_allclose(got, latent_oracles.array(expected), atol=5e-4)
     # diffusers' codebook is an embedding that its module reads by indices, not by a call.
-    oracles.assert_same_layers(ours, theirs, case.table, least=len(theirs) - (name == "vq"))
+    latent_oracles.assert_same_layers(ours, theirs, case.table, least=len(theirs) - (name == "vq"))
 
 
 @pytest.mark.parametrize("name", ["kl", "vq", "tiny"])
@@ -121,20 +112,22 @@ def test_every_tensor_changes_a_round_trip(name, request):
         assert max(differences) > 1e-3, where
 
 
-def test_norms_add_what_diffusers_adds_where_activations_are_small(kl, oracles, tmp_path):
+def test_norms_add_what_diffusers_adds_where_activations_are_small(kl, latent_oracles, tmp_path):
     from diffusers import AutoencoderKL
 
     model = AutoencoderKL.from_pretrained(kl.folder)
-    with oracles.torch.no_grad():
+    with latent_oracles.torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" not in name and not name.startswith("encoder.conv_out"):
                 parameter.mul_(1e-3 if parameter.ndim > 1 else 0.0)
     model.save_pretrained(tmp_path)
     params = latent_weights.load_first_stage(tmp_path)[1]
     _, ours = kl.encode(params, IMAGES)
-    _, theirs = oracles.layer_outputs(model.eval(), lambda: model.encode(oracles.image(IMAGES)))
+    _, theirs = latent_oracles.layer_outputs(
+        model.eval(), lambda: model.encode(latent_oracles.image(IMAGES))
+    )
     assert 1e-4 < np.abs(theirs["encoder.conv_in"]).mean() < 1e-2
-    oracles.assert_same_layers(ours, theirs, kl.table, least=len(theirs), tolerance=1e-3)
+    latent_oracles.assert_same_layers(ours, theirs, kl.table, least=len(theirs), tolerance=1e-3)
 
 
 def test_the_variance_is_limited(kl):

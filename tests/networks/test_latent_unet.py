@@ -30,63 +30,56 @@ ALL = np.ones((3, 7), bool)
 class Case:
     """A random U-Net of diffusers, its folder, and ours compiled."""
 
-    def __init__(self, oracles, sizes, folder):
+    def __init__(self, latent_oracles, sizes, folder):
         from diffusers import UNet2DConditionModel
 
-        self.oracles, self.folder = oracles, folder
-        self.torch = oracles.randomized(UNet2DConditionModel(**sizes))
+        self.latent_oracles, self.folder = latent_oracles, folder
+        self.torch = latent_oracles.randomized(UNet2DConditionModel(**sizes))
         self.torch.save_pretrained(folder)
         self.config, self.params = latent_weights.load_unet(folder)
         self.module = LatentUNet(self.config)
-        self.run = oracles.captured(self.module)
+        self.run = latent_oracles.captured(self.module)
         abstract = latent_weights.abstract_unet(self.config)
         self.table = unet_table(abstract, len(self.config.channels))
 
     def theirs(self):
-        torch = self.oracles.torch
-        inputs = (self.oracles.image(X), torch.from_numpy(T - 1), torch.from_numpy(CONTEXT))
-        result, layers = self.oracles.layer_outputs(self.torch, lambda: self.torch(*inputs).sample)
-        return self.oracles.array(result), layers
+        torch = self.latent_oracles.torch
+        inputs = (self.latent_oracles.image(X), torch.from_numpy(T - 1), torch.from_numpy(CONTEXT))
+        result, layers = self.latent_oracles.layer_outputs(
+            self.torch, lambda: self.torch(*inputs).sample
+        )
+        return self.latent_oracles.array(result), layers
 
     def ours(self, t=T, context=CONTEXT, mask=ALL, params=None):
         return self.run(self.params if params is None else params, X, t, context, mask)
 
 
 @pytest.fixture(scope="module")
-def oracles():
-    pytest.importorskip("torch")
-    pytest.importorskip("diffusers")
-    from tests.encoders import latent_oracles
-
-    return latent_oracles
-
-
-@pytest.fixture(scope="module")
-def first(oracles, tmp_path_factory):
+def first(latent_oracles, tmp_path_factory):
     """As Stable Diffusion 1.x: one number of heads, convolutions as projections."""
-    return Case(oracles, oracles.UNET_1, tmp_path_factory.mktemp("unet_1"))
+    return Case(latent_oracles, latent_oracles.UNET_1, tmp_path_factory.mktemp("unet_1"))
 
 
 @pytest.fixture(scope="module")
-def second(oracles, tmp_path_factory):
+def second(latent_oracles, tmp_path_factory):
     """As 2.x, with LDM's levels of attention and depth: see UNET_2."""
-    return Case(oracles, oracles.UNET_2, tmp_path_factory.mktemp("unet_2"))
+    return Case(latent_oracles, latent_oracles.UNET_2, tmp_path_factory.mktemp("unet_2"))
 
 
 @pytest.mark.parametrize("name", ["first", "second"])
-def test_every_layer_is_diffusers(name, request, oracles):
+def test_every_layer_is_diffusers(name, request, latent_oracles):
     case = request.getfixturevalue(name)
     (got, ours), (expected, theirs) = case.ours(), case.theirs()
     np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
-    oracles.assert_same_layers(ours, theirs, case.table, least=len(theirs))
+    latent_oracles.assert_same_layers(ours, theirs, case.table, least=len(theirs))
 
 
-def test_norms_add_what_diffusers_adds_where_activations_are_small(first, oracles, tmp_path):
+def test_norms_add_what_diffusers_adds_where_activations_are_small(first, latent_oracles, tmp_path):
     """Everything that a norm reads is of 1e-3, whose square is the smaller epsilon."""
     from diffusers import UNet2DConditionModel
 
     model = UNet2DConditionModel.from_pretrained(first.folder)
-    with oracles.torch.no_grad():
+    with latent_oracles.torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" not in name and not name.startswith(("time_embedding", "conv_out")):
                 small = 1e-3 if parameter.ndim > 1 else 0.0
@@ -99,7 +92,7 @@ def test_norms_add_what_diffusers_adds_where_activations_are_small(first, oracle
     ours, theirs = small.ours()[1], small.theirs()[1]
     read = theirs["down_blocks.0.attentions.0.proj_in"]
     assert 1e-4 < np.abs(read).mean() < 1e-2
-    oracles.assert_same_layers(ours, theirs, small.table, least=len(theirs), tolerance=1e-3)
+    latent_oracles.assert_same_layers(ours, theirs, small.table, least=len(theirs), tolerance=1e-3)
 
 
 def test_every_tensor_changes_the_output(first):

@@ -24,21 +24,12 @@ IMAGES = RNG.integers(0, 256, size=(2, 16, 16, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def oracles():
-    pytest.importorskip("torch")
-    pytest.importorskip("diffusers")
-    from tests.encoders import latent_oracles
-
-    return latent_oracles
-
-
-@pytest.fixture(scope="module")
-def kl(oracles, tmp_path_factory):
+def kl(latent_oracles, tmp_path_factory):
     """A random AutoencoderKL of diffusers and the space around ours, its methods compiled."""
     from diffusers import AutoencoderKL
 
     folder = tmp_path_factory.mktemp("kl")
-    model = oracles.randomized(AutoencoderKL(**oracles.KL))
+    model = latent_oracles.randomized(AutoencoderKL(**latent_oracles.KL))
     model.save_pretrained(folder)
     config, params = load_first_stage(folder)
     space = LatentSpace(first_stage(config), resolution=16)
@@ -53,29 +44,29 @@ def encode(kl):
     return lambda images, key: np.asarray(compiled(params, images, key))
 
 
-def test_latents_are_scaled_once_each_way(kl, oracles):
+def test_latents_are_scaled_once_each_way(kl, latent_oracles):
     model, space, params = kl
     bound = space.bind(params)
     x0 = jax.jit(bound.encode)(IMAGES)
     assert x0.shape[1:] == space.shape == (4, 4, 4) and space.bounds is None
     assert space.image_shape == (16, 16, 3)
-    pixels = oracles.image(IMAGES.astype(np.float32) / 127.5 - 1)
-    with oracles.torch.no_grad():
+    pixels = latent_oracles.image(IMAGES.astype(np.float32) / 127.5 - 1)
+    with latent_oracles.torch.no_grad():
         expected = model.encode(pixels).latent_dist.mode() * model.config.scaling_factor
         decoded = model.decode(expected / model.config.scaling_factor).sample
-    np.testing.assert_allclose(x0, oracles.array(expected), atol=5e-5)
-    expected = oracles.array(decoded).clip(-1, 1)
+    np.testing.assert_allclose(x0, latent_oracles.array(expected), atol=5e-5)
+    expected = latent_oracles.array(decoded).clip(-1, 1)
     assert (np.abs(expected) == 1).any() and (np.abs(expected) < 1).any()
     np.testing.assert_allclose(jax.jit(bound.decode)(x0), expected, atol=2e-3)
     np.testing.assert_allclose(bound.pixels(x0), expected, atol=2e-3)
 
 
-def test_the_gaussian_is_drawn_from_anew(kl, encode, oracles):
+def test_the_gaussian_is_drawn_from_anew(kl, encode, latent_oracles):
     model, space, params = kl
-    pixels = oracles.image(IMAGES.astype(np.float32) / 127.5 - 1)
-    with oracles.torch.no_grad():
+    pixels = latent_oracles.image(IMAGES.astype(np.float32) / 127.5 - 1)
+    with latent_oracles.torch.no_grad():
         gaussian = model.encode(pixels).latent_dist
-    mean, std = (0.18215 * oracles.array(x) for x in (gaussian.mean, gaussian.std))
+    mean, std = (0.18215 * latent_oracles.array(x) for x in (gaussian.mean, gaussian.std))
     keys = jax.random.split(jax.random.key(0), 400)
     drawn = np.stack([encode(IMAGES, key) for key in keys])
     np.testing.assert_allclose(drawn.mean(0), mean, atol=5 * std.max() / 20)
@@ -245,18 +236,18 @@ def taef2_latents(taef2_space, photos):
     return np.asarray(jax.jit(taef2_space.encode)(photos))
 
 
-def test_taef2_is_torch_s(taef2_space, photos, shared_data, oracles):
+def test_taef2_is_torch_s(taef2_space, photos, shared_data, latent_oracles):
     from tests.networks import taef2_torch
 
     folder = shared_data("weights/taef2")
     crop = photos[:1, :96, :128]
-    pixels = oracles.image(crop.astype(np.float32) / 255)
+    pixels = latent_oracles.image(crop.astype(np.float32) / 255)
     expected = taef2_torch.run(folder / "taef2_encoder.safetensors", taef2_torch.ENCODER, pixels)
     latents = jax.jit(taef2_space.encode)(crop)
-    np.testing.assert_allclose(latents, oracles.array(expected), atol=2e-4)
+    np.testing.assert_allclose(latents, latent_oracles.array(expected), atol=2e-4)
     decoded = taef2_torch.run(folder / "taef2_decoder.safetensors", taef2_torch.DECODER, expected)
     got = (jax.jit(taef2_space.decode)(latents) + 1) / 2
-    np.testing.assert_allclose(got, oracles.array(decoded).clip(0, 1), atol=2e-4)
+    np.testing.assert_allclose(got, latent_oracles.array(decoded).clip(0, 1), atol=2e-4)
 
 
 def test_taef2_decodes_photographs(taef2_space, taef2_latents, photos):
