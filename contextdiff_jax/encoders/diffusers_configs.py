@@ -168,7 +168,7 @@ def read_stage_config(folder: os.PathLike) -> AutoencoderConfig | TinyAutoencode
         return _read_tiny(values, where)
     kind = _KINDS[values["_class_name"]]
     _check_fixed(_STAGE_FIXED | _KIND_FIXED[kind], values, where)
-    # SDXL's inherited keys apart, files give null for what they do not know.
+    # Some files give null for what they do not know.
     given = _without_null(values, "sample_size", "scaling_factor")
     fields = read_fields(_STAGE_FIELDS | _SCALE[kind], given, where)
     if kind == "vq":
@@ -261,7 +261,7 @@ def _attending(
     up = values.get("up_block_types", [names[kind] for kind in reversed(default)])
     mirrored = [names[kind] for kind in reversed(down)]
     if up != mirrored:
-        raise ValueError(f"{where}: up_block_types = {shown(up)}: must be {mirrored}")
+        raise ValueError(f"{where}: up_block_types = {shown(up)}: must be {shown(mirrored)}")
     return tuple(level for level, kind in enumerate(down) if kind == attending)
 
 
