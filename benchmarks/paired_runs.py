@@ -41,7 +41,7 @@ from etils import epath
 
 from benchmarks.adapter_vs_plain import collect, with_data
 from benchmarks.configuration import load_config
-from contextdiff_jax.config import Config, RunConfig, from_config_dict
+from contextdiff_jax.config import Config, RunConfig, from_config_dict, with_task
 from contextdiff_jax.diffusion.weights import WeightName
 from contextdiff_jax.entry import hide_libraries
 from contextdiff_jax.evaluate import PLANS
@@ -55,13 +55,17 @@ from contextdiff_jax.runs.validation import validate
 
 
 def _changed(part: str, **changes: Any) -> Callable[[Config, str], Config]:
-    """Returns the change of some fields of a section (adapter, optimizer) of the base run."""
+    """Returns the change of some fields of a section of the base run, or of its task."""
 
     def change(config: Config, base: str) -> Config:
         run = config.runs[base]
-        section = dataclasses.replace(getattr(run, part), **changes)
-        runs = {**config.runs, base: dataclasses.replace(run, **{part: section})}
-        return dataclasses.replace(config, runs=runs)
+        if hasattr(run, part):
+            section = dataclasses.replace(getattr(run, part), **changes)
+            run = dataclasses.replace(run, **{part: section})
+        else:
+            section = dataclasses.replace(getattr(run.task, part), **changes)
+            run = with_task(run, **{part: section})
+        return dataclasses.replace(config, runs={**config.runs, base: run})
 
     return change
 
@@ -138,7 +142,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def base_only(config: Config, seed: int, args: argparse.Namespace) -> tuple[Config, str, str]:
     """Returns the config of CLIP and base model alone, and the names of the two runs."""
     base = diffusion_runs(config)[0]
-    clip = next(name for name in config.pipeline if config.runs[name].task == "contrastive")
+    clip = next(name for name in config.pipeline if config.runs[name].task.encoder_config)
     run = config.runs[base]
     runs = {clip: config.runs[clip], base: _of_length(run, args.steps or run.steps)}
     runs = {name: with_data(run, args.data_path) for name, run in runs.items()}
@@ -147,8 +151,9 @@ def base_only(config: Config, seed: int, args: argparse.Namespace) -> tuple[Conf
 
 def _of_length(run: RunConfig, steps: int) -> RunConfig:
     """The costly diagnostics at the end alone, and no previews: the pictures come afterwards."""
-    preview = dataclasses.replace(run.preview, every=0)
-    return dataclasses.replace(run, steps=steps, diagnose_every=steps, preview=preview)
+    preview = dataclasses.replace(run.task.preview, every=0)
+    run = dataclasses.replace(run, steps=steps)
+    return with_task(run, diagnose_every=steps, preview=preview)
 
 
 def measure(

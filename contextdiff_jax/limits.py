@@ -39,10 +39,11 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
         "Config": {"seed": LARGEST_SEED},
         "RunConfig": {
-            **dict.fromkeys(("steps", "log_every", "save_every", "keep", "diagnose_every"), _COUNT),
+            **dict.fromkeys(("steps", "log_every", "save_every", "keep"), _COUNT),
             "batch_size": _BATCH,
-            "low_resolution": _SIDE,
         },
+        "DiffusionTaskConfig": {"diagnose_every": _COUNT},
+        "SuperResolutionConfig": {"low_resolution": _SIDE},
         "DataConfig": {
             "resolution": _SIDE,
             **dict.fromkeys(("min_side", "min_original_side"), 2**20),
@@ -135,7 +136,12 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
         "Export": {"format": _COUNT},
     }
 )
-"""By section: by field, the largest absolute value of the number, or of each one in a tuple."""
+"""By section: by field, the largest absolute value of the number, or of each one in a tuple.
+
+What is said of a class holds for those derived from it.
+"""
+
+_KEY = "most"
 
 MOST_LEVELS = 12
 """Entries of a tuple of numbers: each is of one level of a network."""
@@ -150,12 +156,19 @@ MOST_CHARACTERS = 10_000
 """Of one text."""
 
 
+def most(value: int) -> dict[str, int]:
+    """Returns the metadata of a field whose limit stands beside it, not in the table."""
+    return {_KEY: value}
+
+
 def check_limits(section: Any, where: str) -> None:
     """Raises ValueError naming the first field (as `where`.field) of a dataclass above its limit.
 
     Sections inside it are not looked into.
     """
-    largest = LIMITS.get(type(section).__name__, {})
+    bases = reversed(type(section).__mro__)
+    largest = {k: v for base in bases for k, v in LIMITS.get(base.__name__, {}).items()}
+    largest |= {f.name: f.metadata[_KEY] for f in dataclasses.fields(section) if _KEY in f.metadata}
     for field in dataclasses.fields(section):
         value, key = getattr(section, field.name), f"{where}.{field.name}"
         if isinstance(value, dict) and len(value) > MOST_RUNS:

@@ -1,8 +1,11 @@
 """Fixtures every test may use: the compilation cache, and the optional real data."""
 
+import json
 import os
 import pathlib
 import signal
+import subprocess
+import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -59,6 +62,37 @@ def shared_data():
         return found
 
     return path
+
+
+class Forks:
+    """Entry points run by tests/command_line/forks.py: forks("main", "--help")."""
+
+    def __init__(self):
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.command_line.forks"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, module, *arguments):
+        print(json.dumps([module, *map(str, arguments)]), file=self._server.stdin, flush=True)
+        answer = self._server.stdout.readline()
+        return subprocess.CompletedProcess(arguments, *json.loads(answer))
+
+    def close(self):
+        self._server.stdin.close()
+        self._server.stdout.close()
+        self._server.wait()
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Runs entry points without importing JAX for each; returns a CompletedProcess."""
+    server = Forks()
+    yield server
+    server.close()
 
 
 @pytest.fixture

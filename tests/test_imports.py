@@ -1,4 +1,4 @@
-"""Who may import whom (README, "How the house is laid out"), and what the core never needs.
+"""Who may import whom (docs/architecture.md), and what the core never needs.
 
 Every file of the package counts, and every form of import, inside functions too.
 """
@@ -22,17 +22,21 @@ ALLOWED = {
     "pil_resizing": set(),
     "pictures": {"system"},
     "diffusion": set(),
-    "networks": {"diffusion"},
+    "networks": {"diffusion", "system"},
+    "spaces": {"encoders", "networks", "system"},
+    "conditions": {"diffusion", "encoders", "networks", "pil_resizing"},
     "encoders": {"limits", "networks", "system"},
-    "spaces": {"networks"},
     "data": {"system"},
     "parallel": {"networks", "system"},  # the table of logical axis names
     "sampling": {"diffusion", "system"},
     "training": {"parallel", "pictures", "system"},
-    "tasks": {"diffusion", "encoders", "networks", "pil_resizing", "sampling", "training"},
+    "tasks": {
+        *("conditions", "data", "diffusion", "encoders", "networks", "parallel", "sampling"),
+        *("spaces", "system", "training"),
+    },
+    "config_upgrade": set(),
     "config": {
-        *("data", "encoders", "limits", "networks", "parallel", "sampling", "system"),
-        *("tasks", "training"),
+        *("config_upgrade", "data", "limits", "parallel", "system", "tasks", "training"),
     },
     "arguments": {"data", "system"},
     "command_line": {"arguments", "config", "system"},
@@ -40,7 +44,7 @@ ALLOWED = {
 }
 # Where the parts meet, in order: each may import all above, and those before it.
 TOP = ["runs", "compilation", "generation", "evaluation"]
-ENTRIES = {"main", "sample", "evaluate", "export", "prepare", "compile"}
+ENTRIES = {"__main__", "main", "sample", "evaluate", "export", "prepare", "compile"}
 FORBIDDEN = {"diffusion": {"flax"}, "sampling": {"flax"}, "data": {"jax", "flax"}}
 
 

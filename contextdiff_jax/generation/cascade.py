@@ -111,7 +111,7 @@ class Cascade:
         for name, recorded in export.stages.items():
             task = build_task(config, name, encoders)
             _check_encoders(task, name, recorded.encoders)
-            frozen = placed.add_shared("frozen", task.frozen, task.boxed_frozen())
+            frozen = placed.frozen(task, name)
             boxed = jax.eval_shape(task.init, jax.random.key(0))
             weights = _load_weights(folder, name, boxed)
             params = placed.add(name, weights, lambda boxed=boxed: boxed)
@@ -282,7 +282,7 @@ class _Placed:
         if mesh.shape["data"] == mesh.size and split > 1:
             self._advice += f", or a multiple of {split} devices, which split the weights"
         self._groups: dict[str, tuple[Any, Any]] = {}
-        self._shared: dict[str, Any] = {}
+        self._frozen: dict[str, Any] = {}
 
     def add(self, group: str, tree: Any, boxed: Callable[[], Any]) -> Any:
         """Puts parameters on the mesh, split as in training.
@@ -298,15 +298,14 @@ class _Placed:
         audit(self._groups, self._advice)
         return distributed.place(tree, shardings)
 
-    def add_shared(self, group: str, trees: Mapping[str, Any], boxed: Mapping[str, Any]) -> Any:
-        """Returns each of the trees on the mesh, by name; what has lain there before is not moved.
-
-        boxed: their axes, by the same names.
-        """
-        for name, tree in trees.items():
-            if name not in self._shared:
-                self._shared[name] = self.add(f"{group} {name}", tree, lambda n=name: boxed[n])
-        return {name: self._shared[name] for name in trees}
+    def frozen(self, task: DiffusionTask, stage: str) -> dict[str, Any]:
+        """Returns a task's frozen parameters on the mesh; what stages share lies there once."""
+        new = {name: tree for name, tree in task.frozen.items() if name not in self._frozen}
+        if new:
+            group = f"frozen, of {stage} alone" if self._frozen else "frozen"
+            boxed = lambda: {name: task.boxed_frozen()[name] for name in new}  # noqa: E731
+            self._frozen |= self.add(group, new, boxed)
+        return {name: self._frozen[name] for name in task.frozen}
 
     def describe(self) -> None:
         """Writes the bytes per device to the log."""

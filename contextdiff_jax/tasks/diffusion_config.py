@@ -102,8 +102,9 @@ class DiffusionTaskConfig(TaskConfig):
     diagnose_every: int = dataclasses.field(default=0, metadata=FREE)
 
     def networks(self) -> dict[str, NetworkConfig]:
-        """Returns the sections of networks: every field that holds one."""
-        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """Returns the sections of networks: every field that holds one, the adapter last."""
+        names = sorted((f.name for f in dataclasses.fields(self)), key=lambda n: n == "adapter")
+        found = {name: getattr(self, name) for name in names}
         return {name: each for name, each in found.items() if isinstance(each, NetworkConfig)}
 
     def encoders(self, use_adapter: bool) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """Runs entry points in children of one process that has imported what they import, JAX above all.
 
 Reads lines of JSON, [module, argument, ...], and answers each with [exit code, stdout, stderr] of
-`python -m contextdiff_jax.MODULE ARGUMENTS`. A child has all its state to itself, flags included,
-and ends by the very path that a user's process does.
+`python -m contextdiff_jax.MODULE ARGUMENTS`; a name with a dot is that of a module elsewhere. A
+child has all its state to itself, flags included, and ends by the very path that a user's process
+does.
 """
 
 import importlib
@@ -50,8 +51,9 @@ def _become(module: str, arguments: list[str], out: int, err: int) -> None:
         os.dup2(err, 2)
         os.close(err)
         sys.argv = [f"contextdiff_jax/{module}.py", *arguments]
+        name = module if "." in module else f"contextdiff_jax.{module}"
         try:
-            runpy.run_module(f"contextdiff_jax.{module}", run_name="__main__", alter_sys=True)
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -1,5 +1,6 @@
 """The tiny tasks of tests/tasks, and their encoders."""
 
+from tests.data.conftest import picture_bytes  # noqa: F401
 from tests.tasks.conftest import (  # noqa: F401
     awake,
     clip_folder,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from contextdiff_jax.conditions.condition import Condition, Given
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.evaluation.bits_per_dim import LikelihoodSettings, bits_per_dim
@@ -17,7 +18,6 @@ from contextdiff_jax.generation.cascade import Stage
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.system.interruption import Interrupted, Watch
-from contextdiff_jax.tasks.conditioning import Condition
 
 COUNT, DAMAGED = 11, 4
 
@@ -44,22 +44,30 @@ class Scaled:
         return params["params"]["scale"] * x * (1 + 0.1 * text[:, :1, :1, None])
 
 
-class CaptionLength:
-    """Stands in for the encoders: the caption's length is all they see."""
+class CaptionLength(Condition):
+    """A caption of which the networks see the length alone."""
 
-    def tokenize(self, prompts):
-        lengths = np.array([[[len(prompt)]] for prompt in prompts], np.float32)
-        return {"length": lengths, "present": np.ones(len(prompts), bool)}
+    name = "text"
 
-    def encode(self, frozen, batch):
+    def collate(self, values, warn=False):
+        lengths = np.array([[[len(caption)]] for caption in values], np.float32)
+        return {"length": lengths, "present": np.ones(len(values), bool)}
+
+    def encode(self, params, frozen, batch):
         mask = jnp.ones(batch["length"].shape[:2], bool)
-        return Condition(batch["length"], mask, batch["present"], batch["length"], mask)
-
-    def image_tokens(self, frozen, images):
-        return None
+        return Given(batch["present"], batch["length"], mask, batch["length"], mask)
 
     def identities(self):
         return {"text": "length"}
+
+
+class NoEncoder:
+    """Stands in for the image encoder."""
+
+    identity = "none"
+
+    def tokens(self, params, images):
+        return None
 
 
 @pytest.fixture
@@ -71,13 +79,13 @@ def make_stage(make_task):
             make_task(num_steps=6, prediction="x0"),
             denoiser=Scaled(),
             adapter=Scaled(),
-            conditioning=CaptionLength(),
-            resolution=16,
+            conditions=(CaptionLength(),),
+            image_encoder=NoEncoder(),
         )
         params = {"denoiser": {"scale": scale}, "adapter": {"scale": 0.2}}
         params = jax.tree.map(jnp.float32, params)
         mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
-        return Stage("base", task, params, {}, task.sampler, mesh)
+        return Stage("base", task, params, {"none": None}, task.sampler, mesh)
 
     return make
 
@@ -189,7 +197,11 @@ class Enlarged:
 def test_a_super_resolution_stage_is_given_its_own_low_resolution(make_task, data, tmp_path):
     task = make_task("sr", num_steps=4, prediction="x0")
     task = dataclasses.replace(
-        task, denoiser=Enlarged(), adapter=None, conditioning=CaptionLength()
+        task,
+        denoiser=Enlarged(),
+        adapter=None,
+        image_encoder=None,
+        conditions=(CaptionLength(), task.conditions[1]),
     )
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     stage = Stage("sr", task, {"denoiser": {}}, {}, task.sampler, mesh)

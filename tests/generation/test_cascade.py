@@ -13,8 +13,9 @@ from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.generation.cascade import Cascade, _for_this_machine
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import MeshConfig
-from contextdiff_jax.runs.build import build_diffusion_task, locate_in
+from contextdiff_jax.tasks.task_config import with_networks
 from contextdiff_jax.training.checkpoints import load_tree, save_tree
+from tests.tasks.conftest import build_loaded
 
 
 @pytest.fixture
@@ -23,10 +24,10 @@ def export(make_config, tmp_path):
 
     def make(mesh):
         config = dataclasses.replace(make_config(), mesh=mesh)
-        task = build_diffusion_task(config, config.runs["base"], locate_in("unused"))
+        task = build_loaded(config, "base")
         shapes = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
         save_tree(tmp_path / "base", jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
-        stages = {"base": {"step": 1, "encoders": task.conditioning.identities()}}
+        stages = {"base": {"step": 1, "encoders": task.identities()}}
         content = {"format": 1, "stages": stages, "config": dataclasses.asdict(config)}
         (tmp_path / "export.json").write_text(json.dumps(content))
         return tmp_path
@@ -91,10 +92,14 @@ def test_weights_that_cannot_fit_are_refused_before_they_are_placed(export, monk
 
 
 def test_kernels_of_the_machine_that_trained_are_not_asked_of_another():
-    run = from_config_dict(quickstart.get_config()).runs["base"]
-    trained = dataclasses.replace(
-        run,
-        unet=dataclasses.replace(run.unet, attention_implementation="flash"),
-        adapter=dataclasses.replace(run.adapter, attention_implementation="flash"),
-    )
-    assert _for_this_machine(trained) == run
+    config = from_config_dict(quickstart.get_config())
+    runs = {
+        name: dataclasses.replace(run, task=with_networks(run.task, asks_for_flash))
+        for name, run in config.runs.items()
+    }
+    trained = dataclasses.replace(config, runs=runs)
+    assert trained != config and _for_this_machine(trained) == config
+
+
+def asks_for_flash(network):
+    return dataclasses.replace(network, attention_implementation="flash")

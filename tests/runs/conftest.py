@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from contextdiff_jax.config import EncoderRef, PreviewConfig
+from contextdiff_jax.config import EncoderRef, with_task
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.encoders.tokenizers import train_tokenizer
 from contextdiff_jax.runs.prepare import Job
+from contextdiff_jax.tasks.diffusion_config import PreviewConfig
 from tests.data.conftest import picture_bytes, write_tar  # noqa: F401  (fixtures)
 from tests.tasks.conftest import CAPTIONS, WIDTH, clip_folder, make_config  # noqa: F401
 from tests.tasks.conftest import make_task as make_task  # noqa: F401
@@ -73,7 +74,7 @@ def make_job(make_config, t5_folder, shard_folder, tmp_path):  # noqa: F811
             cache_dir=str(tmp_path / "index"),
         )
         preview = PreviewConfig(every=1, prompts=("a red circle", ""), num_steps=2)
-        run = dataclasses.replace(config.runs["base"], data=data, preview=preview)
+        run = with_task(dataclasses.replace(config.runs["base"], data=data), preview=preview)
         text = EncoderRef(kind="t5", path=str(t5_folder[0]), max_length=40)
         config = dataclasses.replace(
             config,

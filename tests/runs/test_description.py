@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 STAGE = {"step": 5, "encoders": {"text": "sha256:0"}}
 CONTENT = {
-    "format": 1,
+    "format": 2,
     "dtype": "float32",
     "stages": {"base": STAGE, "sr": STAGE},
     "config": quickstart.get_config().to_dict(),
@@ -49,6 +49,7 @@ def renamed(old, new):
 
 
 BASE, SR = "config.runs.base", "config.runs.sr"
+TASK = f"{BASE}.task"
 REFUSED = {
     "a path up": (
         renamed("base", "../../x"),
@@ -76,28 +77,57 @@ REFUSED = {
     "step a text": (at("stages.base.step", "5"), "export.stages.base.step = '5': must be int"),
     "no config": (lambda c: c.pop("config"), "export.config is missing"),
     "config a list": (at("config", []), "export.config = []: must be a section, is list"),
-    "another format": (at("format", 2), "format = '2': must be 1"),
-    "no format": (lambda c: c.pop("format"), "format = 'None': must be 1"),
+    "another format": (at("format", 3), "format = '3': must be one of 1, 2"),
+    "no format": (lambda c: c.pop("format"), "format = 'None': must be one of 1, 2"),
     "an unknown key": (at("run_me", "x"), "export.run_me = 'x': unknown key"),
     "dtype": (at("dtype", "int8"), "export.dtype = 'int8': must be one of float32, bfloat16"),
-    "width 0": (at(f"{BASE}.unet.width", 0), "config.runs.base.unet.width = 0"),
-    "width -2": (at(f"{BASE}.unet.width", -2), "config.runs.base.unet.width = -2"),
-    "width 2^40": (at(f"{BASE}.unet.width", 2**40), "unet.width = 1099511627776: must be at most"),
-    "width NaN": (at(f"{BASE}.adapter.bound", float("nan")), "holds the number NaN"),
-    "levels": (at(f"{BASE}.unet.multipliers", [1] * 99), "multipliers has 99 entries: must be at"),
-    "blocks": (at(f"{BASE}.unet.num_blocks", 10**7), "num_blocks = 10000000: must be at most 64"),
+    "width 0": (at(f"{TASK}.unet.width", 0), "config.runs.base.task.unet.width = 0"),
+    "width -2": (at(f"{TASK}.unet.width", -2), "config.runs.base.task.unet.width = -2"),
+    "width 2^40": (
+        at(f"{TASK}.unet.width", 2**40),
+        "unet.width = 1099511627776: must",
+    ),
+    "width NaN": (at(f"{TASK}.adapter.bound", float("nan")), "holds the number NaN"),
+    "levels": (
+        at(f"{TASK}.unet.multipliers", [1] * 99),
+        "multipliers has 99 entries: must be",
+    ),
+    "blocks": (
+        at(f"{TASK}.unet.num_blocks", 10**7),
+        "num_blocks = 10000000: must be at",
+    ),
     "resolution 2^20": (at(f"{BASE}.data.resolution", 2**20), "resolution = 1048576: must be at"),
-    "low resolution": (at(f"{SR}.low_resolution", 8), "low_resolution = 8: must be"),
-    "10^9 steps": (at(f"{BASE}.sampler.num_steps", 10**9), "num_steps = 1000000000: must be at"),
-    "10^9 times": (at(f"{BASE}.diffusion.num_steps", 10**9), "num_steps = 1000000000: must be at"),
-    "steps above T": (at(f"{BASE}.sampler.num_steps", 9999), "sampler.num_steps = 9999: "),
+    "low resolution": (at(f"{SR}.task.low_resolution", 8), "low_resolution = 8: must be"),
+    "10^9 steps": (
+        at(f"{TASK}.sampler.num_steps", 10**9),
+        "num_steps = 1000000000: must be",
+    ),
+    "10^9 times": (
+        at(f"{TASK}.diffusion.num_steps", 10**9),
+        "num_steps = 1000000000: must be",
+    ),
+    "steps above T": (at(f"{TASK}.sampler.num_steps", 9999), "sampler.num_steps = 9999: "),
     "a sampler of another kind": (
-        at(f"{BASE}.sampler.name", "x"),
+        at(f"{TASK}.sampler.name", "x"),
         "sampler.name = 'x': must be one",
     ),
     "tokens": (at("config.encoders.text.max_length", 2**40), "max_length = 1099511627776: must be"),
     "an encoder outside": (at("config.encoders.clip.path", "run:../x"), "has the name '../x'"),
-    "no network": (at(f"{BASE}.unet", None), "config.runs.base.unet is missing"),
+    "no network": (
+        at(f"{TASK}.unet", None),
+        "base.task.unet = None: must be a section",
+    ),
+    "no task": (
+        at(TASK, {}),
+        "config.runs.base.task.kind = None: must be one of",
+    ),
+    "an unknown task": (at(f"{TASK}.kind", "text_to_imag"), "did you mean text_to_image?"),
+    "a task that is a list": (at(f"{TASK}.kind", []), "config.runs.base.task.kind = []: must"),
+    "another task's section": (
+        at(f"{TASK}.efficient_unet", {}),
+        "config.runs.base.task.efficient_unet = {}: unknown key",
+    ),
+    "an old task of no name": (at(TASK, "x"), "task.kind = 'x': must be one of"),
     "a pipeline of nothing": (at("config.pipeline", []), "must be the first of (none)"),
     "a run that is not there": (at("config.pipeline", ["base", "q"]), "config.pipeline names 'q'"),
     "a long text": (at("config.name", "x" * 20_000), "must be at most 10000 characters"),
@@ -134,7 +164,10 @@ def export(tmp_path):
 def test_what_an_export_writes_is_read(export):
     read, _ = read_export(export(lambda content: None))
     assert list(read.stages) == ["base", "sr"] and read.stages["base"].step == 5
-    assert read.config.runs["base"].unet.width == CONTENT["config"]["runs"]["base"]["unet"]["width"]
+    assert (
+        read.config.runs["base"].task.unet.width
+        == CONTENT["config"]["runs"]["base"]["task"]["unet"]["width"]
+    )
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -158,7 +191,7 @@ def test_a_description_of_a_stranger_is_refused(kind, export):
         (b'{"format": 1e999}', "holds the number 1e999, must be finite"),
         (b'{"format": %s}' % (b"1" * 9999), "is not JSON"),
         (b'{"a":' * 99_999, "too deep"),
-        (b'{"format": [[1]]}', "format = '[[1]]': must be 1"),
+        (b'{"format": [[1]]}', "format = '[[1]]': must be one of 1, 2"),
     ],
 )
 def test_a_description_that_is_none_is_refused(data, cause, tmp_path):

@@ -17,6 +17,11 @@ from contextdiff_jax.runs.resumption import check_same_run
 LOCATE = build.locate_in("unused")
 
 
+def build_loaded(config, embeddings=None):
+    """The task of the base, its encoders loaded or their tokens stored."""
+    return build.build_task(config, "base", build.LoadedEncoders(config, LOCATE, embeddings))
+
+
 def with_embeddings(job):
     """The job's config and its run, reading what the job wrote."""
     run = job.config.runs["base"]
@@ -39,7 +44,7 @@ def test_the_loss_is_that_of_encoding_in_the_loop(make_job):
         config, run = with_embeddings(job)
         source = open_source(run.data)
         embeddings = open_embeddings(config, run, source, LOCATE)
-        task = build.build_diffusion_task(config, run, LOCATE, embeddings)
+        task = build_loaded(config, embeddings)
         params = random_parameters(task)
         batch = first_batch(source, run, embeddings=embeddings)
         loss = jax.jit(lambda params, batch, task=task: task.loss(params, task.frozen, batch, key))
@@ -47,8 +52,8 @@ def test_the_loss_is_that_of_encoding_in_the_loop(make_job):
         tokens[dtype] = np.asarray(batch["text_tokens"], np.float32)
     others = loss(params, batch | {"text_tokens": batch["text_tokens"][::-1]})[0]
 
-    encoding = build.build_diffusion_task(config, run, LOCATE)
-    ids = first_batch(source, run, tokenize=encoding.conditioning.tokenize)
+    encoding = build_loaded(config)
+    ids = first_batch(source, run, tokenize=encoding.collate)
     np.testing.assert_array_equal(batch["image"], ids["image"])
     expected = jax.jit(lambda p, b: encoding.loss(p, encoding.frozen, b, key))(params, ids)[0]
     np.testing.assert_allclose(losses["float32"], expected, rtol=1e-5)
@@ -56,8 +61,8 @@ def test_the_loss_is_that_of_encoding_in_the_loop(make_job):
     # The rounding is there, whether or not it survives in a float32 loss.
     assert 0 < np.abs(tokens["bfloat16"] - tokens["float32"]).max() < 0.02
 
-    assert encoding.conditioning.identities() == task.conditioning.identities()
-    assert set(task.frozen) == {task.conditioning.clip_image.identity}
+    assert encoding.identities() == task.identities()
+    assert set(task.frozen) == {task.image_encoder.identity}
     assert len(encoding.frozen) == 3
 
 
@@ -76,14 +81,9 @@ def test_the_condition_is_the_same_for_previews(make_job):
     embeddings = open_embeddings(config, run, source, LOCATE)
     conditions = []
     for stored in (None, embeddings):
-        task = build.build_diffusion_task(config, run, LOCATE, stored)
+        task = build_loaded(config, stored)
         task = build.with_preview(task, run, source, 0, stored)
-        conditions.append(task.conditioning.encode(task.frozen, task.preview_batch))
-        example = jax.eval_shape(task.conditioning.encode, task.frozen, task.preview_batch)
-        for a, b in zip(
-            jax.tree.leaves(example), jax.tree.leaves(task.conditioning.example()), strict=True
-        ):
-            assert (a.shape[1:], a.dtype) == (b.shape[1:], b.dtype)
+        conditions.append(task._given({}, task.frozen, task.preview_batch))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *conditions)
     metadata = build.checkpoint_metadata(config, "base", task, source, embeddings) | {"step": 4}
     assert metadata["data"] == {"samples": len(source), "embeddings": "float32"}

@@ -21,11 +21,11 @@ def metadata(step):
 
 def test_every_stage_is_described_as_it_was_trained():
     found = {"base": metadata(1), "sr": metadata(2)}
-    found["base"]["config"]["runs"]["base"]["diffusion"]["prediction"] = "v"
-    found["sr"]["config"]["runs"]["sr"]["sampler"]["num_steps"] = 7
+    found["base"]["config"]["runs"]["base"]["task"]["diffusion"]["prediction"] = "v"
+    found["sr"]["config"]["runs"]["sr"]["task"]["sampler"]["num_steps"] = 7
     described = _described(found)
-    assert described["config"]["runs"]["base"]["diffusion"]["prediction"] == "v"
-    assert described["config"]["runs"]["sr"]["sampler"]["num_steps"] == 7
+    assert described["config"]["runs"]["base"]["task"]["diffusion"]["prediction"] == "v"
+    assert described["config"]["runs"]["sr"]["task"]["sampler"]["num_steps"] == 7
     assert described["stages"]["base"] == {"step": 1, "encoders": {"text": "x"}}
     assert described["versions"] == {"of": 2}
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from contextdiff_jax.config import with_task
 from contextdiff_jax.data import embedding_shards as shards
 from contextdiff_jax.data.embeddings import Embeddings
 from contextdiff_jax.encoders.frozen import load_text_encoder
@@ -77,8 +78,9 @@ def test_preview_prompts_are_stored_and_added_to(prepared, make_job):
     assert arrays["present"].tolist() == [False, True]
     before = files(prepared)
     config = prepared.config
-    preview = dataclasses.replace(config.runs["base"].preview, prompts=("a blue square",))
-    runs = {"base": dataclasses.replace(config.runs["base"], preview=preview)}
+    base = config.runs["base"]
+    preview = dataclasses.replace(base.task.preview, prompts=("a blue square",))
+    runs = {"base": with_task(base, preview=preview)}
     prepare(dataclasses.replace(prepared, config=dataclasses.replace(config, runs=runs)))
     again = Embeddings(prepared.output).prompts(["a blue square", "a red circle"])
     np.testing.assert_array_equal(again["text_tokens"][1], arrays["text_tokens"][1])

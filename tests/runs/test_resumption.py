@@ -2,6 +2,8 @@
 
 import copy
 import importlib
+import json
+import pathlib
 import re
 
 import pytest
@@ -14,8 +16,8 @@ from contextdiff_jax.runs.resumption import (
 )
 
 
-def load(name):
-    return importlib.import_module(f"configs.{name}").get_config().to_dict()
+def load(name, preset=""):
+    return importlib.import_module(f"configs.{name}").get_config(preset).to_dict()
 
 
 @pytest.fixture
@@ -67,10 +69,10 @@ def test_a_checkpoint_without_a_newer_key_has_what_it_stands_for(saved):
         ("log_every", 9),
         ("data__threads", 3),
         ("data__processes", 3),
-        ("unet__attention_implementation", "xla"),
-        ("adapter__attention_implementation", "xla"),
-        ("unet__remat", "blocks"),
-        ("unet__remat_levels", 1),
+        ("task__unet__attention_implementation", "xla"),
+        ("task__adapter__attention_implementation", "xla"),
+        ("task__unet__remat", "blocks"),
+        ("task__unet__remat_levels", 1),
     ],
 )
 def test_what_leaves_the_numbers_may_change_at_any_time(key, value, saved, caplog):
@@ -143,3 +145,15 @@ def test_a_finished_run_of_another_config_is_not_taken_for_this_one(saved):
     check_finished_run(saved, current, "clip")  # which has none either way
     with pytest.raises(ConfigError, match="'base' was .*config.use_adapter: True there"):
         check_finished_run(saved, current, "base")
+
+
+def test_a_checkpoint_of_the_old_form_goes_on(saved):
+    """Its config had the sections of every task beside the task's name."""
+    current = {**saved, "config": load("quickstart", "test")}
+    old = json.loads((pathlib.Path(__file__).parent / "format_1.json").read_text())["config"]
+    assert old["runs"]["base"]["task"] == "text_to_image"
+    for name in old["pipeline"]:
+        assert check_same_run({**saved, "config": old}, current, name) == []
+    old["runs"]["base"]["unet"]["width"] = 48
+    with pytest.raises(ConfigError, match="runs.base.task.unet.width: 48 there, 24 here"):
+        check_same_run({**saved, "config": old}, current, "base")

@@ -14,8 +14,11 @@ from contextdiff_jax.encoders.clip import CLIP, CLIPConfig
 from contextdiff_jax.encoders.tokenizers import train_tokenizer
 from contextdiff_jax.encoders.weights import save_clip_folder
 from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, UNetConfig
-from contextdiff_jax.runs.build import build_diffusion_task, locate_in
+from contextdiff_jax.runs.build import LoadedEncoders, build_task, locate_in
 from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
+from contextdiff_jax.tasks.super_resolution import SuperResolutionConfig
+from contextdiff_jax.tasks.text_to_image import TextToImageConfig
 
 WIDTH = 16
 CAPTIONS = ("a red circle", "a blue square", "two green birds", "nothing at all")
@@ -52,8 +55,6 @@ def make_config(clip_folder):
     def make(use_adapter=True, **diffusion):
         settings = {"num_steps": 50, "prediction": "v", "loss_weight": "x0"} | diffusion
         shared = {
-            "batch_size": 4,
-            "steps": 2,
             "adapter": AdapterConfig(
                 patch_size=8,
                 width=16,
@@ -63,12 +64,10 @@ def make_config(clip_folder):
                 image_dim=WIDTH,
                 text_dim=WIDTH,
             ),
-            "diffusion": cfg.DiffusionConfig(**settings),
+            "diffusion": DiffusionConfig(**settings),
             "sampler": SamplerConfig(name="ddim", num_steps=3, threshold="static"),
         }
-        base = cfg.RunConfig(
-            task="text_to_image",
-            data=DataConfig(resolution=16),
+        base = TextToImageConfig(
             unet=UNetConfig(
                 width=8,
                 multipliers=(1, 2),
@@ -82,9 +81,7 @@ def make_config(clip_folder):
             ),
             **shared,
         )
-        sr = cfg.RunConfig(
-            task="super_resolution",
-            data=DataConfig(resolution=32),
+        sr = SuperResolutionConfig(
             low_resolution=16,
             efficient_unet=EfficientUNetConfig(
                 channels=(8, 16),
@@ -101,7 +98,10 @@ def make_config(clip_folder):
         ref = cfg.EncoderRef(path=str(clip_folder))
         return cfg.Config(
             name="test",
-            runs={"base": base, "sr": sr},
+            runs={
+                name: cfg.RunConfig(task, DataConfig(resolution=side), batch_size=4, steps=2)
+                for name, task, side in (("base", base, 16), ("sr", sr, 32))
+            },
             pipeline=("base", "sr"),
             use_adapter=use_adapter,
             encoders=cfg.EncodersConfig(text=ref, clip=ref),
@@ -110,13 +110,18 @@ def make_config(clip_folder):
     return make
 
 
+def build_loaded(config, stage):
+    """Returns the task of a run, its encoders loaded."""
+    return build_task(config, stage, LoadedEncoders(config, locate_in("unused")))
+
+
 @pytest.fixture(scope="session")
 def make_task(make_config):
     """Returns make(stage, use_adapter, **diffusion settings) -> task."""
 
     def make(stage="base", use_adapter=True, **diffusion):
         config = make_config(use_adapter, **diffusion)
-        return build_diffusion_task(config, config.runs[stage], locate_in("unused"))
+        return build_loaded(config, stage)
 
     return make
 
@@ -129,7 +134,7 @@ def make_batch():
         rng = np.random.default_rng(0)
         side = task.resolution
         images = rng.integers(0, 256, (len(captions), side, side, 3), dtype=np.uint8)
-        return {"image": images} | task.conditioning.tokenize(captions)
+        return {"image": images} | task.collate(captions)
 
     return make
 
