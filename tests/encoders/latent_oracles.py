@@ -134,3 +134,11 @@ def assert_same_layers(ours, theirs, table, least, tolerance=2e-4):
             np.testing.assert_allclose(got, expected, atol=tolerance * scale, err_msg=name)
             compared += 1
     assert compared >= least, compared
+
+
+def assert_same(params, expected):
+    """Two parameter trees hold the same numbers."""
+    flat, wanted = (traverse_util.flatten_dict(tree, sep="/") for tree in (params, expected))
+    assert flat.keys() == wanted.keys()
+    for path, array in wanted.items():
+        np.testing.assert_array_equal(flat[path], array, err_msg=path)
