@@ -73,8 +73,9 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
         "LatentUNetConfig": {
             **_ANY_UNET,
             "channels": _WIDTH,
+            "num_blocks": 16,
             "heads": _HEADS,
-            "depth": _DEPTH,
+            "depth": 24,  # of every block's transformer
             "context_dim": _WIDTH,
             "sample_size": _SIDE,
         },
