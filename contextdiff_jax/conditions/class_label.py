@@ -17,10 +17,10 @@ import numpy as np
 
 from contextdiff_jax.conditions.condition import Batch, Condition, Given, Shapes
 from contextdiff_jax.data.example import DamagedSample, Example, Source
-from contextdiff_jax.limits import most
 from contextdiff_jax.networks import axes
 from contextdiff_jax.networks.blocks import ResBlock
 from contextdiff_jax.networks.layers import Dense, GroupNorm, named, upsample_nearest
+from contextdiff_jax.system.limits import most
 from contextdiff_jax.system.suggestions import nearest
 
 _SHOWN = 10  # classes that a message lists

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from contextdiff_jax.conditions.condition import Batch, Condition, Given
 from contextdiff_jax.diffusion.schedules import Schedule, expand
-from contextdiff_jax.pil_resizing import pil_lanczos, resize_square, round_to_levels
+from contextdiff_jax.spaces.pil_resizing import pil_lanczos, resize_square, round_to_levels
 
 _AUGMENT = 0x7FFFFFFF  # a stream beside the sampler's, which folds in step numbers
 

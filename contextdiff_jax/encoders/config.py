@@ -5,7 +5,7 @@ import typing
 from types import MappingProxyType
 from typing import Literal
 
-from contextdiff_jax.limits import check_limits
+from contextdiff_jax.system.limits import check_limits
 
 Activation = Literal["quick_gelu", "gelu"]
 

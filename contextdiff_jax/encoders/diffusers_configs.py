@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from contextdiff_jax.encoders.config_fields import read_fields, written_keys
-from contextdiff_jax.limits import check_limits
 from contextdiff_jax.networks.latent_config import (
     AutoencoderConfig,
     LatentUNetConfig,
     TinyAutoencoderConfig,
 )
 from contextdiff_jax.system.json_files import read_object
+from contextdiff_jax.system.limits import check_limits
 from contextdiff_jax.system.scalars import read_scalar, shown
 
 _UNET = "UNet2DConditionModel"

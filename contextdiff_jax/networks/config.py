@@ -220,9 +220,9 @@ class AdapterConfig:
       time_width: width of the time embedding.
       image_dim: width of the image encoder's tokens.
       text_dim: width of the text encoder's tokens.
-      bound: s in r = s tanh(raw / s), the largest possible |r|. None leaves r unbounded: nothing in
+      limit: s in r = s tanh(raw / s), the largest possible |r|. None leaves r unbounded: nothing in
         the training loss then stops it from growing, and samples deteriorate. Training drives |r|
-        to whatever the bound is, and the larger it is the less pictures follow their prompts
+        to whatever the limit is, and the larger it is the less pictures follow their prompts
         (docs/evidence.md).
       attention_implementation: as that of the denoisers.
     """
@@ -236,7 +236,7 @@ class AdapterConfig:
     time_width: int = 256
     image_dim: int = 768
     text_dim: int = 512
-    bound: float | None = 0.3
+    limit: float | None = 0.3
     attention_implementation: Implementation = dataclasses.field(default="auto", metadata=FREE)
 
     def validate(self, where: str = "adapter") -> None:
@@ -247,9 +247,9 @@ class AdapterConfig:
         check_divides(where, "heads", self.heads, self.width, "channels of width")
         check_multiple(f"{where}.width", self.width, 4)
         check_choice(self, where, "attention_implementation", typing.get_args(Implementation))
-        if self.bound is not None and self.bound <= 0:
+        if self.limit is not None and self.limit <= 0:
             raise ValueError(
-                f"{where}.bound = {self.bound} is not allowed: a positive number or None is."
+                f"{where}.limit = {self.limit} is not allowed: a positive number or None is."
             )
 
     def check_resolution(self, resolution: int, where: str = "resolution") -> None:

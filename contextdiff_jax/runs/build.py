@@ -169,7 +169,7 @@ def loop_settings(config: Config, run: RunConfig) -> LoopSettings:
         seed=config.seed,
         log_every=run.log_every,
         save_every=run.save_every,
-        keep=run.keep,
+        checkpoints_kept=run.checkpoints_kept,
         preview_every=run.task.preview_every,
         diagnose_every=run.task.diagnosed_every,
     )

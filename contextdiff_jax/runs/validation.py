@@ -76,7 +76,7 @@ def _check_cascade(config: Config) -> None:
 
 
 def _validate_run(config: Config, run: RunConfig, where: str) -> None:
-    for key in ("batch_size", "steps", "log_every", "save_every", "keep"):
+    for key in ("batch_size", "steps", "log_every", "save_every", "checkpoints_kept"):
         if getattr(run, key) < 1:
             raise ConfigError(f"{where}.{key} = {getattr(run, key)}: must be at least 1")
     run.optimizer.validate(f"{where}.optimizer")

@@ -87,7 +87,7 @@ REFUSED = {
         at(f"{TASK}.unet.width", 2**40),
         "unet.width = 1099511627776: must",
     ),
-    "width NaN": (at(f"{TASK}.adapter.bound", float("nan")), "holds the number NaN"),
+    "width NaN": (at(f"{TASK}.adapter.limit", float("nan")), "holds the number NaN"),
     "levels": (
         at(f"{TASK}.unet.multipliers", [1] * 99),
         "multipliers has 99 entries: must be",

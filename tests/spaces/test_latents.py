@@ -15,8 +15,8 @@ from contextdiff_jax.networks.latent_config import (
     taef2,
     taesd,
 )
-from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.spaces.latents import LatentSpace, Normalization, measured, scaled
+from contextdiff_jax.spaces.pictures import to_uint8
 from contextdiff_jax.spaces.tiling import decode_in_tiles
 
 RNG = np.random.default_rng(6)

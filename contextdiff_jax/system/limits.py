@@ -39,7 +39,7 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
         "Config": {"seed": LARGEST_SEED},
         "RunConfig": {
-            **dict.fromkeys(("steps", "log_every", "save_every", "keep"), _COUNT),
+            **dict.fromkeys(("steps", "log_every", "save_every", "checkpoints_kept"), _COUNT),
             "batch_size": _BATCH,
         },
         "DiffusionTaskConfig": {"diagnose_every": _COUNT},
@@ -103,9 +103,9 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
             "num_blocks": _DEPTH,
             "heads": _HEADS,
             "mlp_ratio": 64,
-            "bound": _FACTOR,
+            "limit": _FACTOR,
         },
-        "DiffusionConfig": {"num_steps": _TIMES, "consistency": _FACTOR},
+        "DiffusionConfig": {"num_steps": _TIMES, "relation_consistency": _FACTOR},
         "SamplerConfig": {
             **dict.fromkeys(("num_steps", "offset", "final_timestep"), _TIMES),
             **dict.fromkeys(("guidance_scale", "guidance_low", "guidance_high"), _FACTOR),

@@ -10,10 +10,10 @@ import pytest
 
 from contextdiff_jax import config as cfg
 from contextdiff_jax.encoders.config import CLIP_PRESETS, T5_PRESETS, T5Config
-from contextdiff_jax.limits import LIMITS, MOST_LEVELS, check_limits
 from contextdiff_jax.networks.config import UNetConfig
 from contextdiff_jax.networks.latent_config import FirstStageConfig, LatentUNetConfig
 from contextdiff_jax.runs.description import Export
+from contextdiff_jax.system.limits import LIMITS, MOST_LEVELS, check_limits
 from contextdiff_jax.tasks.task_config import TaskConfig, registered
 
 # Shares and probabilities: `validate` of their section has both ends.
