@@ -120,3 +120,13 @@ def bucket(monkeypatch):
     backend.fsspec_backend._get_filesystem.cache_clear()
     yield "s3://bucket"
     backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def latent_oracles():
+    """diffusers' models of latent diffusion, see tests/encoders/latent_oracles.py."""
+    pytest.importorskip("torch", reason="the oracle is diffusers' torch model")
+    pytest.importorskip("diffusers", reason="the oracle is diffusers' torch model")
+    from tests.encoders import latent_oracles
+
+    return latent_oracles

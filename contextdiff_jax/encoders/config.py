@@ -239,6 +239,21 @@ class T5Config:
             )
 
 
+# Text encoders of Stable Diffusion: CLIP ViT-L/14's, 123,060,480 parameters, and OpenCLIP
+# ViT-H/14's without its last block, 340,387,840.
+STABLE_DIFFUSION_1_TEXT = CLIP_PRESETS["vit_l14"].text
+STABLE_DIFFUSION_2_TEXT = CLIPTextConfig(
+    width=1024,
+    layers=23,
+    heads=16,
+    mlp_width=4096,
+    vocab_size=49408,
+    max_length=77,
+    eot_token_id=None,
+    activation="gelu",
+    norm_eps=1e-5,
+)
+
 T5_PRESETS = MappingProxyType(
     {
         "small": T5Config(width=512, mlp_width=1024, heads=6, layers=8),

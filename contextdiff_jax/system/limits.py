@@ -26,15 +26,14 @@ _TIMES = 10_000  # of a diffusion; 1000 are usual, 4000 were published
 _DEVICES = 2**20
 _FACTOR = 10**6  # of losses, gradients and guidance
 
-_DENOISER = {
+_ANY_UNET = {
     "image_channels": 64,
     "groups": _WIDTH,
-    "text_dim": _WIDTH,
-    "text_width": _WIDTH,
     "remat_levels": 12,
     "attention_levels": 12,
     "num_blocks": 64,
 }
+_DENOISER = {**_ANY_UNET, "text_dim": _WIDTH, "text_width": _WIDTH}
 
 LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
@@ -71,6 +70,32 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
             "head_dim": _WIDTH,
         },
         "EfficientUNetConfig": {**_DENOISER, "channels": _WIDTH, "strides": 16, "heads": _HEADS},
+        "LatentUNetConfig": {
+            **_ANY_UNET,
+            "channels": _WIDTH,
+            "num_blocks": 16,
+            "heads": _HEADS,
+            "depth": 24,  # of every block's transformer
+            "context_dim": _WIDTH,
+            "sample_size": _SIDE,
+        },
+        "AutoencoderConfig": {
+            "image_channels": 64,
+            "channels": _WIDTH,
+            "num_blocks": 64,
+            "attention_levels": 12,
+            "latent_channels": 1024,
+            "codes": 2**20,
+            "groups": _WIDTH,
+            "scaling_factor": _FACTOR,
+            "sample_size": _SIDE,
+        },
+        "TinyAutoencoderConfig": {
+            "image_channels": 64,
+            "latent_channels": 1024,
+            "width": _WIDTH,
+            **dict.fromkeys(("encoder_blocks", "decoder_blocks"), 64),
+        },
         "AdapterConfig": {
             "image_channels": 64,
             "patch_size": _SIDE,
