@@ -25,7 +25,7 @@ class Pixels:
         return (self.resolution, self.resolution, self.channels)
 
     @property
-    def picture_shape(self) -> tuple[int, ...]:
+    def image_shape(self) -> tuple[int, ...]:
         """The shape of one picture as the data has it, (H, W, C)."""
         return self.shape
 

@@ -129,7 +129,7 @@ class DiffusionTask:
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of a training batch: uint8 pictures and the conditions' arrays."""
-        image = jax.ShapeDtypeStruct((batch_size, *self.space.picture_shape), jnp.uint8)
+        image = jax.ShapeDtypeStruct((batch_size, *self.space.image_shape), jnp.uint8)
         return {"image": image} | self._condition_shapes(batch_size)
 
     def sampled_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
