@@ -24,13 +24,13 @@ from contextdiff_jax.config_upgrade import upgraded
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.runs.build import RUN_PREFIX, Locate, diffusion_runs, locate_in
 from contextdiff_jax.runs.description import FORMAT, Export, read_description, references
+from contextdiff_jax.runs.weights import whole_ema
 from contextdiff_jax.system.atomic_write import written_whole
 from contextdiff_jax.training import checksums
 from contextdiff_jax.training.checkpoints import (
     CheckpointError,
     check_saved,
     load_tree,
-    newest_ema,
     newest_metadata,
     save_tree,
 )
@@ -65,7 +65,7 @@ def export_pipeline(
         (output / checksums.NAME).unlink(missing_ok=True)
     distributed.wait_for_all("export begins")
     for name in found:
-        weights, metadata = newest_ema(workdir / name / "checkpoints")
+        weights, metadata = whole_ema(workdir / name)
         save_tree(output / name, jax.tree.map(lambda w: np.asarray(w, jnp.dtype(dtype)), weights))
         content["stages"][name]["step"] = metadata["step"]  # a run may be training on
     if distributed.is_main():
