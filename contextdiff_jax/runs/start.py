@@ -78,7 +78,7 @@ def start(
 def check_start(config: Config, name: str) -> None:
     """Raises ValueError for what `start` would refuse, as far as it shows before the run's turn.
 
-    A source that is a folder must be there; shapes and values are left to `start`.
+    A source that is a folder must be there. Whether values are finite is left to `start`.
     """
     path = config.runs[name].start_from.path
     of_run = path.startswith(RUN_PREFIX)
@@ -94,7 +94,9 @@ def check_start(config: Config, name: str) -> None:
         return
     wanted = named(_shapes(target))
     found = named(_shapes(source)) if of_run else read_named(epath.Path(path))
-    _taken(config, name, wanted, {each: wanted.get(each, leaf) for each, leaf in found.items()})
+    if config.runs[name].task.encoder_config is not None:  # its vocabulary's size shows later
+        found = {each: wanted.get(each, leaf) for each, leaf in found.items()}
+    _taken(config, name, wanted, found)
 
 
 def _shapes(task: Task) -> Params:
