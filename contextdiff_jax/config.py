@@ -55,7 +55,7 @@ class WarmStartConfig:
     run, WORKDIR/RUN, or of a stage of an export, EXPORT/STAGE. Empty: all parameters begin anew.
     parts: patterns of the parameters there that are taken; () for all of the networks that the run
     has too. fresh: patterns of the run's parameters that begin anew. Patterns: see
-    training/parameter_names.py, e.g. "denoiser/**/attention". What fits neither is refused.
+    training/parameter_names.py, e.g. "denoiser/**/*attn". What fits neither is refused.
     """
 
     path: str = ""

@@ -1,4 +1,4 @@
-"""Parameters by name, "denoiser/down_0/attention/query/kernel", and patterns that choose some.
+"""Parameters by name, "denoiser/down_1/block_0/attn/norm/scale", and patterns that choose some.
 
 A pattern is matched part by part, as file names are: `*`, `?` and `[ab]` stand for characters
 within a part, `**` for any number of parts. What it matches is taken with all that is below.
