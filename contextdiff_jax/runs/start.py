@@ -20,9 +20,9 @@ from contextdiff_jax.runs.build import RUN_PREFIX
 from contextdiff_jax.runs.weights import (
     Named,
     digest,
+    fixed_weights,
     read_named,
     reader_of,
-    recorded,
     source_folder,
 )
 from contextdiff_jax.training.parameter_names import check_patterns, matches, named, nested
@@ -55,11 +55,10 @@ def start(
     run = config.runs[name]
     if not (run.start_from.path or run.trainable):
         return Start(task)
-    fixed = named(_fixed(config, name, task))
     if saved is not None:
-        record = saved["start"]
-        found = nested(recorded(record, workdir, f"run {name!r}")) if fixed else {}
-        return Start(trained_part(task, found), record={"start": record})
+        fixed = fixed_weights(saved, workdir / name)
+        return Start(trained_part(task, fixed), record={"start": saved["start"]})
+    fixed = named(_fixed(config, name, task))
     taken: Named = {}
     if run.start_from.path:
         source = read_named(source_folder(run.start_from.path, workdir))

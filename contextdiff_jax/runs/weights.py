@@ -50,11 +50,7 @@ def whole_ema(folder: epath.Path) -> tuple[Params, dict[str, Any]]:
     ones are not those it was trained with.
     """
     weights, metadata = newest_ema(folder / "checkpoints")
-    record = metadata.get("start", {})
-    if not record.get("fixed"):
-        return weights, metadata
-    fixed = recorded(record, folder.parent, f"run {metadata['run']!r}")
-    return merged(weights, nested(fixed)), metadata
+    return merged(weights, fixed_weights(metadata, folder)), metadata
 
 
 def _is_run(folder: epath.Path) -> bool:
@@ -86,24 +82,30 @@ def read_named(folder: epath.Path) -> Named:
     return {name: np.asarray(leaf, np.float32) for name, leaf in named(tree).items()}
 
 
-def recorded(record: Mapping[str, Any], workdir: epath.Path, who: str) -> Named:
-    """Returns a run's fixed parameters. Raises CheckpointError where they are others now."""
-    folder = source_folder(record["path"], workdir)
+def fixed_weights(metadata: Mapping[str, Any], folder: epath.Path) -> Params:
+    """Returns what a run does not train, as its checkpoint's metadata record it; {} for nothing.
+
+    folder: the run's, WORKDIR/RUN. Raises CheckpointError where it is other weights now.
+    """
+    record = metadata.get("start", {})
+    if not record.get("fixed"):
+        return {}
+    who, source = f"run {metadata['run']!r}", source_folder(record["path"], folder.parent)
     try:
-        source = read_named(folder)
+        leaves = read_named(source)
     except ValueError as error:
         raise CheckpointError(
-            f"{who} trains a part of the weights of {folder} alone and needs the others from "
+            f"{who} trains a part of the weights of {source} alone and needs the others from "
             f"there: {error}; put them back"
         ) from error
-    names = [name for name in record["fixed"] if name in source]
-    found = digest({name: source[name] for name in names})
+    fixed = {name: leaves[name] for name in record["fixed"] if name in leaves}
+    found = digest(fixed)
     if found != record["fixed_weights"]:
         raise CheckpointError(
-            f"{who} was trained beside fixed weights {record['fixed_weights']} of {folder}, which "
+            f"{who} was trained beside fixed weights {record['fixed_weights']} of {source}, which "
             f"holds {found} now; put those back that it began with"
         )
-    return {name: source[name] for name in names}
+    return nested(fixed)
 
 
 def digest(leaves: Named) -> str:

@@ -237,8 +237,10 @@ def test_fixed_weights_that_changed_are_refused(harm, workdir):
         sentence = r"beside fixed weights \w{16} of .*first, which holds \w{16} now; put those back"
     with pytest.raises(CheckpointError, match=sentence):
         train(config(4, first=4), workdir, "second")
+    # An export that was there stays.
     with pytest.raises(CheckpointError, match=sentence):
-        export_pipeline(pipeline_of(second=make_run()), workdir, workdir / "again")
+        export_pipeline(pipeline_of(second=make_run()), workdir, workdir / "export")
+    assert (workdir / "export/export.json").exists()
 
 
 def test_a_run_starts_from_one_that_is_fixed_in_part(workdir):
