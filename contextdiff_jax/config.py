@@ -48,12 +48,31 @@ class EncodersConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+    """The weights that a run starts from; each parameter is taken from there, or begins anew.
+
+    path: "run:NAME" of the same pipeline, before this run, for its newest EMA; or a folder: of a
+    run, WORKDIR/RUN, or of a stage of an export, EXPORT/STAGE. Empty: all parameters begin anew.
+    parts: patterns of the parameters there that are taken; () for all of the networks that the run
+    has too. fresh: patterns of the run's parameters that begin anew. Patterns: see
+    training/parameter_names.py, e.g. "denoiser/**/*attn". What fits neither is refused.
+    """
+
+    path: str = ""
+    parts: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One training run.
 
     task: what it optimises, by `kind`, with the sections that this task reads: see
     contextdiff_jax/tasks, one file each.
     batch_size is global. save_every also names the checkpoints kept, `checkpoints_kept` of them.
+    start_from: weights to begin with. trainable: patterns of the parameters that are trained, as
+    start_from has them; () for all. The others stay as start_from gives them, and no checkpoint
+    holds them.
     """
 
     task: TaskConfig
@@ -64,6 +83,9 @@ class RunConfig:
     log_every: int = dataclasses.field(default=100, metadata=FREE)
     save_every: int = dataclasses.field(default=1000, metadata=FREE)
     checkpoints_kept: int = dataclasses.field(default=2, metadata=FREE)
+    # What a run began with, and what its state holds, may not change.
+    start_from: WarmStartConfig = WarmStartConfig()
+    trainable: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

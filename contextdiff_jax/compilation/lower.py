@@ -13,7 +13,7 @@ from contextdiff_jax.config import Config
 from contextdiff_jax.parallel.audit import audit_copies
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, shardings_of
-from contextdiff_jax.runs.abstract import abstract_task
+from contextdiff_jax.runs.abstract import abstract_task, abstract_trained_task
 from contextdiff_jax.runs.build import diffusion_runs
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.tasks.task_config import with_networks
@@ -45,7 +45,7 @@ def lower_training(config: Config, name: str, mesh: Mesh) -> Program:
     """
     run = config.runs[name]
     check_batch_size(run.batch_size, run.optimizer.accumulation, mesh)
-    task = abstract_task(config, name)
+    task = abstract_trained_task(config, name)
     optimizer = make_optimizer(run.optimizer, run.steps)
     key = stream_key(config.seed, "init")
     shapes, shardings = abstract_state(task, optimizer, key, mesh)
@@ -62,7 +62,7 @@ def lower_training(config: Config, name: str, mesh: Mesh) -> Program:
     state = sharded_abstract(shapes, shardings)
     frozen = sharded_abstract(task.frozen, frozen_shardings)
     lowered = jit_train_step(step, shardings, frozen_shardings, mesh).lower(state, frozen, batch)
-    plain = abstract_task(without_remat(config), name)
+    plain = abstract_trained_task(without_remat(config), name)
     gradient = jax.grad(plain.loss, has_aux=True)
     flops = model_flops(gradient, shapes.params, plain.frozen, batch, key)
     return Program(lowered, _count(shapes.params), flops, memory)

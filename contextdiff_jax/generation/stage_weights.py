@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import flax.linen as nn
-import jax
-
 from contextdiff_jax.encoders.name_map import check_fit
 from contextdiff_jax.encoders.tensor_files import check_finite
+from contextdiff_jax.training.parameter_names import named
 
 
 def check_weights(weights: Any, abstract: Any, where: str) -> None:
@@ -15,15 +13,8 @@ def check_weights(weights: Any, abstract: Any, where: str) -> None:
     weights: float32 host arrays. abstract: the tree they must be of, boxed or not. where: names the
     stage and its export. A parameter with a value that is NaN or infinite is refused, too.
     """
-    found, expected = _named(weights), _named(nn.unbox(abstract))
+    found, expected = named(weights), named(abstract)
     shapes = [{name: leaf.shape for name, leaf in tree.items()} for tree in (expected, found)]
     check_fit(*shapes, where)
     for name, leaf in found.items():
         check_finite(name, leaf, where)
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }

@@ -22,20 +22,32 @@ from contextdiff_jax.encoders.frozen import (
 )
 from contextdiff_jax.encoders.t5 import T5Encoder
 from contextdiff_jax.runs.build import RUN_PREFIX, build_task, compute_dtype, text_references
+from contextdiff_jax.training.partial import fixed_shapes, trained_part
 from contextdiff_jax.training.task import Task
 
 # Folders of published weights that configs name -> their sizes.
 PUBLISHED = {"t5-v1_1-xxl": T5_PRESETS["xxl"], "clip-vit-base-patch32": CLIP_PRESETS["vit_b32"]}
 
 
+class UnknownSizes(ValueError):
+    """An encoder's sizes cannot be known from the config."""
+
+
 def abstract_task(config: Config, name: str) -> Task:
     """Returns the task of run `name`, its frozen parameters ShapeDtypeStructs.
 
-    Raises ValueError for an encoder whose sizes cannot be known from the config.
+    Raises UnknownSizes for an encoder whose sizes cannot be known from the config.
     """
     return build_task(
         config, name, AbstractEncoders(config, bool(config.runs[name].data.embeddings))
     )
+
+
+def abstract_trained_task(config: Config, name: str) -> Task:
+    """Returns `abstract_task` as the loop trains it: with what the run does not train frozen."""
+    task = abstract_task(config, name)
+    key = f"config.runs.{name}.trainable"
+    return trained_part(task, fixed_shapes(task, config.runs[name].trainable, key))
 
 
 class AbstractEncoders:
@@ -69,12 +81,12 @@ class AbstractEncoders:
 
 
 def encoder_sizes(config: Config, ref: EncoderRef) -> CLIPConfig | T5Config:
-    """Returns the sizes of the encoder that a config refers to; ValueError for unknown folders."""
+    """Returns the sizes of the encoder that a config refers to; UnknownSizes for other folders."""
     if ref.path.startswith(RUN_PREFIX):
         return config.runs[ref.path.removeprefix(RUN_PREFIX)].task.encoder_config
     name = ref.path.rstrip("/").rsplit("/", 1)[-1]
     if name not in PUBLISHED:
-        raise ValueError(
+        raise UnknownSizes(
             f"encoder {ref.path!r}: its sizes must be known, as those of {', '.join(PUBLISHED)} "
             f"and of {RUN_PREFIX}NAME are"
         )

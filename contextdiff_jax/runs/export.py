@@ -24,13 +24,13 @@ from contextdiff_jax.config_upgrade import upgraded
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.runs.build import RUN_PREFIX, Locate, diffusion_runs, locate_in
 from contextdiff_jax.runs.description import FORMAT, Export, read_description, references
+from contextdiff_jax.runs.weights import fixed_weights, whole_ema
 from contextdiff_jax.system.atomic_write import written_whole
 from contextdiff_jax.training import checksums
 from contextdiff_jax.training.checkpoints import (
     CheckpointError,
     check_saved,
     load_tree,
-    newest_ema,
     newest_metadata,
     save_tree,
 )
@@ -51,13 +51,15 @@ def export_pipeline(
     The first stages alone are a cascade too: from the first run without a checkpoint on, runs are
     left out, and a warning names them.
 
-    Raises CheckpointError where the first has none, or where two were trained with configs that
-    one export cannot hold.
+    Raises CheckpointError where the first has none, where two were trained with configs that one
+    export cannot hold, or where weights that a run did not train are not those it had.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
     workdir, output = epath.Path(workdir), epath.Path(output)
     found = _trained_stages(config, workdir)
+    for name, metadata in found.items():
+        fixed_weights(metadata, workdir / name)  # what is refused leaves the export that was there
     content = {"format": FORMAT, "dtype": dtype, **_described(found)}
     if distributed.is_main():
         # An export half replaced is none; its description comes back when the rest is whole.
@@ -65,7 +67,7 @@ def export_pipeline(
         (output / checksums.NAME).unlink(missing_ok=True)
     distributed.wait_for_all("export begins")
     for name in found:
-        weights, metadata = newest_ema(workdir / name / "checkpoints")
+        weights, metadata = whole_ema(workdir / name)
         save_tree(output / name, jax.tree.map(lambda w: np.asarray(w, jnp.dtype(dtype)), weights))
         content["stages"][name]["step"] = metadata["step"]  # a run may be training on
     if distributed.is_main():

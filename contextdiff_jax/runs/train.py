@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,10 @@ from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.runs import build, device_memory, resumption, validation
 from contextdiff_jax.runs.embeddings import open_embeddings
 from contextdiff_jax.runs.export import export_pipeline
+from contextdiff_jax.runs.start import check_start, start
+from contextdiff_jax.runs.weights import whole_ema
 from contextdiff_jax.system import notices
-from contextdiff_jax.training.checkpoints import newest_ema, newest_metadata
+from contextdiff_jax.training.checkpoints import newest_metadata
 from contextdiff_jax.training.loop import Trainer, check_batch_size
 from contextdiff_jax.training.task import Task
 
@@ -40,9 +42,10 @@ def train_pipeline(
             read = config.runs[name].task.encoders(config.use_adapter)
             validation.check_encoders(config, read)
     names = [only] if only else config.pipeline
-    for name in names:  # all of them now: a later run's turn may come after weeks
+    for before, name in enumerate(names):  # all of them now: a later one's turn may be in weeks
         if not _saved(config, name, workdir)[1]:
             _check_batch(config, name)
+            _check_start(config, name, workdir, names[:before])
     for name in names:
         train_run(config, name, workdir)
     if draws:
@@ -74,9 +77,13 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
         changed = resumption.check_same_run(saved, metadata, name)
         metadata["history"] = [*saved.get("history", []), *changed]
         resumption.warn_of_new_length(saved, metadata, name)
+    begun = start(config, name, task, workdir, saved)
+    metadata |= begun.record
     notices.doing(f"starting and compiling run {name}")
     with device_memory.explained(config, name, mesh):
-        trainer = Trainer(task, build.loop_settings(config, run), directory, mesh, metadata)
+        settings = build.loop_settings(config, run)
+        trainer = Trainer(begun.task, settings, directory, mesh, metadata, begun.weights)
+    del begun  # its weights are on the devices, or will be
 
     index, count = distributed.batch_part(mesh)
 
@@ -102,7 +109,7 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
         trainer.checkpoints.close()
     if not run.task.is_finished(directory):
         # From the checkpoint: the state itself may lie on devices of other processes.
-        weights, _ = newest_ema(directory / "checkpoints")
+        weights, _ = whole_ema(directory)
         if distributed.is_main():
             run.task.finish(task, weights, directory)
     distributed.wait_for_all(f"end of run {name}")
@@ -143,6 +150,20 @@ def _check_batch(config: Config, name: str) -> Mesh:
     except ValueError as error:
         raise ValueError(f"runs.{name}.{error}") from error
     return mesh
+
+
+def _check_start(config: Config, name: str, workdir: epath.Path, before: Sequence[str]) -> None:
+    """Raises ValueError where a run that is not begun yet cannot start as its config says."""
+    run, path = config.runs[name], config.runs[name].start_from.path
+    if not (path or run.trainable) or _saved(config, name, workdir)[0] is not None:
+        return
+    source = path.removeprefix(build.RUN_PREFIX)
+    if source != path and source not in before and not _saved(config, source, workdir)[1]:
+        raise ValueError(
+            f"config.runs.{name}.start_from.path = {path!r}: run {source!r} is not finished in "
+            f"{workdir}; train it first"
+        )
+    check_start(config, name)
 
 
 def _saved(config: Config, name: str, workdir: epath.Path) -> tuple[dict[str, Any] | None, bool]:

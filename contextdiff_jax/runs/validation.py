@@ -1,7 +1,7 @@
 """Checks of a config that depend on several keys, before anything long starts."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 from etils import epath
@@ -39,7 +39,8 @@ def validate(
         raise ConfigError(f"--run={only}: must be one of {known}{nearest(only, config.pipeline)}")
     check_seed(config.seed, "config.seed")
     check_seed(config.samples.seed, "config.samples.seed")
-    for name in config.pipeline:
+    for before, name in enumerate(config.pipeline):
+        _check_start(config, name, config.pipeline[:before])
         _validate_run(config, config.runs[name], f"config.runs.{name}")
         if platform is not None:
             _check_kernels(config, config.runs[name], f"config.runs.{name}", platform)
@@ -88,6 +89,22 @@ def _validate_run(config: Config, run: RunConfig, where: str) -> None:
             f"{run.task.kind!r} has no frozen text encoder that they stand for"
         )
     run.task.validate(f"{where}.task", run.data, config.use_adapter)
+
+
+def _check_start(config: Config, name: str, before: Sequence[str]) -> None:
+    """A run starts from one that the pipeline trains before it."""
+    start, where = config.runs[name].start_from, f"config.runs.{name}.start_from"
+    for key in ("parts", "fresh"):
+        if getattr(start, key) and not start.path:
+            raise ConfigError(
+                f"{where}.{key} = {getattr(start, key)!r}: must be empty where {where}.path is"
+            )
+    known = [RUN_PREFIX + each for each in before]
+    if start.path.startswith(RUN_PREFIX) and start.path not in known:
+        raise ConfigError(
+            f"{where}.path = {start.path!r}: must be a folder or a run before this one, "
+            f"{', '.join(known) or '(there is none)'}{nearest(start.path, known)}"
+        )
 
 
 def _check_kernels(config: Config, run: RunConfig, where: str, platform: str) -> None:

@@ -292,6 +292,11 @@ def save_tree(directory: epath.PathLike, tree: Any) -> None:
         checksums.record(directory)
 
 
+def holds_tree(directory: epath.Path) -> bool:
+    """Whether `save_tree` wrote to this folder."""
+    return (directory / "_METADATA").exists()
+
+
 def load_tree(directory: epath.PathLike) -> Any:
     """Returns a tree written by `save_tree` as host (numpy) arrays.
 

@@ -29,6 +29,7 @@ from contextdiff_jax.training.optimizer import (
     learning_rate_schedule,
     make_optimizer,
 )
+from contextdiff_jax.training.parameter_names import like
 from contextdiff_jax.training.random import stream_key
 from contextdiff_jax.training.state import (
     TrainState,
@@ -38,7 +39,7 @@ from contextdiff_jax.training.state import (
     sharded_abstract,
 )
 from contextdiff_jax.training.step import jit_train_step, make_train_step
-from contextdiff_jax.training.task import Task
+from contextdiff_jax.training.task import Params, Task
 from contextdiff_jax.training.window import Window
 
 _OWNER = "owner"  # file in a run's folder: which process trains it
@@ -71,6 +72,8 @@ class LoopSettings:
 class Trainer:
     """One run of one task in one directory.
 
+    weights: host arrays, as nested dicts, that parameters of a fresh state have instead of init's.
+
     Raises ValueError, before anything is placed, when the state and the frozen parameters cannot
     fit the devices, or large arrays would be whole on each of a mesh that could split them.
     """
@@ -82,10 +85,12 @@ class Trainer:
         directory: epath.PathLike,
         mesh: Mesh,
         metadata: dict[str, Any],
+        weights: Params | None = None,
     ):
         self.task, self.settings, self.mesh = task, settings, mesh
         self.directory = epath.Path(directory)
         self.metadata = metadata
+        self._weights = weights or {}
         self.optimizer = make_optimizer(settings.optimizer, settings.steps)
         self.checkpoints = Checkpoints(self.directory / "checkpoints", settings.checkpoints_kept)
         self._init_key = stream_key(settings.seed, "init")
@@ -120,12 +125,14 @@ class Trainer:
             self._began = (int(restored.state.step), restored.position)
             return restored.state, restored.position
         init = jit_on_mesh(
-            lambda key: new_state(self.task, self.optimizer, key),
+            lambda key, weights: new_state(self.task, self.optimizer, key, weights),
             self.mesh,
             runs_once=True,
             out_shardings=self._shardings,
         )
-        return init(self._init_key), 0
+        weights, self._weights = self._weights, {}  # placed, the host needs them no more
+        weights = distributed.place(weights, like(self._shardings.params, weights))
+        return init(self._init_key, weights), 0
 
     def describe(self, state: TrainState, batch: Mapping[str, jax.Array]) -> None:
         """Writes parameters and bytes per device: all to overview.txt, a summary to the log."""

@@ -10,7 +10,8 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from contextdiff_jax.parallel.sharding import like_params, replicated, shardings_of
-from contextdiff_jax.training.task import Task
+from contextdiff_jax.training.parameter_names import merged
+from contextdiff_jax.training.task import Params, Task
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -28,9 +29,17 @@ class TrainState(flax.struct.PyTreeNode):
     failed_at: jax.Array
 
 
-def new_state(task: Task, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """Returns the state before the first step (parameters unboxed). Pure; meant to be jitted."""
-    params = nn.unbox(task.init(key))
+def new_state(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    weights: Params | None = None,
+) -> TrainState:
+    """Returns the state before the first step (parameters unboxed). Pure; meant to be jitted.
+
+    weights: of the parameters that do not begin anew, as nested dicts.
+    """
+    params = merged(nn.unbox(task.init(key)), weights or {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
