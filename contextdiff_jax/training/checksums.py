@@ -26,7 +26,7 @@ from contextdiff_jax.system.buckets import in_bucket
 
 NAME = "checksums.json"
 _CHUNK = 64 << 20  # bytes: what one number stands for, and what a thread reads at a time
-_BLOCK = 1 << 20  # less costs more processor time from disk, more leaves the cache unsummed
+_BLOCK = 1 << 20  # smaller reads from a disk cost more, larger blocks leave the cache unsummed
 _THREADS = 8
 _DIFFERS = "differs from when it was saved"
 
