@@ -18,6 +18,7 @@ adapter, in turns, random weights. At such toy sizes the adapter weighs far more
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -30,8 +31,9 @@ from benchmarks.configuration import load_config
 from benchmarks.stages import Stage, abstract_stage, random_stage
 from benchmarks.turns import Side, compare, load, take_turns
 from contextdiff_jax.config import Config
-from contextdiff_jax.pipeline.build import diffusion_runs
+from contextdiff_jax.runs.build import diffusion_runs
 from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.tasks.task_config import with_networks
 from contextdiff_jax.training.optimizer import make_optimizer
 from contextdiff_jax.training.state import TrainState
 from contextdiff_jax.training.step import make_train_step
@@ -49,13 +51,16 @@ def flops(f: Callable, *args: Any) -> float:
 
 def unrolled(config: Config) -> Config:
     """Returns the config with every block spelled out and nothing computed twice."""
-    runs = dict(config.runs)
-    for name in diffusion_runs(config):
-        for section in ("unet", "efficient_unet"):
-            network = getattr(runs[name], section)
-            if network is not None:
-                network = dataclasses.replace(network, scan_blocks=False, remat="none")
-                runs[name] = dataclasses.replace(runs[name], **{section: network})
+
+    def plain(network: Any) -> Any:
+        if not hasattr(network, "scan_blocks"):
+            return network
+        return dataclasses.replace(network, scan_blocks=False, remat="none")
+
+    runs = {
+        name: dataclasses.replace(run, task=with_networks(run.task, plain))
+        for name, run in config.runs.items()
+    }
     return dataclasses.replace(config, runs=runs)
 
 
@@ -66,10 +71,11 @@ def count(tree: Any) -> int:
 
 def training_flops(stage: Stage) -> float:
     """Returns the operations of the gradient of one image's loss, text encoding left out."""
-    frozen = stage.task.frozen
+    frozen = stage.frozen
     gradient = jax.grad(stage.task.loss, has_aux=True)
     total = flops(gradient, stage.params, frozen, stage.batch, jax.random.key(0))
-    return total - flops(stage.task.conditioning.encode, frozen, stage.batch)
+    (text,) = (c for c in stage.task.conditions if c.captioned)
+    return total - flops(functools.partial(text.encode, {}), frozen, stage.batch)
 
 
 def sampling_flops(stage: Stage) -> float:
@@ -78,8 +84,8 @@ def sampling_flops(stage: Stage) -> float:
 
     def steps(number: int) -> float:
         sampler = dataclasses.replace(stage.task.sampler, num_steps=number)
-        draw = lambda p, f, b, k, e: stage.task.sample(p, f, b, k, sampler, e)  # noqa: E731
-        return flops(draw, stage.params, stage.task.frozen, stage.batch, keys, stage.extras())
+        draw = lambda p, f, b, k: stage.task.sample(p, f, b, k, sampler)  # noqa: E731
+        return flops(draw, stage.params, stage.frozen, stage.drawn, keys)
 
     # What happens once per picture cancels.
     return steps(2) - steps(1)
@@ -87,14 +93,13 @@ def sampling_flops(stage: Stage) -> float:
 
 def encoder_flops(stage: Stage) -> dict[str, float]:
     """Returns the operations of each encoder for one image or prompt."""
-    conditioning, batch, frozen = stage.task.conditioning, stage.batch, stage.task.frozen
-    side = stage.task.resolution
-    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    found = {"clip_image": flops(conditioning.image_tokens, frozen, image)}
-    texts = {"text": (conditioning.text, "text")}
-    if conditioning.clip_text is not conditioning.text:
-        texts["clip_text"] = (conditioning.clip_text, "clip")
-    for name, (encoder, prefix) in texts.items():
+    batch, frozen = stage.batch, stage.frozen
+    encoders = stage.task.encoders()
+    image = encoders.pop("clip_image")
+    pixels = jax.ShapeDtypeStruct((1, *stage.task.space.shape), jnp.float32)
+    found = {"clip_image": flops(image.tokens, frozen[image.identity], pixels)}
+    for name, encoder in encoders.items():
+        prefix = {"text": "text", "clip_text": "clip"}[name]
         prompt = batch[f"{prefix}_ids"], batch[f"{prefix}_mask"]
         found[name] = flops(encoder.encode, frozen[encoder.identity], *prompt)
     return found
@@ -103,14 +108,8 @@ def encoder_flops(stage: Stage) -> dict[str, float]:
 def count_stage(config: Config, name: str) -> dict[str, Any]:
     """Prints and returns parameters, operations and the adapter's share of one stage."""
     plain, full = (abstract_stage(config, name, 1, adapter=adapter) for adapter in (False, True))
-    conditioning = full.task.conditioning
-    parameters = {
-        "denoiser": count(full.params["denoiser"]),
-        "adapter": count(full.params["adapter"]),
-        "clip_image": count(conditioning.clip_image.params),
-        "clip_text": count(conditioning.clip_text.params),
-        "text": count(conditioning.text.params),
-    }
+    parameters = {name: count(tree) for name, tree in full.params.items()}
+    parameters |= {name: count(each.params) for name, each in full.task.encoders().items()}
     encoders = encoder_flops(full)
     print(f"{name}, {full.task.resolution}x{full.task.resolution}")
     print("  parameters: " + ", ".join(f"{k} {v:,}" for k, v in parameters.items()))
@@ -170,7 +169,7 @@ def training_run(stage: Stage, config: Config, name: str) -> Callable[[], Any]:
 
     def do() -> Any:
         nonlocal state
-        state, metrics = step(state, stage.task.frozen, stage.batch)
+        state, metrics = step(state, stage.frozen, stage.batch)
         return jax.block_until_ready(metrics)
 
     return do
@@ -179,9 +178,8 @@ def training_run(stage: Stage, config: Config, name: str) -> Callable[[], Any]:
 def sampling_run(stage: Stage, config: Config, name: str) -> Callable[[], Any]:
     """Returns a function that draws a batch with the stage's own sampler."""
     keys = sample_keys(config.seed, jnp.arange(len(stage.batch["present"])))
-    extras = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), stage.extras())
-    draw = jax.jit(lambda *inputs: stage.task.sample(*inputs[:-1], stage.task.sampler, inputs[-1]))
-    inputs = (stage.params, stage.task.frozen, stage.batch, keys, extras)
+    draw = jax.jit(lambda *inputs: stage.task.sample(*inputs, stage.task.sampler))
+    inputs = (stage.params, stage.frozen, stage.drawn, keys)
     return lambda: jax.block_until_ready(draw(*inputs))
 
 

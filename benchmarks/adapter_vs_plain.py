@@ -29,13 +29,13 @@ from absl import logging
 from etils import epath
 
 from benchmarks.adapter_overhead import load_config
-from contextdiff_jax.config import Config, RunConfig
+from contextdiff_jax.config import Config, RunConfig, with_task
 from contextdiff_jax.entry import hide_libraries
-from contextdiff_jax.pipeline.build import diffusion_runs
-from contextdiff_jax.pipeline.cascade import draw_samples
-from contextdiff_jax.pipeline.export import export_pipeline
-from contextdiff_jax.pipeline.train import train_run
-from contextdiff_jax.pipeline.validation import validate
+from contextdiff_jax.generation.cascade import draw_samples
+from contextdiff_jax.runs.build import diffusion_runs
+from contextdiff_jax.runs.export import export_pipeline
+from contextdiff_jax.runs.train import train_run
+from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.system.interruption import Interrupted
 from contextdiff_jax.training.checkpoints import newest_metadata
 
@@ -64,21 +64,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def shortened(config: Config, args: argparse.Namespace) -> tuple[Config, str, str]:
     """Returns the config for the two trainings, and the names of its CLIP and base runs."""
     base = diffusion_runs(config)[0]
-    clip = next(name for name in config.pipeline if config.runs[name].task == "contrastive")
+    clip = next(name for name in config.pipeline if config.runs[name].task.encoder_config)
     runs = {name: config.runs[name] for name in (clip, base)}
     if args.clip_steps:
         runs[clip] = dataclasses.replace(runs[clip], steps=args.clip_steps)
     run = runs[base]
-    runs[base] = dataclasses.replace(
+    run = dataclasses.replace(
         run,
         steps=_ENDLESS,
         batch_size=args.batch_size or run.batch_size,
         optimizer=dataclasses.replace(run.optimizer, decay="constant"),
         # Nothing but training in the measured time; the last step is saved anyway.
         save_every=_ENDLESS,
-        diagnose_every=0,
-        preview=dataclasses.replace(run.preview, every=0),
     )
+    preview = dataclasses.replace(run.task.preview, every=0)
+    runs[base] = with_task(run, diagnose_every=0, preview=preview)
     runs = {name: with_data(run, args.data_path) for name, run in runs.items()}
     return dataclasses.replace(config, pipeline=(clip, base), runs=runs), clip, base
 

@@ -32,7 +32,7 @@ import numpy as np
 
 from configs import quickstart
 from contextdiff_jax.config import from_config_dict
-from contextdiff_jax.pipeline.export import export_pipeline, load_stage, read_export
+from contextdiff_jax.runs.export import export_pipeline, load_stage, read_export
 from contextdiff_jax.training.checkpoints import CheckpointError, Checkpoints
 from contextdiff_jax.training.state import TrainState
 

@@ -41,27 +41,31 @@ from etils import epath
 
 from benchmarks.adapter_vs_plain import collect, with_data
 from benchmarks.configuration import load_config
-from contextdiff_jax.config import Config, RunConfig, from_config_dict
+from contextdiff_jax.config import Config, RunConfig, from_config_dict, with_task
 from contextdiff_jax.diffusion.weights import WeightName
 from contextdiff_jax.entry import hide_libraries
 from contextdiff_jax.evaluate import PLANS
+from contextdiff_jax.evaluation.evaluation import Settings, evaluate
 from contextdiff_jax.evaluation.prompt_following import ASPECTS
 from contextdiff_jax.evaluation.results import read_results
-from contextdiff_jax.pipeline.build import diffusion_runs
-from contextdiff_jax.pipeline.evaluation import Settings, evaluate
-from contextdiff_jax.pipeline.export import export_pipeline
-from contextdiff_jax.pipeline.train import train_run
-from contextdiff_jax.pipeline.validation import validate
+from contextdiff_jax.runs.build import diffusion_runs
+from contextdiff_jax.runs.export import export_pipeline
+from contextdiff_jax.runs.train import train_run
+from contextdiff_jax.runs.validation import validate
 
 
 def _changed(part: str, **changes: Any) -> Callable[[Config, str], Config]:
-    """Returns the change of some fields of a section (adapter, optimizer) of the base run."""
+    """Returns the change of some fields of a section of the base run, or of its task."""
 
     def change(config: Config, base: str) -> Config:
         run = config.runs[base]
-        section = dataclasses.replace(getattr(run, part), **changes)
-        runs = {**config.runs, base: dataclasses.replace(run, **{part: section})}
-        return dataclasses.replace(config, runs=runs)
+        if hasattr(run, part):
+            section = dataclasses.replace(getattr(run, part), **changes)
+            run = dataclasses.replace(run, **{part: section})
+        else:
+            section = dataclasses.replace(getattr(run.task, part), **changes)
+            run = with_task(run, **{part: section})
+        return dataclasses.replace(config, runs={**config.runs, base: run})
 
     return change
 
@@ -74,11 +78,11 @@ _BY_BOUND = _changed("diffusion", objective="bound", loss_weight="x0")
 VARIANTS: dict[str, Callable[[Config, str], Config]] = {
     "none": _without_adapter,
     "bounded": lambda config, base: config,
-    "bound_0.3": _changed("adapter", bound=0.3),
-    "bound_1": _changed("adapter", bound=1.0),
-    "consistency": _changed("diffusion", consistency=1.0),
+    "bound_0.3": _changed("adapter", limit=0.3),
+    "bound_1": _changed("adapter", limit=1.0),
+    "consistency": _changed("diffusion", relation_consistency=1.0),
     "adapter_rate_0.1": _changed("optimizer", adapter_rate=0.1),
-    "unbounded": _changed("adapter", bound=None),
+    "unbounded": _changed("adapter", limit=None),
     "bound_objective": _BY_BOUND,
     "mixed_objective": _changed("diffusion", objective="mixed"),
     "none_bound_objective": lambda config, base: _without_adapter(_BY_BOUND(config, base), base),
@@ -138,7 +142,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def base_only(config: Config, seed: int, args: argparse.Namespace) -> tuple[Config, str, str]:
     """Returns the config of CLIP and base model alone, and the names of the two runs."""
     base = diffusion_runs(config)[0]
-    clip = next(name for name in config.pipeline if config.runs[name].task == "contrastive")
+    clip = next(name for name in config.pipeline if config.runs[name].task.encoder_config)
     run = config.runs[base]
     runs = {clip: config.runs[clip], base: _of_length(run, args.steps or run.steps)}
     runs = {name: with_data(run, args.data_path) for name, run in runs.items()}
@@ -147,8 +151,9 @@ def base_only(config: Config, seed: int, args: argparse.Namespace) -> tuple[Conf
 
 def _of_length(run: RunConfig, steps: int) -> RunConfig:
     """The costly diagnostics at the end alone, and no previews: the pictures come afterwards."""
-    preview = dataclasses.replace(run.preview, every=0)
-    return dataclasses.replace(run, steps=steps, diagnose_every=steps, preview=preview)
+    preview = dataclasses.replace(run.task.preview, every=0)
+    run = dataclasses.replace(run, steps=steps)
+    return with_task(run, diagnose_every=steps, preview=preview)
 
 
 def measure(

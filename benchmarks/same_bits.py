@@ -66,7 +66,7 @@ def train(checkout: pathlib.Path, case: str, workdir: pathlib.Path, data: str) -
         command.append(f"--config.data_path={pathlib.Path(data).resolve()}")
     for short in CASES[case]:
         run, _, steps = short.partition("=")
-        values = {"steps": steps, "log_every": 1, "save_every": steps, "preview.every": 0}
+        values = {"steps": steps, "log_every": 1, "save_every": steps}
         command += [f"--config.runs.{run}.{key}={value}" for key, value in values.items()]
     subprocess.run(command, check=True, cwd=checkout)
 

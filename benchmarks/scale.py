@@ -61,7 +61,7 @@ CASES = (
     _training("sr", "v5p:2x4x4", 32, 1024),
     _training("base", "v6e:8x8", 64, 2048),
     # Where memory is slow beside arithmetic, recomputing moves less than keeping.
-    _training("sr", "v6e:8x8", 64, 1024, "--config.runs.sr.efficient_unet.remat_levels=0"),
+    _training("sr", "v6e:8x8", 64, 1024, "--config.runs.sr.task.efficient_unet.remat_levels=0"),
     # Two slices, joined by the data center's network: twice the batch.
     _training("base", "v5e:16x16", 512, 4096, "--slices=2"),
     _training("sr", "v5e:16x16", 512, 2048, "--slices=2"),

@@ -10,22 +10,22 @@ from flax import linen as nn
 
 from benchmarks.parameters import random_like
 from contextdiff_jax.config import Config
-from contextdiff_jax.pipeline.abstract import abstract_batch, abstract_task
+from contextdiff_jax.runs.abstract import abstract_task
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A task, its parameters and a batch of tokenized prompts and images: shapes or arrays."""
+    """A task, its parameters and what is frozen, a batch to train on: shapes or arrays.
+
+    drawn: the batch that sampling reads, likewise.
+    """
 
     task: DiffusionTask
     params: Any
+    frozen: Any
     batch: dict[str, Any]
-
-    def extras(self) -> dict[str, Any]:
-        """Returns the denoiser's further inputs in sampling, as shapes."""
-        images = jax.ShapeDtypeStruct(self.batch["image"].shape, jnp.float32)
-        return jax.eval_shape(self.task.extras, images, jax.random.key(0))
+    drawn: dict[str, Any]
 
 
 def abstract_stage(config: Config, name: str, batch_size: int, *, adapter: bool) -> Stage:
@@ -33,28 +33,24 @@ def abstract_stage(config: Config, name: str, batch_size: int, *, adapter: bool)
     config = dataclasses.replace(config, use_adapter=adapter, dtype="float32")
     task = abstract_task(config, name)
     params = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
-    return Stage(task, params, abstract_batch(task, batch_size))
+    batches = task.batch_shapes(batch_size), task.sampled_shapes(batch_size)
+    return Stage(task, params, task.frozen, *batches)
 
 
 def random_stage(config: Config, name: str, batch_size: int, *, adapter: bool) -> Stage:
     """Returns the stage with random weights and inputs."""
     stage = abstract_stage(config, name, batch_size, adapter=adapter)
     rng = np.random.default_rng(0)
-    conditioning = stage.task.conditioning
-    filled = {
-        key: dataclasses.replace(encoder, params=random_like(encoder.params))
-        for key, encoder in vars(conditioning).items()
-        if encoder is not None
-    }
-    if conditioning.clip_text is conditioning.text:
-        filled["clip_text"] = filled["text"]  # one encoder, not two of the same
-    conditioning = dataclasses.replace(conditioning, **filled)
-    task = dataclasses.replace(stage.task, conditioning=conditioning)
-    batch = {key: _random_input(leaf, rng) for key, leaf in stage.batch.items()}
-    return Stage(task, random_like(stage.params), batch)
+    batch, drawn = (
+        {key: _random_input(leaf, rng) for key, leaf in shapes.items()}
+        for shapes in (stage.batch, stage.drawn)
+    )
+    return Stage(stage.task, random_like(stage.params), random_like(stage.frozen), batch, drawn)
 
 
 def _random_input(leaf: jax.ShapeDtypeStruct, rng: np.random.Generator) -> jax.Array:
     if leaf.dtype == jnp.bool_:
         return jnp.ones(leaf.shape, bool)
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        return jnp.zeros(leaf.shape, leaf.dtype)
     return jnp.asarray(rng.integers(0, 256, leaf.shape), leaf.dtype)

@@ -20,6 +20,9 @@ from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.encoders.config import equal_towers
 from contextdiff_jax.networks.config import UNetConfig, small_adapter
 from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
+from contextdiff_jax.tasks.text_to_image import TextToImageConfig
 
 PRESETS = ("", "cpu", "folder", "cpu_folder")
 CLASSES = (
@@ -61,56 +64,58 @@ def _optimizer(learning_rate: float, warmup: int, ema: float) -> cfg.OptimizerCo
 def _clip(width: int, data: DataConfig, cpu: bool) -> cfg.RunConfig:
     layers = 2 if cpu else 4
     return cfg.RunConfig(
-        task="contrastive",
+        task=ContrastiveConfig(
+            clip=equal_towers(
+                width, layers, width // 32, image_size=32, patch_size=4, max_length=16
+            ),
+            tokenizer=TokenizerConfig(vocab_size=512, sample=5_000),
+        ),
         data=data,
         batch_size=64 if cpu else 256,
         steps=200 if cpu else 3000,
         optimizer=_optimizer(1e-3, 50, 0.98),
         log_every=50,
         save_every=100 if cpu else 500,
-        clip=equal_towers(width, layers, width // 32, image_size=32, patch_size=4, max_length=16),
-        tokenizer=cfg.TokenizerConfig(vocab_size=512, sample=5_000),
     )
 
 
 def _base(width: int, data: DataConfig) -> cfg.RunConfig:
     return cfg.RunConfig(
-        task="text_to_image",
+        task=TextToImageConfig(
+            diagnose_every=5000,
+            preview=PreviewConfig(every=5000, prompts=PROMPTS),
+            unet=UNetConfig(
+                width=128,
+                multipliers=(1, 2, 2, 2),
+                num_blocks=3,
+                attention_levels=(1, 2),
+                text_dim=width,
+                text_width=None,
+            ),
+            adapter=small_adapter(256, 4, patch_size=4, encoder_width=width),
+            diffusion=_DIFFUSION,
+            sampler=SamplerConfig(name="ddpm", num_steps=250, threshold="static"),
+        ),
         data=data,
         batch_size=128,
         steps=200_000,
         optimizer=dataclasses.replace(_optimizer(2e-4, 5000, 0.9999), decay="constant"),
         save_every=5000,
-        diagnose_every=5000,
-        preview=cfg.PreviewConfig(every=5000, prompts=PROMPTS),
-        unet=UNetConfig(
-            width=128,
-            multipliers=(1, 2, 2, 2),
-            num_blocks=3,
-            attention_levels=(1, 2),
-            text_dim=width,
-            text_width=None,
-        ),
-        adapter=small_adapter(256, 4, patch_size=4, encoder_width=width),
-        diffusion=_DIFFUSION,
-        sampler=SamplerConfig(name="ddpm", num_steps=250, threshold="static"),
     )
 
 
 # Nothing is dropped: every example trains the conditional estimate that the bound measures. snr
 # gives the noisy times, to which the bound pays little, no weight; pictures would need snr_plus_1.
-_DIFFUSION = cfg.DiffusionConfig(prediction="v", loss_weight="snr", drop_condition=0.0)
+_DIFFUSION = DiffusionConfig(prediction="v", loss_weight="snr", drop_condition=0.0)
 
 
 def _small(base: cfg.RunConfig, width: int) -> cfg.RunConfig:
-    return dataclasses.replace(
-        base,
-        batch_size=16,
-        steps=1500,
-        optimizer=_optimizer(2e-3, 100, 0.995),
-        save_every=250,
+    return cfg.with_task(
+        dataclasses.replace(
+            base, batch_size=16, steps=1500, optimizer=_optimizer(2e-3, 100, 0.995), save_every=250
+        ),
         diagnose_every=750,
-        preview=cfg.PreviewConfig(every=750, prompts=PROMPTS, num_steps=10),
+        preview=PreviewConfig(every=750, prompts=PROMPTS, num_steps=10),
         unet=UNetConfig(
             width=24,
             multipliers=(1, 2, 2),

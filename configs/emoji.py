@@ -14,6 +14,10 @@ from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.encoders.config import equal_towers
 from contextdiff_jax.networks.config import EfficientUNetConfig, UNetConfig, small_adapter
 from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
+from contextdiff_jax.tasks.super_resolution import SuperResolutionConfig
+from contextdiff_jax.tasks.text_to_image import TextToImageConfig
 
 PRESETS = ("", "cpu")
 PROMPTS = (
@@ -67,77 +71,86 @@ def _optimizer(learning_rate: float, warmup: int, ema: float) -> cfg.OptimizerCo
 def _clip(width: int, cpu: bool) -> cfg.RunConfig:
     side, layers = (32, 2) if cpu else (64, 6)
     return cfg.RunConfig(
-        task="contrastive",
+        task=ContrastiveConfig(
+            clip=equal_towers(
+                width, layers, width // 32, image_size=side, patch_size=8, max_length=24
+            ),
+            tokenizer=TokenizerConfig(vocab_size=2048),
+        ),
         data=_data(side),
         batch_size=128 if cpu else 256,
         steps=400 if cpu else 3000,
         optimizer=_optimizer(1e-3, 100, 0.98),
         log_every=50,
         save_every=200,
-        clip=equal_towers(width, layers, width // 32, image_size=side, patch_size=8, max_length=24),
-        tokenizer=cfg.TokenizerConfig(vocab_size=2048),
     )
 
 
 def _base(width: int) -> cfg.RunConfig:
     return cfg.RunConfig(
-        task="text_to_image",
+        task=TextToImageConfig(
+            diagnose_every=2000,
+            preview=PreviewConfig(every=2000, prompts=PROMPTS),
+            unet=UNetConfig(
+                width=128,
+                multipliers=(1, 2, 3, 4),
+                num_blocks=2,
+                attention_levels=(1, 2, 3),
+                text_dim=width,
+                text_width=None,
+            ),
+            adapter=small_adapter(384, 4, patch_size=8, encoder_width=width),
+            diffusion=DiffusionConfig(prediction="v", loss_weight="snr_plus_1"),
+            sampler=SamplerConfig(
+                name="dpm_solver++", num_steps=30, guidance_scale=2.5, threshold="dynamic"
+            ),
+        ),
         data=_data(64),
         batch_size=128,
         steps=60_000,
         optimizer=_optimizer(2e-4, 1000, 0.9995),
-        diagnose_every=2000,
-        preview=cfg.PreviewConfig(every=2000, prompts=PROMPTS),
-        unet=UNetConfig(
-            width=128,
-            multipliers=(1, 2, 3, 4),
-            num_blocks=2,
-            attention_levels=(1, 2, 3),
-            text_dim=width,
-            text_width=None,
-        ),
-        adapter=small_adapter(384, 4, patch_size=8, encoder_width=width),
-        diffusion=cfg.DiffusionConfig(prediction="v", loss_weight="snr_plus_1"),
-        sampler=SamplerConfig(
-            name="dpm_solver++", num_steps=30, guidance_scale=2.5, threshold="dynamic"
-        ),
     )
 
 
 def _super_resolution(width: int) -> cfg.RunConfig:
     return cfg.RunConfig(
-        task="super_resolution",
+        task=SuperResolutionConfig(
+            diagnose_every=2000,
+            preview=PreviewConfig(every=2000),
+            low_resolution=64,
+            efficient_unet=EfficientUNetConfig(
+                channels=(64, 128, 256, 512), num_blocks=(2, 2, 4, 4), text_dim=width
+            ),
+            adapter=small_adapter(384, 4, patch_size=16, encoder_width=width),
+            diffusion=DiffusionConfig(prediction="v", loss_weight="snr_plus_1"),
+            sampler=SamplerConfig(
+                name="ddim", num_steps=20, guidance_scale=1.5, threshold="dynamic"
+            ),
+        ),
         data=_data(256),
         batch_size=64,
         steps=40_000,
         optimizer=_optimizer(2e-4, 1000, 0.9995),
-        diagnose_every=2000,
-        preview=cfg.PreviewConfig(every=2000),
-        low_resolution=64,
-        efficient_unet=EfficientUNetConfig(
-            channels=(64, 128, 256, 512), num_blocks=(2, 2, 4, 4), text_dim=width
-        ),
-        adapter=small_adapter(384, 4, patch_size=16, encoder_width=width),
-        diffusion=cfg.DiffusionConfig(prediction="v", loss_weight="snr_plus_1"),
-        sampler=SamplerConfig(name="ddim", num_steps=20, guidance_scale=1.5, threshold="dynamic"),
     )
 
 
 # A small network learns to return the picture itself soonest.
-_SMALL = cfg.DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1")
+_SMALL = DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1")
 
 
 def _base_cpu(width: int) -> cfg.RunConfig:
-    return dataclasses.replace(
-        _base(width),
-        data=_data(16),
-        batch_size=32,
-        steps=5000,
-        optimizer=_optimizer(1e-3, 200, 0.998),
-        log_every=100,
-        save_every=500,
+    return cfg.with_task(
+        dataclasses.replace(
+            _base(width),
+            data=_data(16),
+            batch_size=32,
+            steps=5000,
+            optimizer=_optimizer(1e-3, 200, 0.998),
+            log_every=100,
+            save_every=500,
+        ),
         diagnose_every=1000,
-        preview=cfg.PreviewConfig(every=1000, prompts=PROMPTS, num_steps=15),
+        preview=PreviewConfig(every=1000, prompts=PROMPTS, num_steps=15),
         unet=UNetConfig(
             width=32,
             multipliers=(1, 2, 3),
@@ -158,16 +171,18 @@ def _base_cpu(width: int) -> cfg.RunConfig:
 
 
 def _super_resolution_cpu(width: int) -> cfg.RunConfig:
-    return dataclasses.replace(
-        _super_resolution(width),
-        data=_data(64),
-        batch_size=8,
-        steps=1500,
-        optimizer=_optimizer(1e-3, 100, 0.995),
-        log_every=50,
-        save_every=250,
+    return cfg.with_task(
+        dataclasses.replace(
+            _super_resolution(width),
+            data=_data(64),
+            batch_size=8,
+            steps=1500,
+            optimizer=_optimizer(1e-3, 100, 0.995),
+            log_every=50,
+            save_every=250,
+        ),
         diagnose_every=500,
-        preview=cfg.PreviewConfig(every=500, num_steps=5),
+        preview=PreviewConfig(every=500, num_steps=5),
         low_resolution=16,
         augmentation=0.25,
         efficient_unet=EfficientUNetConfig(
@@ -181,9 +196,9 @@ def _super_resolution_cpu(width: int) -> cfg.RunConfig:
             scan_blocks=False,
             residual=True,
         ),
-        # With an adapter bound of 1.0, without consistency and with augmentation 0.5, results left
+        # With an adapter limit of 1.0, without consistency and with augmentation 0.5, results left
         # their low-resolution image further: consistency_rms 0.12 instead of 0.07 at the end.
         adapter=small_adapter(64, 2, patch_size=16, encoder_width=width),
-        diffusion=dataclasses.replace(_SMALL, consistency=1.0),
+        diffusion=dataclasses.replace(_SMALL, relation_consistency=1.0),
         sampler=SamplerConfig(name="ddim", num_steps=10, threshold="static"),
     )

@@ -27,6 +27,11 @@ from contextdiff_jax.networks.config import (
     imagen_sr,
 )
 from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
+from contextdiff_jax.tasks.super_resolution import SuperResolutionConfig
+from contextdiff_jax.tasks.task_config import TaskConfig
+from contextdiff_jax.tasks.text_to_image import TextToImageConfig
 
 PRESETS = ("", "tiny")
 PROMPTS = (
@@ -65,7 +70,11 @@ def _data(resolution: int) -> DataConfig:
     )
 
 
-def _run(task: str, resolution: int, **sections) -> cfg.RunConfig:
+# The paper's objective is uniform in x0. v carries it with bounded weights at every t.
+_DIFFUSION = DiffusionConfig(prediction="v", loss_weight="x0")
+
+
+def _run(task: TaskConfig, resolution: int) -> cfg.RunConfig:
     return cfg.RunConfig(
         task=task,
         data=_data(resolution),
@@ -74,36 +83,34 @@ def _run(task: str, resolution: int, **sections) -> cfg.RunConfig:
         optimizer=cfg.OptimizerConfig(learning_rate=1e-4, warmup_steps=10_000, ema_decay=0.9999),
         log_every=100,
         save_every=2500,
-        diagnose_every=5000,
-        # The paper's objective is uniform in x0. v carries it with bounded weights at every t.
-        diffusion=cfg.DiffusionConfig(prediction="v", loss_weight="x0"),
-        **sections,
     )
 
 
 def _base() -> cfg.RunConfig:
-    return _run(
-        "text_to_image",
-        64,
-        adapter=contextdiff_adapter(),
-        preview=cfg.PreviewConfig(every=5000, prompts=PROMPTS, num_steps=50),
+    task = TextToImageConfig(
         unet=dataclasses.replace(imagen_base(), remat="blocks"),
+        adapter=contextdiff_adapter(),
+        diffusion=_DIFFUSION,
         sampler=SamplerConfig(name="ddpm", num_steps=250, guidance_scale=1.35, threshold="dynamic"),
+        preview=PreviewConfig(every=5000, prompts=PROMPTS, num_steps=50),
+        diagnose_every=5000,
     )
+    return _run(task, 64)
 
 
 def _super_resolution() -> cfg.RunConfig:
-    return _run(
-        "super_resolution",
-        256,
-        # An 8x8 grid as at 64 pixels: patches of 8 would cost 14 % of the step instead of 2 %.
-        adapter=dataclasses.replace(contextdiff_adapter(), patch_size=32),
-        preview=cfg.PreviewConfig(every=5000, num_steps=20),
-        low_resolution=64,
+    task = SuperResolutionConfig(
         # The two coarse levels have 16 of the 22 blocks on either side and few pixels: kept.
         efficient_unet=dataclasses.replace(imagen_sr(), remat="blocks", remat_levels=2),
+        low_resolution=64,
+        # An 8x8 grid as at 64 pixels: patches of 8 would cost 14 % of the step instead of 2 %.
+        adapter=dataclasses.replace(contextdiff_adapter(), patch_size=32),
+        diffusion=_DIFFUSION,
         sampler=SamplerConfig(name="ddpm", num_steps=100, guidance_scale=8.0, threshold="dynamic"),
+        preview=PreviewConfig(every=5000, num_steps=20),
+        diagnose_every=5000,
     )
+    return _run(task, 256)
 
 
 _TINY_WIDTH = 32
@@ -116,15 +123,16 @@ def _tiny_data(resolution: int) -> DataConfig:
 def _tiny_clip() -> cfg.RunConfig:
     width = _TINY_WIDTH
     return cfg.RunConfig(
-        task="contrastive",
+        task=ContrastiveConfig(
+            clip=equal_towers(width, 1, 2, image_size=32, patch_size=8, max_length=32),
+            tokenizer=TokenizerConfig(vocab_size=600),
+        ),
         data=_tiny_data(32),
         batch_size=16,
         steps=20,
         optimizer=cfg.OptimizerConfig(learning_rate=1e-3, warmup_steps=5, ema_decay=0.9),
         log_every=10,
         save_every=10,
-        clip=equal_towers(width, 1, 2, image_size=32, patch_size=8, max_length=32),
-        tokenizer=cfg.TokenizerConfig(vocab_size=600),
     )
 
 
@@ -145,15 +153,13 @@ def _tiny(config: cfg.Config) -> cfg.Config:
         "steps": 20,
         "log_every": 5,
         "save_every": 10,
-        "diagnose_every": 20,
-        "adapter": adapter,
         "optimizer": cfg.OptimizerConfig(learning_rate=1e-3, warmup_steps=5, ema_decay=0.9),
     }
-    base = dataclasses.replace(
-        config.runs["base"],
-        **few,
-        data=_tiny_data(16),
-        preview=cfg.PreviewConfig(every=20, prompts=PROMPTS, num_steps=4),
+    base = cfg.with_task(
+        dataclasses.replace(config.runs["base"], **few, data=_tiny_data(16)),
+        adapter=adapter,
+        diagnose_every=20,
+        preview=PreviewConfig(every=20, prompts=PROMPTS, num_steps=4),
         unet=UNetConfig(
             width=16,
             multipliers=(1, 2),
@@ -167,11 +173,11 @@ def _tiny(config: cfg.Config) -> cfg.Config:
         ),
         sampler=SamplerConfig(name="ddpm", num_steps=8, guidance_scale=1.35, threshold="dynamic"),
     )
-    sr = dataclasses.replace(
-        config.runs["sr"],
-        **few,
-        data=_tiny_data(64),
-        preview=cfg.PreviewConfig(every=20, num_steps=4),
+    sr = cfg.with_task(
+        dataclasses.replace(config.runs["sr"], **few, data=_tiny_data(64)),
+        adapter=adapter,
+        diagnose_every=20,
+        preview=PreviewConfig(every=20, num_steps=4),
         low_resolution=16,
         efficient_unet=EfficientUNetConfig(
             channels=(16, 32),

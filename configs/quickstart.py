@@ -14,6 +14,10 @@ from contextdiff_jax.data.config import DataConfig, ScenesConfig
 from contextdiff_jax.encoders.config import equal_towers
 from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, UNetConfig
 from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
+from contextdiff_jax.tasks.super_resolution import SuperResolutionConfig
+from contextdiff_jax.tasks.text_to_image import TextToImageConfig
 
 PRESETS = ("", "plain", "test")
 
@@ -56,7 +60,10 @@ def _data(resolution: int) -> DataConfig:
 
 def _clip() -> cfg.RunConfig:
     return cfg.RunConfig(
-        task="contrastive",
+        task=ContrastiveConfig(
+            clip=equal_towers(WIDTH, 2, 4, image_size=16, patch_size=4, max_length=24),
+            tokenizer=TokenizerConfig(vocab_size=512, sample=5_000),
+        ),
         data=_data(16),
         batch_size=128,
         steps=250,
@@ -65,14 +72,31 @@ def _clip() -> cfg.RunConfig:
         ),
         log_every=50,
         save_every=125,
-        clip=equal_towers(WIDTH, 2, 4, image_size=16, patch_size=4, max_length=24),
-        tokenizer=cfg.TokenizerConfig(vocab_size=512, sample=5_000),
     )
 
 
 def _base() -> cfg.RunConfig:
     return cfg.RunConfig(
-        task="text_to_image",
+        task=TextToImageConfig(
+            diagnose_every=1000,
+            preview=PreviewConfig(every=1000, prompts=PROMPTS[:9], num_steps=10),
+            unet=UNetConfig(
+                width=24,
+                multipliers=(1, 2),
+                num_blocks=1,
+                attention_levels=(1,),
+                head_dim=16,
+                groups=8,
+                text_dim=WIDTH,
+                text_width=None,
+                scan_blocks=False,
+            ),
+            adapter=_adapter(patch_size=4),
+            diffusion=DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1"),
+            sampler=SamplerConfig(
+                name="ddim", num_steps=25, guidance_scale=3.0, threshold="static"
+            ),
+        ),
         data=_data(16),
         batch_size=16,
         steps=3500,
@@ -81,28 +105,31 @@ def _base() -> cfg.RunConfig:
         ),
         log_every=100,
         save_every=500,
-        diagnose_every=1000,
-        preview=cfg.PreviewConfig(every=1000, prompts=PROMPTS[:9], num_steps=10),
-        unet=UNetConfig(
-            width=24,
-            multipliers=(1, 2),
-            num_blocks=1,
-            attention_levels=(1,),
-            head_dim=16,
-            groups=8,
-            text_dim=WIDTH,
-            text_width=None,
-            scan_blocks=False,
-        ),
-        adapter=_adapter(patch_size=4),
-        diffusion=cfg.DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1"),
-        sampler=SamplerConfig(name="ddim", num_steps=25, guidance_scale=3.0, threshold="static"),
     )
 
 
 def _super_resolution() -> cfg.RunConfig:
     return cfg.RunConfig(
-        task="super_resolution",
+        task=SuperResolutionConfig(
+            diagnose_every=400,
+            preview=PreviewConfig(every=400, num_steps=5),
+            low_resolution=16,
+            augmentation=0.1,
+            efficient_unet=EfficientUNetConfig(
+                channels=(24, 32, 48),
+                num_blocks=(1, 1, 1),
+                strides=(2, 2, 2),
+                attention_levels=(2,),
+                heads=4,
+                groups=8,
+                text_dim=WIDTH,
+                residual=True,
+                scan_blocks=False,
+            ),
+            adapter=_adapter(patch_size=16),
+            diffusion=DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1"),
+            sampler=SamplerConfig(name="ddim", num_steps=10, threshold="static"),
+        ),
         data=_data(64),
         batch_size=4,
         steps=800,
@@ -111,24 +138,6 @@ def _super_resolution() -> cfg.RunConfig:
         ),
         log_every=200,
         save_every=400,
-        diagnose_every=400,
-        preview=cfg.PreviewConfig(every=400, num_steps=5),
-        low_resolution=16,
-        augmentation=0.1,
-        efficient_unet=EfficientUNetConfig(
-            channels=(24, 32, 48),
-            num_blocks=(1, 1, 1),
-            strides=(2, 2, 2),
-            attention_levels=(2,),
-            heads=4,
-            groups=8,
-            text_dim=WIDTH,
-            residual=True,
-            scan_blocks=False,
-        ),
-        adapter=_adapter(patch_size=16),
-        diffusion=cfg.DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1"),
-        sampler=SamplerConfig(name="ddim", num_steps=10, threshold="static"),
     )
 
 
@@ -147,25 +156,25 @@ def _adapter(patch_size: int) -> AdapterConfig:
 
 def _short(config: cfg.Config) -> cfg.Config:
     """The same code path in a few steps of fewer layers, for the tests."""
-    few = {"steps": 4, "batch_size": 8, "log_every": 2, "save_every": 2, "diagnose_every": 4}
-    runs = _shallow(config.runs)
     runs = {
-        name: dataclasses.replace(
-            run, **few, preview=dataclasses.replace(run.preview, every=4, num_steps=2)
-        )
-        for name, run in runs.items()
+        name: dataclasses.replace(run, steps=4, batch_size=8, log_every=2, save_every=2)
+        for name, run in _shallow(config.runs).items()
     }
     for name in ("base", "sr"):
-        sampler = dataclasses.replace(runs[name].sampler, num_steps=2)
-        runs[name] = dataclasses.replace(runs[name], sampler=sampler)
+        task = runs[name].task
+        runs[name] = cfg.with_task(
+            runs[name],
+            diagnose_every=4,
+            preview=dataclasses.replace(task.preview, every=4, num_steps=2),
+            sampler=dataclasses.replace(task.sampler, num_steps=2),
+        )
     samples = cfg.SamplesConfig(prompts=("a red circle", "", "a blue square"), batch_size=2)
     return dataclasses.replace(config, runs=runs, samples=samples)
 
 
 def _shallow(runs: dict[str, cfg.RunConfig]) -> dict[str, cfg.RunConfig]:
     """What is compiled in tests: one layer, block or level of everything that repeats."""
-    clip, base, sr = runs["clip"], runs["base"], runs["sr"]
-    adapter = dataclasses.replace(base.adapter, num_blocks=1)
+    clip, base, sr = (run.task for run in runs.values())
     network = dataclasses.replace(
         sr.efficient_unet,
         channels=(24, 32),
@@ -173,14 +182,13 @@ def _shallow(runs: dict[str, cfg.RunConfig]) -> dict[str, cfg.RunConfig]:
         strides=(2, 2),
         attention_levels=(1,),
     )
+    one_layer = dataclasses.replace(clip.clip, text_layers=1, vision_layers=1)
+    one_block = {
+        name: dataclasses.replace(task.adapter, num_blocks=1)
+        for name, task in (("base", base), ("sr", sr))
+    }
     return {
-        "clip": dataclasses.replace(
-            clip, clip=dataclasses.replace(clip.clip, text_layers=1, vision_layers=1)
-        ),
-        "base": dataclasses.replace(base, adapter=adapter),
-        "sr": dataclasses.replace(
-            sr,
-            adapter=dataclasses.replace(sr.adapter, num_blocks=1),
-            efficient_unet=network,
-        ),
+        "clip": cfg.with_task(runs["clip"], clip=one_layer),
+        "base": cfg.with_task(runs["base"], adapter=one_block["base"]),
+        "sr": cfg.with_task(runs["sr"], adapter=one_block["sr"], efficient_unet=network),
     }

@@ -4,6 +4,7 @@ Flags are absl's, --config and what it overrides ml_collections'.
 """
 
 import math
+import pathlib
 import re
 import sys
 import traceback
@@ -16,6 +17,12 @@ from contextdiff_jax.arguments import existing_file
 from contextdiff_jax.system.suggestions import nearest
 
 flags.disclaim_key_flags()  # --help shows the flags defined here as those of the entry point
+
+
+_PACKAGE = pathlib.Path(__file__).parent
+# This project's configs: an installed wheel has them in the package, a clone beside it.
+CONFIGS = _PACKAGE / "configs"
+CONFIGS = CONFIGS if CONFIGS.is_dir() else _PACKAGE.parent / "configs"
 
 
 class Mistake(flags.Error):
@@ -108,10 +115,11 @@ class _ConfigFile(flags.ArgumentParser):
         asked = f"--config={path}"
         if not path:
             raise Mistake("--config= is empty; must be FILE or FILE:PRESET")
+        path = _installed(path)
         try:
             existing_file(path.partition(":")[0], "config")
         except ValueError as error:
-            raise Mistake(str(error)) from error
+            raise Mistake(f"{error}{_near_installed(path)}") from error
         try:
             config = self._loader.parse(path)
             hasattr(config, "lock")  # raises what kept a file from being opened
@@ -127,6 +135,24 @@ class _ConfigFile(flags.ArgumentParser):
             if found:
                 _check_key(config, found[1].split("."), word)
         return config
+
+
+def _installed(path: str) -> str:
+    """Returns configs/NAME.py[:PRESET] as this project's, where the folder here has none."""
+    file, colon, preset = path.partition(":")
+    folder, name = pathlib.PurePath(file).parts[:-1], pathlib.PurePath(file).name
+    installed = CONFIGS / name
+    if folder == ("configs",) and installed.is_file() and not pathlib.Path(file).exists():
+        return f"{installed}{colon}{preset}"
+    return path
+
+
+def _near_installed(path: str) -> str:
+    """Returns the nearest of this project's configs where there is no folder configs/ here."""
+    file = pathlib.PurePath(path.partition(":")[0])
+    if file.parts[:-1] != ("configs",) or pathlib.Path("configs").exists():
+        return ""
+    return nearest(file.name, [each.name for each in CONFIGS.glob("*.py")], "configs/")
 
 
 def _check_key(config: ConfigDict, keys: Sequence[str], asked: str) -> None:

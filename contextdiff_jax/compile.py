@@ -27,8 +27,8 @@ from contextdiff_jax.config import Config, from_config_dict
 from contextdiff_jax.parallel import topologies
 from contextdiff_jax.parallel.device_errors import out_of_memory
 from contextdiff_jax.parallel.mesh import make_mesh
-from contextdiff_jax.pipeline.device_memory import knobs
-from contextdiff_jax.pipeline.validation import validate
+from contextdiff_jax.runs.device_memory import knobs
+from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.system import notices
 
 _CONFIG = command_line.define_config("Config file, as main's.")

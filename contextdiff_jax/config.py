@@ -16,29 +16,15 @@ from typing import Any, Literal
 
 import ml_collections
 
+from contextdiff_jax.config_upgrade import upgraded
 from contextdiff_jax.data.config import DataConfig
-from contextdiff_jax.encoders.clip import CLIPConfig
-from contextdiff_jax.limits import check_limits
-from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, UNetConfig
 from contextdiff_jax.parallel.mesh import MeshConfig
-from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.system.limits import check_limits
+from contextdiff_jax.system.resumed import ADVISED, FREE
 from contextdiff_jax.system.scalars import read_scalar, shown
 from contextdiff_jax.system.suggestions import nearest
-from contextdiff_jax.tasks.config import DiffusionConfig
+from contextdiff_jax.tasks.task_config import TaskConfig, registered
 from contextdiff_jax.training.optimizer import OptimizerConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerConfig:
-    """The tokenizer of a contrastive run: one from a folder, or one trained on its captions.
-
-    path: local folder with a tokenizer; empty trains one of vocab_size entries on the first
-    sample captions of the run's data.
-    """
-
-    path: str = ""
-    vocab_size: int = 1024
-    sample: int = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,51 +48,22 @@ class EncodersConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PreviewConfig:
-    """Sample grids written during training, raw and EMA weights side by side.
-
-    every: steps between grids, 0 for none. num_steps: sampling steps of a preview.
-    """
-
-    every: int = 0
-    prompts: tuple[str, ...] = ()
-    num_steps: int = 25
-
-
-@dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """One training run. Which sections are read depends on the task.
+    """One training run.
 
-    contrastive: clip, tokenizer. text_to_image: unet, adapter, diffusion, sampler.
-    super_resolution: efficient_unet, adapter, diffusion, sampler, low_resolution.
-
-    batch_size is global. save_every also names the checkpoints kept, `keep` of them.
-    diagnose_every: steps between the costlier diagnostics (divergence of the last steps, and
-    for super-resolution the distance of the downsampled result from its input); 0 for none.
-    low_resolution: side of the conditioning image, which the picture is resized to as the data
-    pipeline resizes (PIL's Lanczos, 8 bits); augmentation: the largest level of noise added to it
-    in training (levels are uniform in [0, augmentation], 0 is clean).
+    task: what it optimises, by `kind`, with the sections that this task reads: see
+    contextdiff_jax/tasks, one file each.
+    batch_size is global. save_every also names the checkpoints kept, `checkpoints_kept` of them.
     """
 
-    task: Literal["contrastive", "text_to_image", "super_resolution"]
+    task: TaskConfig
     data: DataConfig
-    batch_size: int
-    steps: int
+    batch_size: int = dataclasses.field(metadata=ADVISED)
+    steps: int = dataclasses.field(metadata=FREE)
     optimizer: OptimizerConfig = OptimizerConfig()
-    log_every: int = 100
-    save_every: int = 1000
-    keep: int = 2
-    diagnose_every: int = 0
-    preview: PreviewConfig = PreviewConfig()
-    clip: CLIPConfig | None = None
-    tokenizer: TokenizerConfig | None = None
-    unet: UNetConfig | None = None
-    efficient_unet: EfficientUNetConfig | None = None
-    adapter: AdapterConfig | None = None
-    diffusion: DiffusionConfig | None = None
-    sampler: SamplerConfig | None = None
-    low_resolution: int = 64
-    augmentation: float = 1.0
+    log_every: int = dataclasses.field(default=100, metadata=FREE)
+    save_every: int = dataclasses.field(default=1000, metadata=FREE)
+    checkpoints_kept: int = dataclasses.field(default=2, metadata=FREE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +98,7 @@ class Config:
     data_path: str = ""
     use_adapter: bool = True
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = dataclasses.field(default=MeshConfig(), metadata=FREE)
     encoders: EncodersConfig = EncodersConfig()
     samples: SamplesConfig = SamplesConfig()
 
@@ -168,7 +125,7 @@ def to_config_dict(config: Config) -> ml_collections.ConfigDict:
 def from_config_dict(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
     """Returns the typed config, or raises ConfigError naming the key, its value and the choice."""
     values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    return with_data_path(_read(Config, values, "config"))
+    return with_data_path(_read(Config, upgraded(values), "config"))
 
 
 def with_data_path(config: Config) -> Config:
@@ -181,6 +138,11 @@ def _with_data_path(run: RunConfig, path: str) -> RunConfig:
     if run.data.path or run.data.source == "scenes":
         return run
     return dataclasses.replace(run, data=dataclasses.replace(run.data, path=path))
+
+
+def with_task(run: RunConfig, **changes: Any) -> RunConfig:
+    """Returns the run with some fields of its task changed."""
+    return dataclasses.replace(run, task=dataclasses.replace(run.task, **changes))
 
 
 def read_section(section: type, values: dict[str, Any], where: str) -> Any:
@@ -221,6 +183,8 @@ def _read(expected: Any, value: Any, where: str) -> Any:
 def _read_section(section: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ConfigError(f"{where} = {shown(value)}: must be a section, is {_type_name(value)}")
+    if section is TaskConfig:
+        section = _task(value.get("kind"), f"{where}.kind")
     hints = typing.get_type_hints(section)
     fields = {field.name: field for field in dataclasses.fields(section)}
     unknown = sorted(set(value) - set(fields))
@@ -246,6 +210,15 @@ def _read_section(section: type, value: Any, where: str) -> Any:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return read
+
+
+def _task(kind: Any, where: str) -> type[TaskConfig]:
+    """Returns the member of the tagged union that `kind` names."""
+    known = registered()
+    if not isinstance(kind, str) or kind not in known:
+        near = nearest(str(kind), known)
+        raise ConfigError(f"{where} = {shown(kind)}: must be one of {_listing(known)}{near}")
+    return known[kind]
 
 
 def _read_optional(expected: Any, value: Any, where: str) -> Any:

@@ -156,7 +156,7 @@ def run(command: Callable[..., None], takes_rest: bool = False) -> None:
                 _end_now(sentence, EXIT_OTHER)
             if not buckets.of_bucket(error):
                 raise
-            _end(error, EXIT_REFUSED if buckets.hopeless(error) else EXIT_OTHER)
+            _end(error, EXIT_REFUSED if buckets.is_permanent(error) else EXIT_OTHER)
 
     keep_freed_memory()
     app.run(main, flags_parser=_parse)

@@ -29,21 +29,28 @@ from etils import epath
 
 from contextdiff_jax import entry
 from contextdiff_jax.arguments import existing_folder
+from contextdiff_jax.evaluation import (
+    attention_maps,
+    bits_per_dim,
+    cost_of_stages,
+    curves,
+    prompt_following,
+    scores,
+)
+from contextdiff_jax.evaluation.evaluation import Evaluation, Settings, evaluate
 from contextdiff_jax.evaluation.resizing import PROTOCOLS
-from contextdiff_jax.pipeline import measurements, scores
-from contextdiff_jax.pipeline.evaluation import Evaluation, Settings, evaluate
 from contextdiff_jax.system.interruption import Watch
 from contextdiff_jax.system.suggestions import nearest
 
 PLANS = {
-    "scenes": measurements.plan_scenes,
+    "scenes": prompt_following.plan_scenes,
     "fid": scores.plan_fid,
     "fid30k": scores.plan_fid30k,
     "sweep": scores.plan_sweep,
-    "bits_per_dim": measurements.plan_bits_per_dim,
-    "curves": measurements.plan_curves,
-    "cost": measurements.plan_cost,
-    "heatmaps": measurements.plan_heatmaps,
+    "bits_per_dim": bits_per_dim.plan_bits_per_dim,
+    "curves": curves.plan_curves,
+    "cost": cost_of_stages.plan_cost,
+    "heatmaps": attention_maps.plan_heatmaps,
 }
 
 _WHAT = flags.DEFINE_list("what", [], f"Measurements: {', '.join(PLANS)}.")
@@ -60,8 +67,8 @@ _AUGMENTATION = entry.define_augmentation()
 _COUNT = flags.DEFINE_integer(
     "count",
     None,
-    f"Samples, one per caption. By default {measurements.SCENES} for scenes, 30,000 for fid30k, "
-    "else all captions of a file, or up to 10,000 of a data source.",
+    f"Samples, one per caption. By default {prompt_following.SCENES} for scenes, 30,000 for "
+    "fid30k, else all captions of a file, or up to 10,000 of a data source.",
     lower_bound=1,
     upper_bound=10**7,
 )

@@ -9,7 +9,7 @@ from absl import flags
 
 from contextdiff_jax import entry
 from contextdiff_jax.arguments import existing_folder
-from contextdiff_jax.pipeline.export import DTYPES, export_pipeline, trained_config
+from contextdiff_jax.runs.export import DTYPES, export_pipeline, trained_config
 from contextdiff_jax.system import notices
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder that main trained in.")

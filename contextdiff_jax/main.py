@@ -3,9 +3,9 @@
   python -m contextdiff_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 Any key can be overridden: --config.runs.base.steps=100. What may change when a run goes on, such as
-a lower learning rate, says contextdiff_jax/pipeline/resumption.py. On several machines every
-process gets this command, with the same workdir: README, "Many processes". Exit codes: see
-contextdiff_jax/entry.py.
+a lower learning rate, is said beside the fields of the config: docs/training.md. On several
+machines every process gets this command, with the same workdir: docs/many_machines.md. Exit codes:
+see contextdiff_jax/entry.py.
 """
 
 from absl import flags
@@ -13,8 +13,9 @@ from etils import epath
 
 from contextdiff_jax import command_line, entry
 from contextdiff_jax.config import from_config_dict
-from contextdiff_jax.pipeline.train import train_pipeline
-from contextdiff_jax.pipeline.validation import validate
+from contextdiff_jax.generation.cascade import draw_samples
+from contextdiff_jax.runs.train import train_pipeline
+from contextdiff_jax.runs.validation import validate
 
 _CONFIG = command_line.define_config(
     "Config file, with a preset after a colon: configs/laion.py:tiny."
@@ -32,7 +33,7 @@ def main() -> None:
     workdir = epath.Path(_WORKDIR.value)
     entry.check_writable(workdir, "workdir")
     entry.keep_compiled_programs(workdir / "compiled")
-    train_pipeline(config, workdir, _RUN.value)
+    train_pipeline(config, workdir, draw_samples, _RUN.value)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from etils import epath
 
 from contextdiff_jax import command_line, entry
 from contextdiff_jax.config import from_config_dict
-from contextdiff_jax.pipeline.prepare import Job, Worker, prepare
-from contextdiff_jax.pipeline.validation import check_text_run, validate
+from contextdiff_jax.runs.prepare import Job, Worker, prepare
+from contextdiff_jax.runs.validation import check_text_run, validate
 from contextdiff_jax.system import notices
 
 _CONFIG = command_line.define_config(
@@ -61,7 +61,7 @@ def main(options: Sequence[str]) -> None:
 def _encode_with_beam(options: Sequence[str], job: Job, worker: Worker, missing: list[int]) -> None:
     del worker  # Beam's workers load their own
     try:
-        from contextdiff_jax.pipeline.prepare_beam import encode_with_beam
+        from contextdiff_jax.runs.prepare_beam import encode_with_beam
     except ImportError as error:
         raise ValueError(
             f"--runner={_RUNNER.value} needs the package apache-beam: {error}"

@@ -14,8 +14,8 @@ from etils import epath
 
 from contextdiff_jax import entry
 from contextdiff_jax.arguments import existing_folder, read_lines
+from contextdiff_jax.generation.cascade import Cascade, write_pictures
 from contextdiff_jax.parallel import distributed
-from contextdiff_jax.pipeline.cascade import Cascade, write_pictures
 from contextdiff_jax.system import notices
 
 _EXPORT = flags.DEFINE_string("export", None, "Folder written by contextdiff_jax.export or main.")

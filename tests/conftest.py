@@ -1,8 +1,11 @@
 """Fixtures every test may use: the compilation cache, and the optional real data."""
 
+import json
 import os
 import pathlib
 import signal
+import subprocess
+import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -30,6 +33,8 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+pytest_plugins = ["tests.fixtures.pictures", "tests.fixtures.tiny_tasks"]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = pathlib.Path(os.environ.get("CONTEXTDIFF_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -61,6 +66,37 @@ def shared_data():
     return path
 
 
+class Forks:
+    """Entry points run by tests/command_line/forks.py: forks("main", "--help")."""
+
+    def __init__(self):
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.command_line.forks"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, module, *arguments):
+        print(json.dumps([module, *map(str, arguments)]), file=self._server.stdin, flush=True)
+        answer = self._server.stdout.readline()
+        return subprocess.CompletedProcess(arguments, *json.loads(answer))
+
+    def close(self):
+        self._server.stdin.close()
+        self._server.stdout.close()
+        self._server.wait()
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Runs entry points without importing JAX for each; returns a CompletedProcess."""
+    server = Forks()
+    yield server
+    server.close()
+
+
 @pytest.fixture
 def bucket(monkeypatch):
     """An empty bucket of its own, s3://bucket, in memory; as there, appending overwrites."""
@@ -84,3 +120,13 @@ def bucket(monkeypatch):
     backend.fsspec_backend._get_filesystem.cache_clear()
     yield "s3://bucket"
     backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def latent_oracles():
+    """diffusers' models of latent diffusion, see tests/encoders/latent_oracles.py."""
+    pytest.importorskip("torch", reason="the oracle is diffusers' torch model")
+    pytest.importorskip("diffusers", reason="the oracle is diffusers' torch model")
+    from tests.encoders import latent_oracles
+
+    return latent_oracles

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from contextdiff_jax import arguments
-from contextdiff_jax.pipeline.captions import read_captions
+from contextdiff_jax.evaluation.captions import read_captions
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.system.seeds import LARGEST_SEED
 from contextdiff_jax.system.suggestions import nearest, nearest_path

@@ -61,7 +61,7 @@ def test_little_effort_changes_the_code_and_not_the_operations(tmp_path):
 def test_a_program_too_large_says_what_takes_memory_and_what_to_turn(tmp_path):
     # 40 million tokens, 32 wide: 4.77 GiB in each of parameters, two moments and EMA; a v5e has 16.
     output = tmp_path / "large.json"
-    large = ("--topology=v5e:2x2", "--config.runs.clip.tokenizer.vocab_size=40000000")
+    large = ("--topology=v5e:2x2", "--config.runs.clip.task.tokenizer.vocab_size=40000000")
     done = compile_command(*CLIP, *large, f"--output={output}")
     assert done.returncode == 1, done.stderr
     found = json.loads(output.read_text())
@@ -80,7 +80,7 @@ def test_a_program_too_large_says_what_takes_memory_and_what_to_turn(tmp_path):
 def test_where_the_compiler_gives_up_its_own_words_are_kept(tmp_path):
     # One array of 16.7 GiB: the compiler places nothing and has no figures.
     output = tmp_path / "huge.json"
-    huge = ("--topology=v5e:2x2", "--config.runs.clip.tokenizer.vocab_size=140000000")
+    huge = ("--topology=v5e:2x2", "--config.runs.clip.task.tokenizer.vocab_size=140000000")
     done = compile_command(*CLIP, *huge, f"--output={output}")
     assert done.returncode == 1, done.stderr
     found = json.loads(output.read_text())

@@ -10,7 +10,7 @@ import pytest
 
 from contextdiff_jax import config as cfg
 from contextdiff_jax.data.sources import open_source
-from contextdiff_jax.pipeline.validation import validate
+from contextdiff_jax.runs.validation import validate
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = [
@@ -53,38 +53,54 @@ def test_an_unknown_preset_lists_the_known(name):
             float("nan"),
             r"config.runs.base.optimizer.b1 = nan: must be fin",
         ),
-        ("runs.base.sampler.num_steps", 10**9, r"num_steps = 1000000000: must be at most 10,000"),
-        ("runs.base.steps", 0, r"config.runs.base.steps = 0: must be at least 1"),
-        ("runs.base.sampler.name", "euler", r"sampler.name = 'euler': must be one of ddpm, ddim"),
-        ("runs.base.data.resolution", 17, r"runs.base.data.resolution.*= 17 .*multiple of 2"),
-        ("runs.base.unet.multipliers", 2, r"unet.multipliers = 2: must be a tuple"),
-        ("runs.base.unet.groups", 5, r"unet.groups = 5 is not allowed"),
         (
-            "runs.base.unet.attention_implementation",
+            "runs.base.task.sampler.num_steps",
+            10**9,
+            r"num_steps = 1000000000: must be at most",
+        ),
+        ("runs.base.steps", 0, r"config.runs.base.steps = 0: must be at least 1"),
+        (
+            "runs.base.task.sampler.name",
+            "euler",
+            r"name = 'euler': must be one of ddpm, ddim",
+        ),
+        ("runs.base.data.resolution", 17, r"runs.base.data.resolution.*= 17 .*multiple of 2"),
+        ("runs.base.task.unet.multipliers", 2, r"unet.multipliers = 2: must be a tuple"),
+        ("runs.base.task.unet.groups", 5, r"unet.groups = 5 is not allowed"),
+        (
+            "runs.base.task.unet.attention_implementation",
             "flash",
-            r"config.runs.base.unet.attention_implementation = 'flash' is not allowed on cpu",
+            r"config.runs.base.task.unet.attention_implementation = 'flash' is not allowed on cpu",
         ),
         (
-            "runs.sr.adapter.attention_implementation",
+            "runs.sr.task.adapter.attention_implementation",
             "fused",
             r"adapter.attention_implementation = 'fused': must be one of auto, xla, cudnn, flash",
         ),
-        ("runs.base.adapter.bound", -1.0, r"adapter.bound = -1.0 is not allowed"),
-        ("runs.base.adapter", None, r"config.runs.base.adapter is missing; task 'text_to_image'"),
-        ("runs.sr.low_resolution", 24, r"low_resolution = 24: must divide .*resolution = 64"),
+        ("runs.base.task.adapter.limit", -1.0, r"adapter.limit = -1.0 is not allowed"),
         (
-            "runs.sr.diffusion.prediction",
+            "runs.base.task.adapter",
+            None,
+            r"base.task.adapter is missing; task 'text_to_image'",
+        ),
+        ("runs.sr.task.low_resolution", 24, r"low_resolution = 24: must divide .*resolution = 64"),
+        (
+            "runs.sr.task.diffusion.prediction",
             "eps",
             r"prediction = 'eps': must be 'x0' where .*residual",
         ),
         (
-            "runs.base.diffusion",
+            "runs.base.task.diffusion",
             {"prediction": "eps", "loss_weight": "x0"},
-            r"runs.base.diffusion.loss_weight = 'x0': not with prediction 'eps'",
+            r"runs.base.task.diffusion.loss_weight = 'x0': not with prediction 'eps'",
         ),
-        ("runs.base.diffusion.objective", "elbo", r"objective = 'elbo': must be one of simple"),
         (
-            "runs.base.diffusion.objective",
+            "runs.base.task.diffusion.objective",
+            "elbo",
+            r"objective = 'elbo': must be one of",
+        ),
+        (
+            "runs.base.task.diffusion.objective",
             "bound",
             r"loss_weight = 'min_snr_5_plus_1': must be 'x0', .* objective 'bound' does not",
         ),
@@ -95,14 +111,22 @@ def test_an_unknown_preset_lists_the_known(name):
         (
             "runs.base.data.resolution",
             32,
-            r"runs.sr.low_resolution = 16: must be 32, the resolution of 'base'",
+            r"runs.sr.task.low_resolution = 16: must be 32, the resolution of 'base'",
         ),
         ("pipeline", ("clip", "sr"), r"config.pipeline: 'sr' has no stage before it"),
-        ("runs.base.sampler.num_steps", 1001, r"base.sampler.num_steps = 1001: .* in 1..1000"),
-        ("runs.sr.preview.num_steps", 0, r"sr.preview.num_steps = 0: .* in 1..1000"),
-        ("runs.sr.augmentation", 2.0, r"runs.sr.augmentation = 2.0: must be in \[0, 1\]"),
-        ("runs.base.diffusion.num_steps", 1, r"diffusion.num_steps = 1: must be at least 2"),
-        ("runs.base.diffusion.drop_condition", 1.5, r"drop_condition = 1.5: must be in \[0, 1\]"),
+        (
+            "runs.base.task.sampler.num_steps",
+            1001,
+            r"task.sampler.num_steps = 1001: .* in 1..1000",
+        ),
+        ("runs.sr.task.preview.num_steps", 0, r"sr.task.preview.num_steps = 0: .* in 1..1000"),
+        ("runs.sr.task.augmentation", 2.0, r"sr.task.augmentation = 2.0: must be in \[0, 1\]"),
+        ("runs.base.task.diffusion.num_steps", 1, r"diffusion.num_steps = 1: must be at least 2"),
+        (
+            "runs.base.task.diffusion.drop_condition",
+            1.5,
+            r"drop_condition = 1.5: must be in \[0",
+        ),
         ("runs.base.optimizer.ema_decay", 1.0, r"optimizer.ema_decay = 1.0: must be in \[0, 1\)"),
         ("runs.base.optimizer.learning_rate", 0.0, r"learning_rate = 0.0: must be above 0"),
         ("runs.clip.optimizer.warmup_steps", -1, r"clip.optimizer.warmup_steps = -1: must be at l"),
@@ -173,7 +197,7 @@ def test_encoders_of_the_runs_that_are_done_alone_must_be_there(tmp_path):
 
 def test_kernels_are_checked_for_where_the_networks_will_run():
     values = load("quickstart")
-    values.runs.base.unet.attention_implementation = "flash"
+    values.runs.base.task.unet.attention_implementation = "flash"
     config = cfg.from_config_dict(values)
     validate(config, platform="tpu")
     validate(config, platform=None)

@@ -13,9 +13,10 @@ from contextdiff_jax.config import Config
 from contextdiff_jax.parallel.audit import audit_copies
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, shardings_of
-from contextdiff_jax.pipeline.abstract import abstract_batch, abstract_task
-from contextdiff_jax.pipeline.build import diffusion_runs
+from contextdiff_jax.runs.abstract import abstract_task
+from contextdiff_jax.runs.build import diffusion_runs
 from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.tasks.task_config import with_networks
 from contextdiff_jax.training.loop import check_batch_size
 from contextdiff_jax.training.optimizer import make_optimizer
 from contextdiff_jax.training.random import stream_key
@@ -49,7 +50,7 @@ def lower_training(config: Config, name: str, mesh: Mesh) -> Program:
     key = stream_key(config.seed, "init")
     shapes, shardings = abstract_state(task, optimizer, key, mesh)
     frozen_shardings = shardings_of(task.boxed_frozen(), mesh)
-    batch = _over_batch(abstract_batch(task, run.batch_size), mesh)
+    batch = _over_batch(task.batch_shapes(run.batch_size), mesh)
     memory = audit_copies(by_group(shapes, shardings) | {"frozen": (task.frozen, frozen_shardings)})
     step = make_train_step(
         task,
@@ -84,34 +85,30 @@ def lower_sampling(config: Config, name: str, mesh: Mesh, batch_size: int) -> Pr
     shardings, params = shardings_of(boxed, mesh), nn.unbox(boxed)
     frozen_shardings = shardings_of(task.boxed_frozen(), mesh)
     frozen = sharded_abstract(task.frozen, frozen_shardings)
-    inputs = {k: v for k, v in abstract_batch(task, batch_size).items() if k != "image"}
     keys = jax.eval_shape(lambda: sample_keys(0, jnp.arange(batch_size)))
-    image = jax.ShapeDtypeStruct((batch_size, task.resolution, task.resolution, 3), jnp.float32)
-    extras = jax.eval_shape(task.extras, image, jax.random.key(0))
-    batch, keys, extras = (_over_batch(tree, mesh) for tree in (inputs, keys, extras))
+    batch, keys = (_over_batch(tree, mesh) for tree in (task.sampled_shapes(batch_size), keys))
     memory = audit_copies(
         {"params": (params, shardings), "frozen": (task.frozen, frozen_shardings)}
     )
 
-    def draw(params, frozen, batch, keys, extras):
-        return task.sample(params, frozen, batch, keys, task.sampler, extras)
+    def draw(params, frozen, batch, keys):
+        return task.sample(params, frozen, batch, keys, task.sampler)
 
-    args = (sharded_abstract(params, shardings), frozen, batch, keys, extras)
+    args = (sharded_abstract(params, shardings), frozen, batch, keys)
     flops = model_flops(draw, *args)
     return Program(jit_on_mesh(draw, mesh).lower(*args), _count(params), flops, memory)
 
 
 def without_remat(config: Config) -> Config:
     """Returns the config with every activation kept: what the model itself computes."""
-    runs = {}
-    for name, run in config.runs.items():
-        networks = {"unet": run.unet, "efficient_unet": run.efficient_unet}
-        changed = {
-            section: dataclasses.replace(network, remat="none")
-            for section, network in networks.items()
-            if network is not None
-        }
-        runs[name] = dataclasses.replace(run, **changed)
+
+    def kept(network: Any) -> Any:
+        return dataclasses.replace(network, remat="none") if hasattr(network, "remat") else network
+
+    runs = {
+        name: dataclasses.replace(run, task=with_networks(run.task, kept))
+        for name, run in config.runs.items()
+    }
     return dataclasses.replace(config, runs=runs)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from contextdiff_jax.compilation import cost, hlo
+from contextdiff_jax.compilation import hlo, operations
 from contextdiff_jax.parallel.topologies import GIB, Chip
 
 USABLE = 0.875  # of HBM: the rest is the runtime's, and room for fragments
@@ -98,8 +98,8 @@ def measure(
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    flops, traffic = cost.flops(module), cost.hbm_bytes(module)
-    moved, between = cost.collectives(module), cost.between_slices(module, slices)
+    flops, traffic = operations.flops(module), operations.hbm_bytes(module)
+    moved, between = operations.collectives(module), operations.between_slices(module, slices)
     found: dict[str, Any] = {
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -110,9 +110,9 @@ def measure(
         "traffic_bytes": traffic,
         "collectives": {kind: (item.count, item.bytes) for kind, item in sorted(moved.items())},
         "sent_between_slices": (between.count, between.bytes),
-        "custom_calls": cost.custom_calls(module),
+        "custom_calls": operations.custom_calls(module),
         "uncounted_loops": len(module.unknown_loops()),
-        "largest": cost.largest(module, LARGEST),
+        "largest": operations.largest(module, LARGEST),
     }
     times = dict.fromkeys(("compute_s", "memory_s", "network_s", "step_s", "mfu_bound"))
     found |= {"hbm_bytes": None, "fits": None} | times

@@ -5,6 +5,7 @@ import os
 from typing import Literal
 
 from contextdiff_jax.system.buckets import in_bucket
+from contextdiff_jax.system.resumed import FREE
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan", "pink", "black")
@@ -106,11 +107,11 @@ class DataConfig:
     shuffle: bool = True
     flip: bool = False
     limit: int = 0
-    threads: int = -1
-    processes: int = 0
-    cache_dir: str = ""
+    threads: int = dataclasses.field(default=-1, metadata=FREE)
+    processes: int = dataclasses.field(default=0, metadata=FREE)
+    cache_dir: str = dataclasses.field(default="", metadata=FREE)
     tfds_dir: str = ""
-    embeddings: str = ""
+    embeddings: str = dataclasses.field(default="", metadata=FREE)
     scenes: ScenesConfig = ScenesConfig()
 
     @property

@@ -8,11 +8,10 @@ evaluation of bits per dimension all take their terms from here.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from contextdiff_jax.diffusion import bound
 from contextdiff_jax.diffusion.marginals import Biased
-from contextdiff_jax.diffusion.process import Denoise, Process
+from contextdiff_jax.diffusion.process import Denoise, Keep, Process
 
 
 class BoundStep(NamedTuple):
@@ -28,15 +27,14 @@ class Drawn(NamedTuple):
     """What a term is computed on.
 
     true: x0 (B, ...), 8-bit values mapped to [-1, 1], with its biases at t and s < t, integers ()
-    or (B,). noise: N(0, I) like x0. keep (B,) bool: False where the denoiser must not see the
-    condition.
+    or (B,). noise: N(0, I) like x0. keep: see `process`.
     """
 
     true: Biased
     t: jax.Array
     s: jax.Array
     noise: jax.Array
-    keep: jax.Array
+    keep: Keep
 
 
 def bound_step(
@@ -49,7 +47,7 @@ def bound_step(
 ) -> BoundStep:
     """Returns the term of the step from t to s.
 
-    clip: limit x0_hat to [-1, 1], as a sampler with threshold static does.
+    clip: limit x0_hat to its bounds, as a sampler with threshold static does.
     std: of the decoder, see `bound.decoder_std`.
     """
     true, t, s = drawn.true, drawn.t, drawn.s
@@ -57,7 +55,7 @@ def bound_step(
     predicted = process.predict(denoise, x_t, t, drawn.keep)
     x0_hat = process.x0_of(predicted, x_t, t)
     if clip:
-        x0_hat = jnp.clip(x0_hat, -1.0, 1.0)
+        x0_hat = process.bounded(x0_hat)
     estimate = process.biased(x0_hat, t, s)
     nats = bound.bound_term(
         process.schedule, true, estimate, t, nll=bound.discretized_nll, s=s, std=std

@@ -1,13 +1,14 @@
 """The process of the paper as one value: schedule, what the network predicts, and the relation.
 
 A denoiser is a function beside it: denoise(x, t, keep) -> prediction like x (B, ...), with t
-float32 (B,) in 1..T and keep bool (B,), False where the condition must be hidden.
+float32 (B,) in 1..T and keep bool (B,), False where the condition must be hidden; where there are
+several, keep may be {name: bool (B,)}. Nothing here reads it.
 A relation(x0, times) -> one r(x0, c, t) like x0 (B, ...) per time, each float32 (B,) in 1..T; it
 closes over the true condition, and one encoding of x0 serves all times.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ from contextdiff_jax.diffusion.marginals import Biased
 from contextdiff_jax.diffusion.predictions import PredictionKind
 from contextdiff_jax.diffusion.schedules import Schedule, expand
 
-Denoise = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Keep = jax.Array | Mapping[str, jax.Array]
+Denoise = Callable[[jax.Array, jax.Array, Keep], jax.Array]
 Relation = Callable[[jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, ...]]
 
 
@@ -26,12 +28,14 @@ class Process:
     """x_t = sqrt(ab_t) x0 + b_t + sqrt(1 - ab_t) eps with b_t = k_t r(x0, c, t) (eq. 1).
 
     prediction: what its denoisers predict. relation: None is plain diffusion, to the last digit.
+    bounds: the least and the largest value of x0; None where it has none (latents).
     Raises ValueError for an unknown kind of prediction.
     """
 
     schedule: Schedule
     prediction: PredictionKind
     relation: Relation | None = None
+    bounds: tuple[float, float] | None = (-1.0, 1.0)
 
     def __post_init__(self):
         predictions.check_kind(self.prediction)
@@ -40,6 +44,10 @@ class Process:
     def num_steps(self) -> int:
         """T."""
         return self.schedule.num_steps
+
+    def bounded(self, x0: jax.Array) -> jax.Array:
+        """Returns an estimate of x0 within its bounds, or as it is where there are none."""
+        return x0 if self.bounds is None else jnp.clip(x0, *self.bounds)
 
     def biases(self, x0: jax.Array, *times: jax.Array) -> tuple[jax.Array | float, ...]:
         """Returns b at each of the times, like x0 (B, ...), or zeros without a relation.
@@ -73,7 +81,7 @@ class Process:
         return marginals.diffuse(self.schedule, x0, bias_t, t, noise)
 
     @staticmethod
-    def predict(denoise: Denoise, x: jax.Array, t: jax.Array, keep: jax.Array) -> jax.Array:
+    def predict(denoise: Denoise, x: jax.Array, t: jax.Array, keep: Keep) -> jax.Array:
         """Returns the denoiser's prediction in float32 for x (B, ...), integer t () or (B,)."""
         return checked_prediction(denoise(x, jnp.full(x.shape[:1], t, jnp.float32), keep), x)
 

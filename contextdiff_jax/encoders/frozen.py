@@ -5,6 +5,7 @@ donated to a compiled step as inputs; they stay outside training states and chec
 """
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any, Literal
 
@@ -18,7 +19,12 @@ from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.preprocess import clip_preprocess
 from contextdiff_jax.encoders.t5 import T5Encoder
 from contextdiff_jax.encoders.tokenizers import Tokenizer, load_tokenizer
-from contextdiff_jax.encoders.weights import folder_identity, load_clip_text, load_t5
+from contextdiff_jax.encoders.weights import (
+    folder_identity,
+    load_clip,
+    load_clip_text,
+    load_t5,
+)
 
 Kind = Literal["clip", "t5"]
 
@@ -30,6 +36,50 @@ def clip_image_tokens(module: CLIP, params: Any, images: jax.Array) -> jax.Array
     """
     pixels = clip_preprocess(images, module.config.image_size)
     return module.apply({"params": params}, pixels, method=CLIP.encode_image)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEncoder:
+    """CLIP's vision tower with its parameters (numpy, as loaded) and their identity."""
+
+    module: CLIP
+    params: Any
+    identity: str
+
+    @property
+    def width(self) -> int:
+        """Width of the image tokens."""
+        return self.module.config.vision_width
+
+    def boxed(self) -> Any:
+        """Returns the shapes of the parameters, boxed with their logical axis names."""
+        side = self.module.config.image_size
+        init = functools.partial(self.module.init, method=CLIP.encode_image)
+        return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+
+    def tokens(self, params: Any, images: jax.Array) -> jax.Array:
+        """Returns `clip_image_tokens` of images; pure in `params`."""
+        return clip_image_tokens(self.module, params, images)
+
+
+@dataclasses.dataclass(frozen=True)
+class SizeOnlyTokenizer:
+    """What shapes depend on of a tokenizer; it turns no text into ids."""
+
+    max_length: int
+    vocab_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTokens:
+    """Stands for a text encoder that is not loaded: its tokens come with the batch.
+
+    identity, width, max_length: as the TextEncoder's.
+    """
+
+    identity: str
+    width: int
+    max_length: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +125,13 @@ class TextEncoder:
         else:
             tokens = self.module.apply({"params": params}, input_ids)[0]
         return jnp.where(mask[..., None], tokens, 0.0), mask
+
+
+def load_image_encoder(folder: str | pathlib.Path, dtype: Any = jnp.float32) -> ImageEncoder:
+    """Loads the vision tower of a CLIP folder. Raises as load_clip does."""
+    config, params = load_clip(folder)
+    vision = {key: params[key] for key in ("vision_model", "visual_projection", "logit_scale")}
+    return ImageEncoder(CLIP(config, dtype=dtype), vision, folder_identity(folder))
 
 
 def load_text_encoder(

@@ -3,12 +3,13 @@
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
 from contextdiff_jax.evaluation import plots
+from contextdiff_jax.evaluation.evaluation import Evaluation
 from contextdiff_jax.evaluation.results import Figure, Result, Table
 from contextdiff_jax.system.json_files import read_regular
 from contextdiff_jax.system.scalars import shown
@@ -124,3 +125,17 @@ def _draw(panel, curves: Mapping[str, Curve]) -> None:
         marker = "o" if len(steps) < 15 else ""
         panel.plot(steps, values, color=colour, label=label, linewidth=1.4, marker=marker, ms=3)
     plots.log_where_wide(panel, np.concatenate([values for _, values in curves.values()]))
+
+
+def read_runs(evaluation: Evaluation) -> dict[str, dict[str, Curve]]:
+    """Returns the curves of the runs that were asked for, by their labels."""
+    return {label: read_metrics(path) for label, path in evaluation.settings.runs}
+
+
+def plan_curves(evaluation: Evaluation) -> Callable[[], Result]:
+    """Metrics of training runs over their steps."""
+    runs = read_runs(evaluation)
+    if not runs:
+        raise ValueError("--what=curves: give --run=LABEL=FOLDER of each run to plot")
+    common_metrics(runs, evaluation.settings.metrics)
+    return lambda: measure(runs, evaluation.settings.metrics, evaluation.output)

@@ -1,16 +1,19 @@
 """Do pictures show what their prompts say? Read back exactly, on rendered scenes."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from contextdiff_jax.data.config import DataConfig, ScenesConfig
 from contextdiff_jax.data.scenes import ScenesSource
-from contextdiff_jax.data.scenes_checker import check
+from contextdiff_jax.evaluation.evaluation import Evaluation
+from contextdiff_jax.evaluation.galleries import sample_gallery
 from contextdiff_jax.evaluation.results import Gallery, Result, Table
+from contextdiff_jax.evaluation.scenes_checker import check
 
+SCENES = 256  # prompts by default
 ASPECTS = ("colour", "shape", "position", "size", "all")
 _AGAINST = {"prompts": "their prompts", "shuffled": "shuffled prompts (chance)"}
 
@@ -85,3 +88,24 @@ def measure(
         tables=(Table("scenes", columns, tuple(rows)),),
         galleries=galleries,
     )
+
+
+def plan_scenes(evaluation: Evaluation) -> Callable[[], Result]:
+    """Do pictures of rendered scenes show what held-out prompts say? Read back exactly."""
+    data = evaluation.data()
+    if data.source != "scenes" or evaluation.settings.captions:
+        trained = evaluation.trained_on.source
+        raise ValueError(f"--what=scenes: only rendered scenes can be checked, this is {trained!r}")
+    count = evaluation.settings.count or SCENES
+    if count < 2:
+        raise ValueError(f"--count={count}: must be at least 2, prompts are shuffled")
+    prompts = tuple(held_out_prompts(data.scenes, count, data.split))
+
+    def work() -> Result:
+        pictures = evaluation.draw(prompts, "scenes")
+        read = {stage: pictures.read(stage, range(count)) for stage in pictures.stages}
+        shown = sample_gallery(pictures, evaluation.stage, "scenes")
+        protocol = {**evaluation.protocol(), "split": data.split, "count": count}
+        return measure(read, prompts, protocol, (shown,))
+
+    return work

@@ -15,7 +15,7 @@ from contextdiff_jax.diffusion.solvers import midpoint_estimate, solver_coeffici
 class DPMSolver:
     """The second-order multistep solver; it carries the estimate of the step before.
 
-    timesteps: int32 (n + 1,), falling. limit: keep what the adapter sees within [-1, 1].
+    timesteps: int32 (n + 1,), falling. limit: keep what the adapter sees within the bounds of x0.
     """
 
     process: Process
@@ -47,6 +47,6 @@ class DPMSolver:
         midpoint = midpoint_estimate(coefficients, x0_hat, carried)
         # Extrapolation leaves the range that the threshold keeps, and that the adapter knows: its
         # bias alone is of the clipped one, see `solvers`.
-        seen = jnp.clip(midpoint, -1.0, 1.0) if self.limit else midpoint
+        seen = self.process.bounded(midpoint) if self.limit else midpoint
         bias_t, bias_s = self.process.biases(seen, t, s)
         return solver_step(coefficients, x, midpoint, bias_t, bias_s), x0_hat

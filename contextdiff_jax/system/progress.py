@@ -38,6 +38,15 @@ class Progress:
         self._last = (then, since + self._clock() - began)
 
 
+@contextlib.contextmanager
+def phase(what: str) -> Iterator[None]:
+    """Logs that long work of which nothing is heard begins, and at its end how long it took."""
+    logging.info("%s ...", what)
+    began = time.monotonic()
+    yield
+    logging.info("%s took %s", what, duration(time.monotonic() - began))
+
+
 def duration(seconds: float) -> str:
     """Returns e.g. "42 s", "3 min 10 s", "2 h 05 min"."""
     if seconds == float("inf"):

@@ -2,17 +2,108 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
+from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.data.sources import sample_captions
 from contextdiff_jax.encoders.clip import CLIP
+from contextdiff_jax.encoders.config import CLIPConfig
+from contextdiff_jax.encoders.frozen import SizeOnlyTokenizer
 from contextdiff_jax.encoders.preprocess import clip_preprocess
-from contextdiff_jax.encoders.tokenizers import Tokenizer
-from contextdiff_jax.tasks.diffusion import from_uint8
+from contextdiff_jax.encoders.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from contextdiff_jax.encoders.weights import save_clip_folder
+from contextdiff_jax.parallel import distributed
+from contextdiff_jax.spaces.pixels import from_uint8
+from contextdiff_jax.tasks.task_config import Parts, TaskConfig, register
 from contextdiff_jax.training.task import Batch, Metrics, Params
+
+ENCODER_FOLDER = "encoder"  # inside a finished run's
+_MARK = "finished"  # inside that, once all of it is there
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """The tokenizer of a contrastive run: one from a folder, or one trained on its captions.
+
+    path: local folder with a tokenizer; empty trains one of vocab_size entries on the first
+    sample captions of the run's data.
+    """
+
+    path: str = ""
+    vocab_size: int = 1024
+    sample: int = 20_000
+
+
+@register
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig(TaskConfig):
+    """Encoders of text and images, trained on the run's own data; others read them as "run:NAME".
+
+    clip: their sizes; vocab_size and eot_token_id are the tokenizer's.
+    """
+
+    clip: CLIPConfig
+    kind: Literal["contrastive"] = "contrastive"
+    tokenizer: TokenizerConfig = TokenizerConfig()
+
+    def validate(self, where: str, data: DataConfig, use_adapter: bool) -> None:
+        """Raises ValueError naming the first key below `where` whose value is not allowed."""
+        self.clip.validate(f"{where}.clip")
+
+    @property
+    def encoder_config(self) -> CLIPConfig:
+        """The sizes of the encoder, as far as they are known before its tokenizer is."""
+        return dataclasses.replace(self.clip, vocab_size=self.tokenizer.vocab_size)
+
+    def build(self, parts: Parts) -> "ContrastiveTask":
+        """Returns the task; its tokenizer is made in the run's folder if it must be."""
+        if parts.source is None:
+            sizes = self.encoder_config
+            tokenizer = SizeOnlyTokenizer(sizes.max_length, sizes.vocab_size)
+        else:
+            tokenizer = self._tokenizer(parts)
+            sizes = dataclasses.replace(
+                self.clip, vocab_size=tokenizer.vocab_size, eot_token_id=tokenizer.eot_token_id
+            )
+        return ContrastiveTask(CLIP(sizes, dtype=parts.dtype), tokenizer, parts.data.resolution)
+
+    def _tokenizer(self, parts: Parts) -> Tokenizer:
+        settings, length = self.tokenizer, self.clip.max_length
+        if settings.path:
+            return load_tokenizer(settings.path, length)
+        folder = parts.folder / "tokenizer"
+        if distributed.is_main() and not (folder / "tokenizer.json").exists():
+            captions = sample_captions(parts.source, settings.sample, parts.seed)
+            train_tokenizer(captions, settings.vocab_size, length, folder)
+        distributed.wait_for_all("tokenizer")
+        return load_tokenizer(folder, length)
+
+    def finish(self, task: "ContrastiveTask", weights: Params, folder: epath.Path) -> None:
+        """Writes the encoder with its tokenizer beside it, so that one folder holds both."""
+        encoder = folder / ENCODER_FOLDER
+        save_clip_folder(encoder, task.clip.config, weights["clip"])
+        source = epath.Path(self.tokenizer.path) if self.tokenizer.path else folder / "tokenizer"
+        (encoder / "tokenizer").mkdir(parents=True, exist_ok=True)
+        for name in _TOKENIZER_FILES:
+            if (source / name).exists():
+                (source / name).copy(encoder / "tokenizer" / name, overwrite=True)
+        (encoder / _MARK).write_text("")
+
+    def is_finished(self, folder: epath.Path) -> bool:
+        """Whether the encoder is written, all of it."""
+        return (folder / ENCODER_FOLDER / _MARK).exists()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,19 +111,26 @@ class ContrastiveTask:
     """CLIP from scratch on (image, caption) pairs; the symmetric cross-entropy over the batch."""
 
     clip: CLIP
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | SizeOnlyTokenizer
     resolution: int
     frozen: Any = dataclasses.field(default_factory=dict)
 
-    def tokenize(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
+    def identities(self) -> dict[str, str]:
+        """Nothing is frozen."""
+        return {}
+
+    def collate(self, captions: Sequence[str], warn: bool = False) -> dict[str, np.ndarray]:
         """Returns the arrays `loss` reads of captions."""
-        ids, _ = self.tokenizer(captions)
+        ids, _ = self.tokenizer(captions, warn=warn)
         return {"text_ids": ids}
 
-    def token_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns the shapes of the arrays of `tokenize`."""
-        shape = (batch_size, self.tokenizer.max_length)
-        return {"text_ids": jax.ShapeDtypeStruct(shape, jnp.int32)}
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of a training batch: uint8 images and the arrays of `collate`."""
+        side = self.resolution
+        return {
+            "image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8),
+            "text_ids": jax.ShapeDtypeStruct((batch_size, self.tokenizer.max_length), jnp.int32),
+        }
 
     def boxed_frozen(self) -> Any:
         """Nothing is frozen."""

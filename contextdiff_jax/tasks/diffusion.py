@@ -1,11 +1,11 @@
-"""Text-to-image diffusion with the context-aware adapter: the loss, its metrics, sampling.
+"""Diffusion made of parts: space, conditions, process, networks, sampler.
 
 The forward process is biased by b_t = k_t r(x0, c, t) (eq. 1), and the denoiser and the adapter
 train jointly (objective.py); gradients reach the adapter through x_t.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,142 +13,247 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from contextdiff_jax.conditions.condition import (
+    Condition,
+    Given,
+    adapter_reads,
+    attended,
+    hidden,
+)
 from contextdiff_jax.diffusion.bound_step import Drawn, bound_step
-from contextdiff_jax.diffusion.process import Denoise, Process, Relation
+from contextdiff_jax.diffusion.process import Denoise, Keep, Process, Relation
 from contextdiff_jax.diffusion.schedules import Schedule
+from contextdiff_jax.encoders.frozen import ImageEncoder
 from contextdiff_jax.sampling import loop
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.guidance import match_batch
 from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.spaces.pixels import Pixels, from_uint8
 from contextdiff_jax.tasks import objective
-from contextdiff_jax.tasks.conditioning import Condition, Conditioning, hidden
-from contextdiff_jax.tasks.config import DiffusionConfig
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.training.task import Batch, Metrics, Params
 
 _LAST_SHARE = 40  # the last T / 40 steps, where an unbounded adapter hides its cost
 _DIAGNOSED = 8  # examples
+_SPACE = 0x7FFFFFFF  # a stream beside those of conditions, which fold in their numbers
 
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionTask:
-    """One stage of a cascade: a denoiser, perhaps an adapter, frozen encoders.
+    """One stage of a cascade: a denoiser, perhaps an adapter, what it is conditioned on.
 
-    resolution: side of the images in pixels; images are (B, resolution, resolution, 3).
-    preview_batch: the arrays `Conditioning.encode` reads, for the preview's prompts, or None.
+    space: what x0 lives in. conditions: what the pictures are asked to show, of different names.
+    denoiser: a module that takes x (B, *space.shape), t (B,), and of the conditions text, text_mask
+    and keep, where one has tokens, and their `inputs` by name. adapter, image_encoder: the relation
+    and what encodes x0 for it; both None for plain diffusion.
+    preview_batch: the arrays that the conditions read for the preview's pictures, or None.
     """
 
     config: DiffusionConfig
     schedule: Schedule
+    space: Pixels
+    conditions: tuple[Condition, ...]
     denoiser: nn.Module
     adapter: nn.Module | None
-    conditioning: Conditioning
+    image_encoder: ImageEncoder | None
     sampler: SamplerConfig
-    resolution: int
     preview_sampler: SamplerConfig | None = None
     preview_batch: Mapping[str, np.ndarray] | None = None
 
     @property
+    def resolution(self) -> int:
+        """Side of the pictures in pixels."""
+        return self.space.resolution
+
+    @property
+    def of_picture(self) -> bool:
+        """Whether a condition is made of the picture itself, or of the one a stage before drew."""
+        return any(condition.of_picture for condition in self.conditions)
+
+    @property
+    def most_augmentation(self) -> float | None:
+        """The largest noise level that a picture to enlarge had in training; None without one."""
+        levels = [condition.most_augmentation for condition in self.conditions]
+        return max((level for level in levels if level is not None), default=None)
+
+    # -- what is frozen -----------------------------------------------------------------------
+
+    def encoders(self) -> dict[str, Any]:
+        """Returns the frozen encoders that are loaded, by what they are for."""
+        image = {} if self.image_encoder is None else {"clip_image": self.image_encoder}
+        return image | _merged(condition.encoders() for condition in self.conditions)
+
+    @property
     def frozen(self) -> Any:
-        """The frozen encoders' parameters."""
-        return self.conditioning.parameters()
+        """The frozen encoders' parameters, each set once, by identity."""
+        return {encoder.identity: encoder.params for encoder in self.encoders().values()}
 
     def boxed_frozen(self) -> Any:
         """Returns the shapes of `frozen`, boxed with logical axis names."""
-        return self.conditioning.boxed_parameters()
+        return {encoder.identity: encoder.boxed() for encoder in self.encoders().values()}
 
-    def token_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns the shapes of the arrays that `loss` reads of captions."""
-        return self.conditioning.token_shapes(batch_size)
+    def identities(self) -> dict[str, str]:
+        """Returns which weights and vocabularies serve, for checkpoints to record."""
+        found = _merged(condition.identities() for condition in self.conditions)
+        image = self.image_encoder
+        return found if image is None else found | {"clip_image": image.identity}
+
+    @property
+    def adapter_tokenizer(self) -> Any:
+        """The tokenizer of the text that the adapter reads; None where it reads none."""
+        encoders = self.encoders()
+        encoder = encoders.get("clip_text", encoders.get("text"))
+        return None if self.adapter is None or encoder is None else encoder.tokenizer
+
+    def without_adapter(self) -> "DiffusionTask":
+        """Returns the task with the adapter and its own encoders left out."""
+        conditions = tuple(condition.without_adapter() for condition in self.conditions)
+        return dataclasses.replace(self, adapter=None, image_encoder=None, conditions=conditions)
+
+    def described(self) -> Any:
+        """Returns what decides about its pictures beside weights and encoders; repr tells it."""
+        modules = (self.denoiser, self.adapter)
+        configs = [None if module is None else module.config for module in modules]
+        return configs, self.config, self.resolution
+
+    def protocol(self) -> dict[str, str]:
+        """Returns how conditions are made, where a measurement depends on it."""
+        return _merged(condition.protocol() for condition in self.conditions)
+
+    # -- what it reads ------------------------------------------------------------------------
+
+    def collate(self, captions: Sequence[str], warn: bool = False) -> dict[str, np.ndarray]:
+        """Returns the arrays of the conditions that captions give."""
+        given = (condition for condition in self.conditions if condition.captioned)
+        return _merged(condition.collate(captions, warn) for condition in given)
+
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of a training batch: uint8 pictures and the conditions' arrays."""
+        image = jax.ShapeDtypeStruct((batch_size, *self.space.image_shape), jnp.uint8)
+        return {"image": image} | self._condition_shapes(batch_size)
+
+    def sampled_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of the batch that `sample` reads."""
+        batch = self.batch_shapes(batch_size)
+        return self._condition_shapes(batch_size) | jax.eval_shape(self.of_target, batch)
+
+    def _condition_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return _merged(condition.shapes(batch_size) for condition in self.conditions)
+
+    def of_target(self, batch: Batch, key: jax.Array | None = None) -> dict[str, jax.Array]:
+        """Returns what conditions make of the batch's own pictures; clean without a key."""
+        found: dict[str, jax.Array] = {}
+        making = [condition for condition in self.conditions if condition.of_picture]
+        for number, condition in enumerate(making):
+            own = key if key is None or not number else jax.random.fold_in(key, number)
+            found |= condition.of_target(from_uint8(batch["image"]), own)
+        return found
+
+    def of_before(self, images: jax.Array, level: float, keys: jax.Array) -> dict[str, jax.Array]:
+        """Returns what conditions make of the pictures (B, h, w, C) that the stage before drew.
+
+        level: of the noise added to them, in [0, 1]. keys (B,): one per picture.
+        """
+        return _merged(condition.of_before(images, level, keys) for condition in self.conditions)
 
     # -- parameters ---------------------------------------------------------------------------
 
     def init(self, key: jax.Array) -> Params:
-        """Returns {"denoiser": ..., "adapter": ...}, boxed with logical axis names."""
+        """Returns {"denoiser": ..., "adapter": ..., "conditions": ...}, boxed with their axes."""
         denoiser_key, adapter_key = jax.random.split(key)
-        images = jnp.zeros((1, self.resolution, self.resolution, 3))
-        times = jnp.ones((1,))
-        condition = self.conditioning.example()
+        images, times = jnp.zeros((1, *self.space.shape)), jnp.ones((1,))
+        own = self._init_conditions(key)
+        given = self._example(nn.unbox(own))
         params = {
             "denoiser": self.denoiser.init(
-                denoiser_key,
-                images,
-                times,
-                text=condition.text,
-                text_mask=condition.text_mask,
-                **self._example_extras(),
+                denoiser_key, images, times, **_denoiser_inputs(given, None)
             )["params"]
         }
         if self.adapter is not None:
-            tokens = jax.eval_shape(self.conditioning.image_tokens, self.frozen, images)
+            tokens = jax.eval_shape(self._image_tokens, self.frozen, images)
             params["adapter"] = self.adapter.init(
                 adapter_key,
                 images,
                 times,
                 jnp.zeros(tokens.shape, tokens.dtype),
-                condition.clip_text,
-                condition.clip_mask,
+                *adapter_reads(given),
             )["params"]
-        return params
+        return params | ({"conditions": own} if own else {})
 
-    def _example_extras(self) -> dict[str, jax.Array]:
-        return {}
+    def _init_conditions(self, key: jax.Array) -> Params:
+        """Returns the parameters of the conditions that have some, by their names."""
+        made = {
+            condition.name: condition.init(jax.random.fold_in(key, number))
+            for number, condition in enumerate(self.conditions)
+        }
+        return {name: params for name, params in made.items() if params}
+
+    def _example(self, own: Params) -> dict[str, Given]:
+        """Returns what the conditions give for one row of nothing: zeros of the right shapes."""
+        batch = self.sampled_shapes(1)
+        shapes = jax.eval_shape(self._given, {"conditions": own}, self.frozen, batch)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     # -- training -----------------------------------------------------------------------------
-
-    def extras(self, images: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        """Returns the denoiser's further inputs in training; none for the base stage."""
-        return {}
 
     def loss(
         self, params: Params, frozen: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        """The objective on a batch with uint8 "image" and the arrays of `tokenize`."""
-        time_key, noise_key, drop_key, extras_key = jax.random.split(key, 4)
-        x0 = from_uint8(batch["image"])
+        """The objective on a batch with uint8 "image" and the arrays of `collate`."""
+        time_key, noise_key, drop_key, condition_key = jax.random.split(key, 4)
+        x0 = self.space.encode(batch["image"], jax.random.fold_in(condition_key, _SPACE))
         t = objective.draw_times(self.schedule, time_key, x0.shape[0])
         noise = jax.random.normal(noise_key, x0.shape)
-        condition, keep = self._dropped(self.conditioning.encode(frozen, batch), drop_key)
-        extras = self.extras(x0, extras_key)
+        batch = {**batch, **self.of_target(batch, condition_key)}
+        never, keep = self._drop(drop_key, x0.shape[0])
         draw = objective.Draw(x0, t, noise, keep)
 
         def of(loss, params: Params) -> tuple[jax.Array, Metrics]:
-            return loss(self.config, *self._functions(params, frozen, condition, extras), draw)
+            given = self._given(params, frozen, batch)
+            given = {
+                name: each if name not in never else hidden(each, never[name])
+                for name, each in given.items()
+            }
+            return loss(self.config, *self._functions(params, frozen, given), draw)
 
         if self.config.objective == "bound":
             return of(objective.bound_loss, params)
         if self.config.objective == "simple" or self.adapter is None:
             return of(objective.simple_loss, params)
-        denoiser, adapter = params["denoiser"], params["adapter"]
-        stop = jax.lax.stop_gradient
-        simple, metrics = of(
-            objective.simple_loss, {"denoiser": denoiser, "adapter": stop(adapter)}
-        )
-        bits, more = of(objective.bound_loss, {"denoiser": stop(denoiser), "adapter": adapter})
+        adapter, stop = params["adapter"], jax.lax.stop_gradient
+        simple, metrics = of(objective.simple_loss, params | {"adapter": stop(adapter)})
+        bits, more = of(objective.bound_loss, stop(params) | {"adapter": adapter})
         return simple + bits, metrics | more
 
-    def _dropped(self, condition: Condition, key: jax.Array) -> tuple[Condition, jax.Array]:
-        """Hides conditions: from the denoiser alone (keep), or from both (present)."""
-        denoiser_key, both_key = jax.random.split(key)
-        shape = condition.present.shape
-        keep = ~jax.random.bernoulli(denoiser_key, self.config.drop_condition, shape)
-        if self.config.drop_both:
-            visible = ~jax.random.bernoulli(both_key, self.config.drop_both, shape)
-            condition = hidden(condition, visible)
-        return condition, keep
+    def _drop(self, key: jax.Array, count: int) -> tuple[dict[str, jax.Array], Keep]:
+        """Draws, for each condition by itself, where it is hidden.
+
+        Returns where it is shown at all (by name; not where it is never hidden), and where the
+        denoiser sees it.
+        """
+        config, shown, keep = self.config, {}, {}
+        for number, condition in enumerate(c for c in self.conditions if c.droppable):
+            own = key if not number else jax.random.fold_in(key, number)
+            denoiser_key, both_key = jax.random.split(own)
+            keep[condition.name] = ~jax.random.bernoulli(
+                denoiser_key, config.drop_condition, (count,)
+            )
+            if config.drop_both:
+                hides = jax.random.bernoulli(both_key, config.drop_both, (count,))
+                shown[condition.name] = ~hides
+        return shown, keep
 
     def diagnose(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Metrics:
         """Divergence (eq. 4, nats per example) summed over the last T / 40 steps of the process.
 
         Rises when the adapter hides in x_t what the sampler must then invent at its start.
         """
-        batch = jax.tree.map(lambda leaf: leaf[:_DIAGNOSED], batch)
-        noise_key, extras_key = jax.random.split(key)
-        x0 = from_uint8(batch["image"])
-        condition = self.conditioning.encode(frozen, batch)
+        batch = jax.tree.map(lambda leaf: leaf[:_DIAGNOSED], dict(batch))
+        noise_key, condition_key = jax.random.split(key)
+        x0 = self.space.encode(batch["image"])
         keep = jnp.ones(x0.shape[:1], bool)
-        extras = self.extras(x0, extras_key)
-
-        process, denoise = self._functions(params, frozen, condition, extras)
+        batch |= self.of_target(batch, condition_key)
+        process, denoise = self.networks(params, frozen, batch)
 
         def divergence(offset: jax.Array) -> jax.Array:
             t = process.num_steps - offset
@@ -162,55 +267,63 @@ class DiffusionTask:
 
     # -- the two networks as functions ------------------------------------------------------------
 
-    def networks(
-        self,
-        params: Params,
-        frozen: Any,
-        batch: Batch,
-        extras: dict[str, jax.Array] | None = None,
-    ) -> tuple[Process, Denoise]:
+    def networks(self, params: Params, frozen: Any, batch: Batch) -> tuple[Process, Denoise]:
         """Returns the process with its relation, and the denoiser, for a batch's conditions.
 
-        batch: the arrays of `tokenize`. extras: the denoiser's further inputs, one per example.
+        batch: the arrays of `sampled_shapes`.
         """
-        condition = self.conditioning.encode(frozen, batch)
-        return self._functions(params, frozen, condition, extras or {})
+        return self._functions(params, frozen, self._given(params, frozen, batch))
+
+    def _given(self, params: Params, frozen: Any, batch: Batch) -> dict[str, Given]:
+        own = params.get("conditions", {})
+        return {
+            condition.name: condition.encode(own.get(condition.name, {}), frozen, batch)
+            for condition in self.conditions
+        }
 
     def _functions(
-        self, params: Params, frozen: Any, condition: Condition, extras: dict[str, jax.Array]
+        self, params: Params, frozen: Any, given: Mapping[str, Given]
     ) -> tuple[Process, Denoise]:
-        def denoise(x: jax.Array, t: jax.Array, keep: jax.Array) -> jax.Array:
-            matched, inputs = match_batch((condition, extras), x.shape[0])
-            return self._denoise(params, matched, x, t, keep, inputs)
+        def denoise(x: jax.Array, t: jax.Array, keep: Keep) -> jax.Array:
+            inputs = _denoiser_inputs(match_batch(dict(given), x.shape[0]), keep)
+            return self.denoiser.apply(
+                {"params": params["denoiser"]}, x, t.astype(jnp.float32), **inputs
+            )
 
-        relation = self._relation_of(params, frozen, condition)
-        return Process(self.schedule, self.config.prediction, relation), denoise
+        relation = self._relation_of(params, frozen, given)
+        bounds = self.space.bounds
+        return Process(self.schedule, self.config.prediction, relation, bounds), denoise
 
-    def _relation_of(self, params: Params, frozen: Any, condition: Condition) -> Relation | None:
+    def _relation_of(
+        self, params: Params, frozen: Any, given: Mapping[str, Given]
+    ) -> Relation | None:
         """Returns relation(x0, times) -> r(x0, c, t) for each of the times; None if no adapter."""
         if self.adapter is None:
             return None
-        mask = condition.clip_mask & condition.present[:, None]
+        read = adapter_reads(given)
 
         def relation(x0: jax.Array, times: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            tokens = self.conditioning.image_tokens(frozen, x0)
-            inputs = (tokens, condition.clip_text, mask)
+            tokens = self._image_tokens(frozen, x0)
             return tuple(
-                self.adapter.apply({"params": params["adapter"]}, x0, t, *inputs) for t in times
+                self.adapter.apply({"params": params["adapter"]}, x0, t, tokens, *read)
+                for t in times
             )
 
         return relation
 
-    def _denoise(self, params, condition: Condition, x_t, t, keep, extras) -> jax.Array:
-        return self.denoiser.apply(
-            {"params": params["denoiser"]},
-            x_t,
-            t.astype(jnp.float32),
-            text=condition.text,
-            text_mask=condition.text_mask,
-            keep=keep & condition.present,
-            **extras,
-        )
+    def _image_tokens(self, frozen: Any, x0: jax.Array) -> jax.Array:
+        """Returns CLIP's tokens (B, 1 + g*g, D) of x0, differentiable in it."""
+        encoder = self.image_encoder
+        return encoder.tokens(frozen[encoder.identity], self.space.pixels(x0))
+
+    def attention_maps(self, params: Params, frozen: Any, batch: Batch, t: int) -> jax.Array:
+        """Returns the adapter's maps (blocks, B, heads, queries, L) over the batch's pictures."""
+        x0 = self.space.encode(batch["image"])
+        time = jnp.full(x0.shape[:1], t, jnp.float32)
+        inputs = (x0, time, self._image_tokens(frozen, x0))
+        read = adapter_reads(self._given(params, frozen, batch))
+        adapter = {"params": params["adapter"]}
+        return self.adapter.apply(adapter, *inputs, *read, return_maps=True)[1]
 
     # -- sampling -----------------------------------------------------------------------------
 
@@ -221,30 +334,50 @@ class DiffusionTask:
         batch: Batch,
         keys: jax.Array,
         sampler: SamplerConfig,
-        extras: dict[str, jax.Array] | None = None,
     ) -> jax.Array:
-        """Draws images (B, H, W, 3) in [-1, 1] for tokenized prompts. Pure; meant to be jitted.
+        """Draws pictures (B, H, W, 3) in [-1, 1] for a batch of `sampled_shapes`. Pure.
 
-        keys (B,): one key per picture. extras: the denoiser's further inputs, one per picture.
+        keys (B,): one key per picture.
         """
-        shape = (self.resolution, self.resolution, 3)
-        return loop.sample(*self.networks(params, frozen, batch, extras), keys, shape, sampler)
+        networks = self.networks(params, frozen, batch)
+        return self.space.decode(loop.sample(*networks, keys, self.space.shape, sampler))
 
     def preview(self, params: Params, frozen: Any, seed: int) -> jax.Array | None:
-        """Draws the preview's prompts, the same noise each time."""
+        """Draws the preview's pictures, the same noise each time."""
         if self.preview_batch is None:
             return None
         batch = jax.tree.map(jnp.asarray, dict(self.preview_batch))
-        keys = sample_keys(seed, jnp.arange(len(batch["present"])))
-        return self.sample(
-            params, frozen, batch, keys, self.preview_sampler, self.clean_extras(batch)
-        )
-
-    def clean_extras(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns the denoiser's further inputs for a batch's images, without augmentation."""
-        return {}
+        batch |= self.of_target(batch)
+        count = len(next(iter(batch.values())))
+        keys = sample_keys(seed, jnp.arange(count))
+        return self.sample(params, frozen, batch, keys, self.preview_sampler)
 
 
-def from_uint8(images: jax.Array) -> jax.Array:
-    """Maps 0..255 to [-1, 1] in float32."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
+def _denoiser_inputs(given: Mapping[str, Given], keep: Keep | None) -> dict[str, jax.Array]:
+    """Returns the denoiser's arguments beside x and t.
+
+    keep: where it sees what can be hidden, by condition or of all; None leaves the argument out.
+    """
+    inputs = _merged(each.inputs for each in given.values())
+    visible = {
+        name: jnp.ones(each.present.shape, bool)
+        if keep is None or (isinstance(keep, Mapping) and name not in keep)
+        else (keep[name] if isinstance(keep, Mapping) else keep)
+        for name, each in given.items()
+    }
+    read = attended(given, visible)
+    if read is None:
+        return inputs
+    tokens, mask, shown = read
+    inputs |= {"text": tokens, "text_mask": mask}
+    return inputs if keep is None else inputs | {"keep": shown}
+
+
+def _merged(parts: Any) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for part in parts:
+        twice = merged.keys() & part.keys()
+        if twice:
+            raise ValueError(f"two conditions have {', '.join(sorted(twice))}: names must differ")
+        merged |= part
+    return merged

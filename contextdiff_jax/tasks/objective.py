@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from contextdiff_jax.diffusion import bound, weights
 from contextdiff_jax.diffusion.bound_step import Drawn, bound_step
 from contextdiff_jax.diffusion.marginals import Biased
-from contextdiff_jax.diffusion.process import Denoise, Process
+from contextdiff_jax.diffusion.process import Denoise, Keep, Process
 from contextdiff_jax.diffusion.schedules import Schedule, expand
-from contextdiff_jax.tasks.config import DiffusionConfig
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.training.task import Metrics
 
 
@@ -22,14 +22,14 @@ from contextdiff_jax.training.task import Metrics
 class Draw:
     """What an objective is computed on.
 
-    x0 (B, H, W, C) float32 in [-1, 1], t (B,) integers in 1..T, noise like x0, and keep (B,) bool,
-    False where the denoiser must not see the condition.
+    x0 (B, ...) float32, t (B,) integers in 1..T, noise like x0, and keep, False where the denoiser
+    must not see a condition, see `process`.
     """
 
     x0: jax.Array
     t: jax.Array
     noise: jax.Array
-    keep: jax.Array
+    keep: Keep
 
 
 def draw_times(schedule: Schedule, key: jax.Array, count: int) -> jax.Array:
@@ -57,16 +57,16 @@ def simple_loss(
     error = _error(process, draw, x_t, predicted)
     weight = weights.loss_weight(config.loss_weight, process.prediction, process.schedule, draw.t)
     loss, metrics = jnp.mean(weight * error), _metrics(process, draw, bias, x_t, error)
-    if config.consistency and process.relation is not None:
+    if config.relation_consistency and process.relation is not None:
         gap = _consistency_gap(process, draw, bias, x_t, predicted)
-        return loss + config.consistency * gap, metrics | {"consistency_gap": gap}
+        return loss + config.relation_consistency * gap, metrics | {"consistency_gap": gap}
     return loss, metrics
 
 
 def _consistency_gap(process: Process, draw: Draw, bias, x_t, predicted) -> jax.Array:
     """How far the bias of x0 is from that of the estimate, in units of the noise; see config."""
     x0_hat = process.x0_of(predicted, x_t, draw.t)
-    x0_hat = jax.lax.stop_gradient(jnp.clip(x0_hat, -1.0, 1.0))
+    x0_hat = jax.lax.stop_gradient(process.bounded(x0_hat))
     (bias_hat,) = process.biases(x0_hat, draw.t)
     variance = process.schedule.variance(draw.t)
     return jnp.mean(jnp.square(bias - bias_hat) / expand(variance, bias))

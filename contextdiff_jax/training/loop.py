@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from absl import logging
-from clu import parameter_overview
 from etils import epath
 from jax.sharding import Mesh
 
@@ -19,10 +18,10 @@ from contextdiff_jax.parallel.audit import audit, report
 from contextdiff_jax.parallel.mesh import BATCH_AXES
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated, shardings_of
-from contextdiff_jax.pictures import side_by_side
+from contextdiff_jax.spaces.pictures import side_by_side
 from contextdiff_jax.system import interruption
-from contextdiff_jax.system.progress import Progress, duration
-from contextdiff_jax.training import failure
+from contextdiff_jax.system.progress import Progress, duration, phase
+from contextdiff_jax.training import failure, overview
 from contextdiff_jax.training.checkpoints import CheckpointError, Checkpoints
 from contextdiff_jax.training.metrics import MetricLog
 from contextdiff_jax.training.optimizer import (
@@ -64,7 +63,7 @@ class LoopSettings:
     seed: int
     log_every: int
     save_every: int
-    keep: int
+    checkpoints_kept: int
     preview_every: int
     diagnose_every: int
 
@@ -88,7 +87,7 @@ class Trainer:
         self.directory = epath.Path(directory)
         self.metadata = metadata
         self.optimizer = make_optimizer(settings.optimizer, settings.steps)
-        self.checkpoints = Checkpoints(self.directory / "checkpoints", settings.keep)
+        self.checkpoints = Checkpoints(self.directory / "checkpoints", settings.checkpoints_kept)
         self._init_key = stream_key(settings.seed, "init")
         self._shapes, self._shardings = abstract_state(task, self.optimizer, self._init_key, mesh)
         self._frozen_shardings = shardings_of(task.boxed_frozen(), mesh)
@@ -109,6 +108,7 @@ class Trainer:
         self._diagnose = jit_on_mesh(task.diagnose, mesh, out_shardings=whole)
         self._preview = jit_on_mesh(task.preview, mesh, static_argnums=2, out_shardings=whole)
         self._window = Window()
+        self._compiled: set[str] = set()  # of step, diagnostics and preview
         self._began = (0, 0)  # step and data position of the start, or of the checkpoint
 
     def start(self) -> tuple[TrainState, int]:
@@ -128,14 +128,15 @@ class Trainer:
         return init(self._init_key), 0
 
     def describe(self, state: TrainState, batch: Mapping[str, jax.Array]) -> None:
-        """Writes the parameter table and the bytes per device to the log and overview.txt."""
+        """Writes parameters and bytes per device: all to overview.txt, a summary to the log."""
         if not distributed.is_main():
             return
-        table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
         of_batch = jax.tree.map(lambda array: array.sharding, batch)
-        text = "\n".join([table, *self._memory, *report({"batch": (batch, of_batch)})])
-        logging.info("parameters and memory:\n%s", text)
-        (self.directory / "overview.txt").write_text(text + "\n")
+        memory = [*self._memory, *report({"batch": (batch, of_batch)})]
+        file = self.directory / "overview.txt"
+        file.write_text("\n".join([overview.table(state.params), *memory]) + "\n")
+        lines = "\n".join([*overview.summary(state.params), *memory])
+        logging.info("parameters and memory (every parameter: %s):\n%s", file, lines)
 
     def train(self, open_batches: Callable[[int], Batches]) -> TrainState:
         """Trains to the last step and saves it.
@@ -164,10 +165,12 @@ class Trainer:
                 for step, batch in enumerate(self._on_device(batches), first + 1):
                     if step == first + 1:
                         self.describe(state, batch)
-                    state, metrics = self._step(state, self._frozen, batch)
+                    with self._first_time("step"):
+                        state, metrics = self._step(state, self._frozen, batch)
+                        if step == first + 1:
+                            jax.block_until_ready(state.step)
                     self._window.add(metrics)
                     if step == first + 1:
-                        jax.block_until_ready(state.step)
                         if alone:
                             watched.enter_context(watch)  # until now there was nothing to save
                         progress.restart(step * settings.batch_size)
@@ -231,19 +234,26 @@ class Trainer:
         """Diagnostics and previews, when this step is theirs."""
         settings = self.settings
         if settings.diagnose_every and step % settings.diagnose_every == 0:
-            with _paused(progress, state):
+            with _paused(progress, state), self._first_time("diagnostics"):
                 key = stream_key(settings.seed, "diagnose", step)
                 values = self._diagnose(state.params, self._frozen, batch, key)
                 if log is not None and values:
                     log.scalars(step, {k: float(v) for k, v in jax.device_get(values).items()})
         if settings.preview_every and step % settings.preview_every == 0:
-            with _paused(progress, state):
+            with _paused(progress, state), self._first_time("preview"):
                 rows = [
                     self._preview(params, self._frozen, settings.seed)
                     for params in (state.params, state.ema)
                 ]
                 if log is not None and rows[0] is not None:
                     log.image(step, "preview", side_by_side(*map(np.asarray, rows)))
+
+    def _first_time(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Says so where this compiles a program first, which may take minutes."""
+        if what in self._compiled:
+            return contextlib.nullcontext()
+        self._compiled.add(what)
+        return phase(f"compiling and doing the first {what}")
 
     def _claim(self) -> None:
         """Makes the run this process's: one that trained it until now saves nothing more."""

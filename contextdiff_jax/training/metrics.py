@@ -18,11 +18,14 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
-from contextdiff_jax.pictures import write_png
+from contextdiff_jax.spaces.pictures import write_png
 from contextdiff_jax.system.atomic_write import cleared
 from contextdiff_jax.system.buckets import in_bucket
 
 _UPLOAD_SECONDS = 60
+# TensorFlow's greetings say nothing of use here: it computes nothing, it writes files. That oneDNN
+# is on it says before it has read the level of its log.
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
 
 
 class SummaryWriter(Protocol):
@@ -40,7 +43,8 @@ class SummaryWriter(Protocol):
 def make_summary_writer(directory: epath.PathLike) -> SummaryWriter:
     """Returns clu's asynchronous TensorBoard writer, or tensorboard's own without TensorFlow."""
     if importlib.util.find_spec("tensorflow") is not None:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its greetings say nothing of use
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
         from clu import metric_writers  # imports TensorFlow
 
         return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(directory)))

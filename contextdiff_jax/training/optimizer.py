@@ -8,6 +8,13 @@ from typing import Any, Literal
 import jax
 import optax
 
+from contextdiff_jax.system.resumed import ADVISED, advised_if
+
+_LOWER = advised_if(lambda before, now: now <= before)
+_HIGHER = advised_if(lambda before, now: now >= before)
+# Without any clipping (0) the optimizer keeps a state of another form.
+_LOWER_CLIPPING = advised_if(lambda before, now: 0 < now <= before)
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -23,15 +30,15 @@ class OptimizerConfig:
     """
 
     name: Literal["adamw", "adafactor"] = "adamw"
-    learning_rate: float = 1e-4
-    warmup_steps: int = 10_000
+    learning_rate: float = dataclasses.field(default=1e-4, metadata=_LOWER)
+    warmup_steps: int = dataclasses.field(default=10_000, metadata=_HIGHER)
     decay: Literal["constant", "cosine"] = "constant"
     b1: float = 0.9
     b2: float = 0.999
     weight_decay: float = 0.0
-    clip_norm: float = 1.0
+    clip_norm: float = dataclasses.field(default=1.0, metadata=_LOWER_CLIPPING)
     adapter_rate: float = 1.0
-    accumulation: int = 1
+    accumulation: int = dataclasses.field(default=1, metadata=ADVISED)
     ema_decay: float = 0.9999
 
     def validate(self, where: str) -> None:

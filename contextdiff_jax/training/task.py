@@ -1,9 +1,10 @@
 """What the training loop asks of a task. Implementations live in contextdiff_jax/tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 Params = Any
 Batch = Mapping[str, jax.Array]
@@ -21,6 +22,18 @@ class Task(Protocol):
 
     def boxed_frozen(self) -> Any:
         """Returns the shapes of `frozen`, boxed with logical axis names."""
+
+    def identities(self) -> dict[str, str]:
+        """Returns the identities of what is frozen."""
+
+    def collate(self, captions: Sequence[str], warn: bool = False) -> dict[str, np.ndarray]:
+        """Returns the arrays that `loss` reads of a batch's captions.
+
+        warn: name what is cut off of them.
+        """
+
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of a training batch: uint8 images and the arrays of `collate`."""
 
     def init(self, key: jax.Array) -> Params:
         """Returns fresh parameters, boxed with logical axis names (nn.LogicallyPartitioned)."""

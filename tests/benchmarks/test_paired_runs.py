@@ -31,12 +31,12 @@ def test_variants_differ_in_one_thing_alone():
     variants = paired_runs.VARIANTS
     assert variants["bound_0.3"](variants["bound_1"](config, base), base) == config
     without = "config.use_adapter: True there, False here"
-    section = "config.runs.base.diffusion"
+    section = "config.runs.base.task.diffusion"
     by_bound = {
         f"{section}.objective: 'simple' there, 'bound' here",
         f"{section}.loss_weight: 'min_snr_5_plus_1' there, 'x0' here",
     }
-    own = config.runs[base].diffusion.loss_weight
+    own = config.runs[base].task.diffusion.loss_weight
     for name in get_args(WeightName):
         line = f"{section}.loss_weight: {own!r} there, {name!r} here"
         weight = set() if name == own else {line}
@@ -47,10 +47,10 @@ def test_variants_differ_in_one_thing_alone():
         "none": {without},
         "bounded": set(),
         "bound_0.3": set(),
-        "bound_1": {"config.runs.base.adapter.bound: 0.3 there, 1.0 here"},
-        "consistency": {f"{section}.consistency: 0.0 there, 1.0 here"},
+        "bound_1": {"config.runs.base.task.adapter.limit: 0.3 there, 1.0 here"},
+        "consistency": {f"{section}.relation_consistency: 0.0 there, 1.0 here"},
         "adapter_rate_0.1": {"config.runs.base.optimizer.adapter_rate: 1.0 there, 0.1 here"},
-        "unbounded": {"config.runs.base.adapter.bound: 0.3 there, None here"},
+        "unbounded": {"config.runs.base.task.adapter.limit: 0.3 there, None here"},
         "bound_objective": by_bound,
         "mixed_objective": {f"{section}.objective: 'simple' there, 'mixed' here"},
         "none_bound_objective": {without, *by_bound},
@@ -87,7 +87,7 @@ def test_command(tmp_path):
     assert paired_runs.main(flags)["unbounded"]["0"]["loss"] == 42.0
     with pytest.raises(ValueError, match="is of another call"):
         paired_runs.main([*flags, "--count=5"])
-    kept["config"]["runs"]["base"]["sampler"]["guidance_scale"] = 9.0
+    kept["config"]["runs"]["base"]["task"]["sampler"]["guidance_scale"] = 9.0
     path.write_text(json.dumps(kept))
     with pytest.raises(ValueError, match="is of another call"):
         paired_runs.main(flags)

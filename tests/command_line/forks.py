@@ -1,8 +1,9 @@
 """Runs entry points in children of one process that has imported what they import, JAX above all.
 
 Reads lines of JSON, [module, argument, ...], and answers each with [exit code, stdout, stderr] of
-`python -m contextdiff_jax.MODULE ARGUMENTS`. A child has all its state to itself, flags included,
-and ends by the very path that a user's process does.
+`python -m contextdiff_jax.MODULE ARGUMENTS`; a name with a dot is that of a module elsewhere. A
+child has all its state to itself, flags included, and ends by the very path that a user's process
+does.
 """
 
 import importlib
@@ -19,10 +20,10 @@ LONGEST = 120  # seconds until a child that does not end is killed
 
 def import_all() -> None:
     """Imports the package but for the entry points, whose flags exclude each other."""
-    for name in ("pipeline", "compilation", "data", "parallel"):
+    for name in ("runs", "generation", "evaluation", "compilation", "data", "parallel"):
         package = importlib.import_module(f"contextdiff_jax.{name}")
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            if module.name != "contextdiff_jax.pipeline.prepare_beam":
+            if module.name != "contextdiff_jax.runs.prepare_beam":
                 importlib.import_module(module.name)
     importlib.import_module("contextdiff_jax.entry")
 
@@ -35,7 +36,7 @@ def run(module: str, arguments: list[str]) -> list:
         if child == 0:
             _become(module, arguments, out.fileno(), writer)
         os.close(writer)
-        told = err.read()  # to the end of parallel/last_words.py too, which outlives the child
+        told = err.read()  # to the end of parallel/abort_reasons.py too, which outlives the child
         _, status = os.waitpid(child, 0)
         out.seek(0)
         texts = [text.decode(errors="replace") for text in (out.read(), told)]
@@ -50,8 +51,9 @@ def _become(module: str, arguments: list[str], out: int, err: int) -> None:
         os.dup2(err, 2)
         os.close(err)
         sys.argv = [f"contextdiff_jax/{module}.py", *arguments]
+        name = module if "." in module else f"contextdiff_jax.{module}"
         try:
-            runpy.run_module(f"contextdiff_jax.{module}", run_name="__main__", alter_sys=True)
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)

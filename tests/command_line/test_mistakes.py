@@ -1,12 +1,6 @@
 """Ordinary mistakes at the command line: each ends with one sentence and exit code 2."""
 
-import json
-import subprocess
-import sys
-
 import pytest
-
-from tests.conftest import ROOT
 
 QUICK = "--config=configs/quickstart.py:test"
 EXPORT = ["--export={tmp}/export", "--output={tmp}/out"]
@@ -20,34 +14,9 @@ CONFIGS = {
 }
 
 
-class Forks:
-    """Entry points run by tests/command_line/forks.py."""
-
-    def __init__(self):
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.command_line.forks"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(self, module, *arguments):
-        print(json.dumps([module, *map(str, arguments)]), file=self._server.stdin, flush=True)
-        answer = self._server.stdout.readline()
-        return subprocess.CompletedProcess(arguments, *json.loads(answer))
-
-    def close(self):
-        self._server.stdin.close()
-        self._server.stdout.close()
-        self._server.wait()
-
-
 @pytest.fixture(scope="module")
-def run():
-    forks = Forks()
-    yield forks
-    forks.close()
+def run(forks):
+    return forks
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +105,7 @@ MISTAKES = [
     ),
     (
         "main",
-        [QUICK, "--workdir={tmp}/w", "--config.runs.base.sampler.name=dimm"],
+        [QUICK, "--workdir={tmp}/w", "--config.runs.base.task.sampler.name=dimm"],
         "sampler.name = 'dimm': must be one of ddpm, ddim, dpm_solver++; did you mean ddim?",
     ),
     (
@@ -146,8 +115,8 @@ MISTAKES = [
     ),
     (
         "main",
-        [QUICK, "--workdir={tmp}/w", "--config.runs.base.diffusion.consistency=nan"],
-        "consistency=nan: must be a finite number",
+        [QUICK, "--workdir={tmp}/w", "--config.runs.base.task.diffusion.relation_consistency=nan"],
+        "relation_consistency=nan: must be a finite number",
     ),
     ("main", [QUICK, "--workdir={tmp}/w", "--run=bsae"], "clip, base, sr; did you mean base?"),
     # Seeds.

@@ -7,9 +7,9 @@ import pytest
 
 from configs import laion
 from contextdiff_jax.compilation import report
-from contextdiff_jax.config import from_config_dict
+from contextdiff_jax.config import from_config_dict, with_task
 from contextdiff_jax.parallel.topologies import CHIPS, GIB
-from contextdiff_jax.pipeline.device_memory import knobs
+from contextdiff_jax.runs.device_memory import knobs
 
 HLO = """HloModule m
 
@@ -157,9 +157,8 @@ def config_of(preset="", **unet):
     config = from_config_dict(laion.get_config(preset))
     runs = dict(config.runs)
     if unet:
-        runs["base"] = dataclasses.replace(
-            runs["base"], unet=dataclasses.replace(runs["base"].unet, **unet)
-        )
+        network = dataclasses.replace(runs["base"].task.unet, **unet)
+        runs["base"] = with_task(runs["base"], unet=network)
     return dataclasses.replace(config, runs=runs)
 
 

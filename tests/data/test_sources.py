@@ -79,7 +79,7 @@ def test_unknown_tfds_name_is_one_sentence():
 def test_reading_imports_neither_tensorflow_nor_torch():
     code = (
         "import sys; from contextdiff_jax.data import pipeline, shards, folder, tfds_source;"
-        "from contextdiff_jax.data import scenes_checker, sources;"
+        "from contextdiff_jax.data import sources;"
         "from contextdiff_jax.data.config import DataConfig;"
         "c = DataConfig(resolution=16); b = pipeline.make_batches("
         "sources.open_source(c), c, 2, seed=0); next(b);"

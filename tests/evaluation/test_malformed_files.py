@@ -10,8 +10,8 @@ import pytest
 
 from contextdiff_jax.data.embedding_shards import METADATA, Metadata, StoredEncoder, read_metadata
 from contextdiff_jax.data.example import DataError
+from contextdiff_jax.evaluation.bound_rows import Rows, read_rows, write_rows
 from contextdiff_jax.evaluation.curves import read_metrics
-from contextdiff_jax.evaluation.likelihood_rows import Rows, read_rows, write_rows
 from contextdiff_jax.evaluation.results import read_results
 from contextdiff_jax.evaluation.statistics import FeatureIdentity, FeatureStatistics
 from contextdiff_jax.system.array_files import read_arrays

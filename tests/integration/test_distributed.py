@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contextdiff_jax.evaluation.features import CHUNK, FeatureFiles
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
-from contextdiff_jax.pipeline.features import CHUNK, FeatureFiles
 from contextdiff_jax.training import checksums
 from contextdiff_jax.training.checkpoints import load_tree, newest_metadata
 from tests.conftest import ROOT

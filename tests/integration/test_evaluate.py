@@ -15,8 +15,8 @@ from PIL import Image
 from scipy import linalg
 
 from contextdiff_jax import evaluate
+from contextdiff_jax.evaluation.evaluation import Settings
 from contextdiff_jax.evaluation.statistics import FeatureIdentity, FeatureStatistics
-from contextdiff_jax.pipeline.evaluation import Settings
 from tests.conftest import ROOT
 
 COUNT = 20

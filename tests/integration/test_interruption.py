@@ -35,8 +35,8 @@ def command(workdir, encoder):
         f"--config.runs.base.save_every={STEPS // 4}",
         f"--config.encoders.clip.path={encoder}",
         f"--config.encoders.text.path={encoder}",
-        "--config.runs.base.preview.every=0",
-        "--config.runs.base.diagnose_every=0",
+        "--config.runs.base.task.preview.every=0",
+        "--config.runs.base.task.diagnose_every=0",
     ]
 
 

@@ -11,7 +11,7 @@ QUICK = "--config=configs/quickstart.py:test"
     ("flags", "sentence"),
     [
         (
-            [QUICK, "--config.runs.base.sampler.name=euler"],
+            [QUICK, "--config.runs.base.task.sampler.name=euler"],
             "sampler.name = 'euler': must be one of",
         ),
         ([QUICK, "--config.mesh.data=3"], "does not fill the 2 devices: mesh.data = 2 would fit"),
@@ -79,10 +79,10 @@ def test_a_checkpoint_of_another_config_names_the_keys(quickstart, run):
         f"--workdir={quickstart[0]}",
         "--run=base",
         "--config.runs.base.steps=6",
-        "--config.runs.base.diffusion.prediction=v",
+        "--config.runs.base.task.diffusion.prediction=v",
     )
     assert done.returncode == 2
-    assert "config.runs.base.diffusion.prediction: 'x0' there, 'v' here" in done.stderr
+    assert "config.runs.base.task.diffusion.prediction: 'x0' there, 'v' here" in done.stderr
 
 
 def test_damaged_shards_are_skipped_counted_and_named(shared_data, run, tmp_path):

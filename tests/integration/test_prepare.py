@@ -42,7 +42,7 @@ def test_training_on_embeddings_is_training(flags, run, tmp_path):
     again = run("prepare", *make)
     assert again.returncode == 0 and "0 of them to do" in again.stderr, again.stderr
 
-    alone = ["--config.runs.base.preview.every=0", "--config.runs.base.diagnose_every=0"]
+    alone = ["--config.runs.base.task.preview.every=0", "--config.runs.base.task.diagnose_every=0"]
     stored = [f"--config.runs.base.data.embeddings={store}"]
     for name, extra in (("loop", alone), ("stored", stored)):
         done = run("main", *flags, f"--workdir={tmp_path / name}", *extra)

@@ -18,9 +18,9 @@ from contextdiff_jax import entry
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.pipeline import make_batches
 from contextdiff_jax.data.sources import open_source
+from contextdiff_jax.evaluation.features import CHUNK, extract_features
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
-from contextdiff_jax.pipeline.features import CHUNK, extract_features
 from contextdiff_jax.system import interruption
 from contextdiff_jax.training.loop import LoopSettings, Trainer
 from contextdiff_jax.training.optimizer import OptimizerConfig
@@ -81,7 +81,7 @@ def train(workdir, mesh, steps, pause=0.0):
         seed=3,
         log_every=1,  # a mean over steps would differ where a run was stopped between two
         save_every=4,
-        keep=2,
+        checkpoints_kept=2,
         preview_every=4,
         diagnose_every=4,
     )

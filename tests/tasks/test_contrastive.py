@@ -24,7 +24,7 @@ def task(clip_folder):
 
 def batch_of(task, captions):
     images = np.random.default_rng(0).integers(0, 256, (len(captions), 16, 16, 3), dtype=np.uint8)
-    return {"image": images} | task.tokenize(captions)
+    return {"image": images} | task.collate(captions)
 
 
 def logits_of(task, params, batch):

@@ -81,11 +81,11 @@ def test_an_empty_prompt_is_the_null_condition(make_task, make_batch, awake):
         lambda batch, sampler: task.sample(params, task.frozen, batch, keys, sampler),
         static_argnums=1,
     )
-    empty = draw(task.conditioning.tokenize(["", " "]), task.sampler)
+    empty = draw(task.collate(["", " "]), task.sampler)
     unconditional = dataclasses.replace(task.sampler, guidance_scale=0.0)
-    null = draw(task.conditioning.tokenize(["a red circle", "a blue square"]), unconditional)
+    null = draw(task.collate(["a red circle", "a blue square"]), unconditional)
     np.testing.assert_allclose(empty, null, atol=1e-5)
-    named = draw(task.conditioning.tokenize(["a red circle", "a blue square"]), task.sampler)
+    named = draw(task.collate(["a red circle", "a blue square"]), task.sampler)
     assert np.abs(np.asarray(named) - null).max() > 1e-3
 
 
@@ -105,6 +105,6 @@ def test_guided_pictures_depend_on_the_prompt_through_the_adapter_too(make_task,
     # A denoiser without its text: what differs can only come from the adapter.
     deaf = dataclasses.replace(task.sampler, guidance_scale=0.0)
     keys = sample_keys(0, jnp.zeros(2, int))
-    batch = task.conditioning.tokenize(["a red circle", "a blue square"])
+    batch = task.collate(["a red circle", "a blue square"])
     images = jax.jit(lambda b: task.sample(params, task.frozen, b, keys, deaf))(batch)
     assert np.abs(np.asarray(images[0] - images[1])).max() > 1e-4

@@ -16,6 +16,7 @@ import optax
 import pytest
 from flax import linen as nn
 
+from contextdiff_jax.config import with_task
 from contextdiff_jax.encoders.clip import CLIP
 from contextdiff_jax.encoders.tokenizers import load_tokenizer
 from contextdiff_jax.encoders.weights import load_clip
@@ -23,11 +24,11 @@ from contextdiff_jax.parallel import distributed, programs
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, shardings_of
-from contextdiff_jax.pipeline.build import build_diffusion_task, locate_in
 from contextdiff_jax.tasks.contrastive import ContrastiveTask
 from contextdiff_jax.training.optimizer import OptimizerConfig, make_optimizer
 from contextdiff_jax.training.state import TrainState, abstract_state
 from contextdiff_jax.training.step import jit_train_step, make_train_step
+from tests.fixtures.tiny_tasks import build_loaded
 
 CAPTIONS = ("a red circle", "a blue square", "two green birds", "nothing at all") * 2
 EVERY_SHAPE = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if 1 < np.prod(s) <= 8]
@@ -81,11 +82,11 @@ def make(make_task, make_config, clip_folder):
         if name != "scanned":
             return make_task(name)
         config = make_config(use_adapter=False)
-        run = config.runs["base"]
+        unet = config.runs["base"].task.unet
         levels = {"multipliers": (1,), "attention_levels": (0,), "num_blocks": 2}
-        network = dataclasses.replace(run.unet, scan_blocks=True, remat="blocks", **levels)
-        run = dataclasses.replace(run, unet=network)
-        return build_diffusion_task(config, run, locate_in("unused"))
+        unet = dataclasses.replace(unet, scan_blocks=True, remat="blocks", **levels)
+        runs = config.runs | {"base": with_task(config.runs["base"], unet=unet)}
+        return build_loaded(dataclasses.replace(config, runs=runs), "base")
 
     return make
 
@@ -112,7 +113,6 @@ def trained(make, fresh_params):
 
     def run(name, shape):
         task = make(name)
-        tokenize = getattr(task, "conditioning", task).tokenize
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (8, task.resolution, task.resolution, 3), dtype=np.uint8)
         mesh = make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
@@ -124,7 +124,7 @@ def trained(make, fresh_params):
         state = jax.device_put(_state(fresh_params(name), optimizer), shardings)
         frozen = distributed.place(task.frozen, frozen_shardings)
         _check_split(frozen, mesh)
-        batch = {"image": images} | tokenize(CAPTIONS)
+        batch = {"image": images} | task.collate(CAPTIONS)
         told = []
         for _ in range(2):
             placed = jax.device_put(batch, batch_sharding(mesh))

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from contextdiff_jax.conditions.condition import Condition, Given
 from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.spaces.pixels import Pixels
 from contextdiff_jax.tasks import objective
-from contextdiff_jax.tasks.conditioning import Condition
-from contextdiff_jax.tasks.config import DiffusionConfig
 from contextdiff_jax.tasks.diffusion import DiffusionTask
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 
 T = 20
 SCHEDULE = make_schedule("cosine", T)
@@ -90,7 +91,7 @@ def test_consistency_by_hand_and_whom_it_teaches():
         return objective.simple_loss(config, Process(SCHEDULE, "x0", relation), denoise, draw)[0]
 
     def extra(phi, w):
-        with_it = dataclasses.replace(plain, consistency=2.0)
+        with_it = dataclasses.replace(plain, relation_consistency=2.0)
         return loss_of(with_it, phi, w) - loss_of(plain, phi, w)
 
     factor = np.mean(
@@ -110,27 +111,35 @@ class Scaled:
         return params["params"]["scale"] * x + params["params"]["bend"] * jnp.sin(t)[0] * x**3
 
 
-class NoEncoders:
-    """Stands in for the encoders: nobody reads what they return."""
+class Ignored(Condition):
+    """A condition of which nobody reads what it gives."""
 
-    def encode(self, frozen, batch):
+    name = "text"
+
+    def encode(self, params, frozen, batch):
         rows = len(batch["image"])
-        tokens = {"text": jnp.zeros((rows, 1, 1)), "clip_text": jnp.zeros((rows, 1, 1))}
-        masks = {"text_mask": jnp.ones((rows, 1), bool), "clip_mask": jnp.ones((rows, 1), bool)}
-        return Condition(**tokens, **masks, present=jnp.ones(rows, bool))
+        tokens, mask = jnp.zeros((rows, 1, 1)), jnp.ones((rows, 1), bool)
+        return Given(jnp.ones(rows, bool), tokens, mask, tokens, mask)
 
-    def image_tokens(self, frozen, images):
+
+class NoEncoder:
+    """Stands in for the image encoder."""
+
+    identity = "none"
+
+    def tokens(self, params, images):
         return None
 
 
 def gradients(name, use_adapter=True):
     config = dataclasses.replace(BOUND, objective=name)
     adapter = Scaled() if use_adapter else None
-    task = DiffusionTask(config, SCHEDULE, Scaled(), adapter, NoEncoders(), SamplerConfig(), 4)
+    parts = (Pixels(4), (Ignored(),), Scaled(), adapter, NoEncoder(), SamplerConfig())
+    task = DiffusionTask(config, SCHEDULE, *parts)
     networks = {"denoiser": {"scale": 0.5, "bend": 0.1}, "adapter": {"scale": 0.3, "bend": -0.2}}
     params = jax.tree.map(jnp.float32, networks)
     batch = {"image": np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8)}
-    loss = lambda params: task.loss(params, None, batch, jax.random.key(3))  # noqa: E731
+    loss = lambda params: task.loss(params, {"none": None}, batch, jax.random.key(3))  # noqa: E731
     gradient, metrics = jax.jit(jax.grad(loss, has_aux=True))(params)
     return jax.tree.map(float, gradient), metrics
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 from contextdiff_jax.compilation.model_flops import equations
-from contextdiff_jax.pipeline.build import build_diffusion_task, locate_in
 from contextdiff_jax.training.optimizer import OptimizerConfig, make_optimizer
 from contextdiff_jax.training.state import new_state
 from contextdiff_jax.training.step import make_train_step
+from tests.fixtures.tiny_tasks import build_loaded
 
 PRODUCTS = {"dot_general", "conv_general_dilated"}
 # Softmax, norms, sinusoids, the relation's bound, Adam.
@@ -33,7 +33,7 @@ def floats(variables):
 def traced(request, make_config, make_batch):
     """Returns the state's shapes, the traced step, and the shapes of its results."""
     config = dataclasses.replace(make_config(), dtype="bfloat16")
-    task = build_diffusion_task(config, config.runs[request.param], locate_in("unused"))
+    task = build_loaded(config, request.param)
     optimizer = make_optimizer(OptimizerConfig(), 10)
     step = make_train_step(task, optimizer, seed=0, ema_decay=0.99)
     state = jax.eval_shape(lambda key: new_state(task, optimizer, key), jax.random.key(0))

@@ -9,11 +9,11 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
+from contextdiff_jax.conditions.low_resolution import augment, downsample
 from contextdiff_jax.data.decode import to_square
-from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.sampling.noise import sample_keys
-from contextdiff_jax.tasks.diffusion import from_uint8
-from contextdiff_jax.tasks.super_resolution import augment, downsample
+from contextdiff_jax.spaces.pictures import to_uint8
+from contextdiff_jax.spaces.pixels import from_uint8
 
 
 def test_level_zero_is_clean_and_level_one_is_noise(make_task):
@@ -26,6 +26,13 @@ def test_level_zero_is_clean_and_level_one_is_noise(make_task):
     alpha_bar = task.schedule.alpha_bar[25]
     expected = np.sqrt(alpha_bar) * low + np.sqrt(1 - alpha_bar) * noise
     np.testing.assert_allclose(half, expected, rtol=1e-5, atol=1e-6)
+
+
+def augmented(task, level):
+    """Returns the task with another largest training level of its low-resolution picture."""
+    text, low = task.conditions
+    low = dataclasses.replace(low, augmentation=level)
+    return dataclasses.replace(task, conditions=(text, low))
 
 
 def as_images(pictures):
@@ -72,7 +79,7 @@ def test_the_condition_of_photographs_is_what_the_base_is_trained_on(
     assert energy(condition) == pytest.approx(energy(drawn_by_base), rel=0.01)
 
 
-@pytest.mark.parametrize("where", ["extras", "clean_extras", "diagnose"])
+@pytest.mark.parametrize("where", ["training", "evaluation", "diagnosis"])
 def test_training_evaluation_and_diagnosis_see_the_same_condition(
     where, make_task, make_batch, monkeypatch
 ):
@@ -83,16 +90,16 @@ def test_training_evaluation_and_diagnosis_see_the_same_condition(
     expected = as_images(
         [to_square(Image.fromarray(picture), 16, "stretch") for picture in batch["image"]]
     )
-    if where == "extras":
-        clean = dataclasses.replace(task, augmentation=0.0)
-        low = clean.extras(images, jax.random.key(0))["low_res"]
-    elif where == "clean_extras":
-        low = task.clean_extras(batch)["low_res"]
+    if where == "training":
+        clean = augmented(task, 0.0)
+        low = clean.of_target(batch, jax.random.key(0))["low_res"]
+    elif where == "evaluation":
+        low = task.of_target(batch)["low_res"]
     else:
         seen = []
 
-        def perfect(self, params, frozen, batch, keys, sampler, extras):
-            seen.append(extras["low_res"])
+        def perfect(self, params, frozen, batch, keys, sampler):
+            seen.append(batch["low_res"])
             return images
 
         monkeypatch.setattr(type(task), "sample", perfect)
@@ -108,17 +115,16 @@ def test_the_result_depends_on_the_low_resolution_image(make_task, awake):
     params = awake(task)
     keys = sample_keys(0, jnp.zeros(2, int))
     low = jnp.stack([jnp.full((16, 16, 3), 0.8), jnp.full((16, 16, 3), -0.8)])
-    batch = task.conditioning.tokenize(["a red circle"] * 2)
-    extras = task.condition_on(low, 0.0, keys)
-    images = jax.jit(lambda: task.sample(params, task.frozen, batch, keys, task.sampler, extras))()
+    batch = task.collate(["a red circle"] * 2) | task.of_before(low, 0.0, keys)
+    images = jax.jit(lambda: task.sample(params, task.frozen, batch, keys, task.sampler))()
     assert np.abs(np.asarray(images[0] - images[1])).max() > 1e-2
 
 
 def test_each_picture_has_its_own_augmentation_whatever_the_batch(make_task):
     task = make_task("sr")
     low = jnp.zeros((3, 16, 16, 3))
-    whole = task.condition_on(low, 0.5, sample_keys(0, jnp.arange(3)))["low_res"]
-    alone = task.condition_on(low[:1], 0.5, sample_keys(0, jnp.array([2])))["low_res"]
+    whole = task.of_before(low, 0.5, sample_keys(0, jnp.arange(3)))["low_res"]
+    alone = task.of_before(low[:1], 0.5, sample_keys(0, jnp.array([2])))["low_res"]
     np.testing.assert_array_equal(whole[2], alone[0])
     assert np.abs(np.asarray(whole[0] - whole[1])).max() > 0.1
 
@@ -127,12 +133,13 @@ def test_training_draws_levels_and_reports_consistency(make_task, make_batch, aw
     task = make_task("sr")
     params = awake(task)
     batch = make_batch(task)
-    extras = task.extras(jnp.zeros((64, 32, 32, 3)), jax.random.key(0))
-    levels = np.asarray(extras["aug_level"])
+    black = {"image": np.zeros((64, 32, 32, 3), np.uint8)}
+    made = task.of_target(black, jax.random.key(0))
+    levels = np.asarray(made["aug_level"])
     assert levels.min() < 0.1 and levels.max() > 0.9
-    assert extras["low_res"].shape == (64, 16, 16, 3)
-    narrow = dataclasses.replace(task, augmentation=0.2)
-    assert narrow.extras(jnp.zeros((64, 32, 32, 3)), jax.random.key(0))["aug_level"].max() <= 0.2
+    assert made["low_res"].shape == (64, 16, 16, 3)
+    narrow = augmented(task, 0.2)
+    assert narrow.of_target(black, jax.random.key(0))["aug_level"].max() <= 0.2
     values = jax.jit(task.diagnose)(params, task.frozen, batch, jax.random.key(0))
     assert {"last_steps_kl", "consistency_rms", "consistency_rms_unrelated"} <= set(values)
 
@@ -141,8 +148,8 @@ def test_consistency_is_of_the_result_with_its_own_input(make_task, make_batch, 
     task = make_task("sr", use_adapter=False)
     params = nn.unbox(task.init(jax.random.key(0)))
 
-    def upsampled(self, params, frozen, batch, keys, sampler, extras):
-        low = extras["low_res"]
+    def upsampled(self, params, frozen, batch, keys, sampler):
+        low = batch["low_res"]
         return jax.image.resize(low, (*low.shape[:1], 32, 32, 3), "nearest")
 
     monkeypatch.setattr(type(task), "sample", upsampled)

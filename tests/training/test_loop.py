@@ -51,6 +51,17 @@ def test_the_overview_counts_the_bytes_of_each_device(make_trainer, stream, tmp_
     assert lines[-1].split()[1:] == ["0.0", "MiB", "per", "device", "of", "0.1"]
 
 
+def test_the_screen_names_each_phase_and_a_line_for_each_network(
+    make_trainer, stream, tmp_path, caplog
+):
+    caplog.set_level("INFO", "absl")
+    make_trainer(4, preview_every=2, diagnose_every=2).train(stream)
+    for what in ("step", "diagnostics", "preview"):  # once each, not every time
+        assert caplog.text.count(f"compiling and doing the first {what} ...") == 1
+        assert caplog.text.count(f"compiling and doing the first {what} took") == 1
+    assert "overview.txt" in caplog.text and "+---" not in caplog.text
+
+
 def test_what_cannot_fit_is_refused_before_anything_is_placed(make_trainer, monkeypatch):
     def forbidden(*args):
         raise AssertionError("placed")

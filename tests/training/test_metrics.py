@@ -1,6 +1,8 @@
 """TensorBoard files with and without TensorFlow; progress; grids."""
 
 import importlib.util
+import subprocess
+import sys
 import uuid
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from contextdiff_jax.pictures import grid, side_by_side, to_uint8
+from contextdiff_jax.spaces.pictures import grid, side_by_side, to_uint8
 from contextdiff_jax.system.progress import Progress, duration
 from contextdiff_jax.training import metrics
 
@@ -97,3 +99,13 @@ def test_grids_place_images_row_by_row():
     assert picture[0, 0, 0] == 255
     assert side_by_side(images, images).shape[1] == 2 * grid(images).shape[1] + 8
     np.testing.assert_array_equal(to_uint8(np.array([-9.0, 9.0])), [0, 255])
+
+
+def test_nothing_of_tensorflow_reaches_the_screen(tmp_path):
+    pytest.importorskip("tensorflow")
+    code = (
+        "from contextdiff_jax.training.metrics import MetricLog\n"
+        f"log = MetricLog({str(tmp_path)!r}); log.scalars(1, {{'loss': 0.5}}); log.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""

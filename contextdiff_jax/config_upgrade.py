@@ -1,0 +1,49 @@
+"""Configs of earlier versions, in checkpoints and exports, in the form of this one.
+
+Version 0.1 kept what a task reads beside it: runs.NAME.task was its name, with the sections of
+every task as its neighbours (those not read were None). Some keys had other names.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+_READ_BY = {
+    "contrastive": ("clip", "tokenizer"),
+    "text_to_image": ("unet",),
+    "super_resolution": ("efficient_unet", "low_resolution", "augmentation"),
+}
+_DRAWING = ("adapter", "diffusion", "sampler", "preview", "diagnose_every")
+_RENAMED = {
+    "adapter": {"bound": "limit"},
+    "diffusion": {"consistency": "relation_consistency"},
+}
+_MOVED = {*_DRAWING, *(key for keys in _READ_BY.values() for key in keys)}
+
+
+def upgraded(config: Any) -> Any:
+    """Returns the config as this version has it; what is none, or is new already, as it is."""
+    if not isinstance(config, Mapping) or not isinstance(config.get("runs"), Mapping):
+        return config
+    return {**config, "runs": {name: _upgraded_run(run) for name, run in config["runs"].items()}}
+
+
+def _upgraded_run(run: Any) -> Any:
+    if not isinstance(run, Mapping) or not isinstance(run.get("task"), str):
+        return run
+    kind = run["task"]
+    if kind not in _READ_BY:
+        return {**run, "task": {"kind": kind}}
+    keys = _READ_BY[kind] + (() if kind == "contrastive" else _DRAWING)
+    # A section that is None was left out: the task has its own default.
+    read = {
+        key: _renamed(run[key], _RENAMED.get(key, {})) for key in keys if run.get(key) is not None
+    }
+    kept = {key: value for key, value in run.items() if key not in _MOVED}
+    kept = _renamed(kept, {"keep": "checkpoints_kept"})
+    return {**kept, "task": {"kind": kind, **read}}
+
+
+def _renamed(section: Any, names: Mapping[str, str]) -> Any:
+    if not names or not isinstance(section, Mapping):
+        return section
+    return {names.get(key, key): value for key, value in section.items()}

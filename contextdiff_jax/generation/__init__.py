@@ -1,0 +1,1 @@
+"""From an export and requests to pictures: the cascade, resumable output."""

@@ -1,0 +1,1 @@
+"""A list of training runs in order: building, resuming, preparing, exporting."""

@@ -1,0 +1,102 @@
+"""A config's tasks without weights, data or memory: only shapes, from the encoders' known sizes.
+
+`build` loads what a task needs; here nothing is read but the config, so that a two-billion
+parameter stage can be counted, lowered and compiled on a laptop.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from contextdiff_jax.config import Config, EncoderRef
+from contextdiff_jax.encoders.clip import CLIP, TextTower
+from contextdiff_jax.encoders.config import CLIP_PRESETS, T5_PRESETS, CLIPConfig, T5Config
+from contextdiff_jax.encoders.frozen import (
+    ImageEncoder,
+    SizeOnlyTokenizer,
+    StoredTokens,
+    TextEncoder,
+)
+from contextdiff_jax.encoders.t5 import T5Encoder
+from contextdiff_jax.runs.build import RUN_PREFIX, build_task, compute_dtype, text_references
+from contextdiff_jax.training.task import Task
+
+# Folders of published weights that configs name -> their sizes.
+PUBLISHED = {"t5-v1_1-xxl": T5_PRESETS["xxl"], "clip-vit-base-patch32": CLIP_PRESETS["vit_b32"]}
+
+
+def abstract_task(config: Config, name: str) -> Task:
+    """Returns the task of run `name`, its frozen parameters ShapeDtypeStructs.
+
+    Raises ValueError for an encoder whose sizes cannot be known from the config.
+    """
+    return build_task(
+        config, name, AbstractEncoders(config, bool(config.runs[name].data.embeddings))
+    )
+
+
+class AbstractEncoders:
+    """The encoders that a config names, in shapes. stored: text comes as stored tokens."""
+
+    def __init__(self, config: Config, stored: bool = False):
+        self._config, self._stored = config, stored
+        self._made: dict[str, TextEncoder | StoredTokens] = {}
+
+    def text(self) -> TextEncoder | StoredTokens:
+        """Returns what encodes text for denoisers."""
+        return self._text("text")
+
+    def clip_text(self) -> TextEncoder | StoredTokens:
+        """Returns what encodes text for adapters."""
+        return self._text("clip" if "clip" in text_references(self._config) else "text")
+
+    def _text(self, name: str) -> TextEncoder | StoredTokens:
+        if name not in self._made:
+            ref = text_references(self._config)[name]
+            make = _stored_tokens if self._stored else _text_encoder
+            self._made[name] = make(self._config, ref)
+        return self._made[name]
+
+    def clip_image(self) -> ImageEncoder:
+        """Returns what encodes pictures for adapters."""
+        ref = self._config.encoders.clip
+        module = CLIP(encoder_sizes(self._config, ref), dtype=compute_dtype(self._config))
+        image = ImageEncoder(module, None, f"image encoder of {ref.path}")
+        return dataclasses.replace(image, params=nn.unbox(image.boxed()))
+
+
+def encoder_sizes(config: Config, ref: EncoderRef) -> CLIPConfig | T5Config:
+    """Returns the sizes of the encoder that a config refers to; ValueError for unknown folders."""
+    if ref.path.startswith(RUN_PREFIX):
+        return config.runs[ref.path.removeprefix(RUN_PREFIX)].task.encoder_config
+    name = ref.path.rstrip("/").rsplit("/", 1)[-1]
+    if name not in PUBLISHED:
+        raise ValueError(
+            f"encoder {ref.path!r}: its sizes must be known, as those of {', '.join(PUBLISHED)} "
+            f"and of {RUN_PREFIX}NAME are"
+        )
+    return PUBLISHED[name]
+
+
+def _stored_tokens(config: Config, ref: EncoderRef) -> StoredTokens:
+    sizes = encoder_sizes(config, ref)
+    sizes = sizes if isinstance(sizes, T5Config) else sizes.text
+    return StoredTokens(ref.path, sizes.width, ref.max_length or sizes.max_length)
+
+
+def _text_encoder(config: Config, ref: EncoderRef) -> TextEncoder:
+    sizes, dtype = encoder_sizes(config, ref), compute_dtype(config)
+    tokenizer = SizeOnlyTokenizer(ref.max_length or sizes.max_length, sizes.vocab_size)
+    if isinstance(sizes, T5Config):
+        module: Any = T5Encoder(sizes, dtype)
+    else:
+        sizes = sizes.text
+        module = TextTower(sizes, dtype)
+    encoder = TextEncoder(module, None, sizes, tokenizer, f"text encoder of {ref.path}")
+    shapes = nn.unbox(encoder.boxed())
+    # Held in the compute dtype, as build loads it.
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype)), shapes)
+    return dataclasses.replace(encoder, params=params)

@@ -1,0 +1,196 @@
+"""From the config to what runs: encoders, tasks, loop settings.
+
+Only the entry points use this module; it is where the parts of the project meet.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+import contextdiff_jax
+from contextdiff_jax.config import Config, EncoderRef, RunConfig
+from contextdiff_jax.data.embeddings import Embeddings
+from contextdiff_jax.data.example import Source
+from contextdiff_jax.data.pipeline import make_batches
+from contextdiff_jax.encoders.frozen import (
+    ImageEncoder,
+    StoredTokens,
+    TextEncoder,
+    load_image_encoder,
+    load_text_encoder,
+)
+from contextdiff_jax.tasks.contrastive import ENCODER_FOLDER
+from contextdiff_jax.tasks.task_config import Encoders, Parts
+from contextdiff_jax.training.loop import LoopSettings
+from contextdiff_jax.training.task import Task
+
+RUN_PREFIX = "run:"
+
+_PREVIEWED = 16  # pictures, where the first data is shown
+
+Locate = Callable[[EncoderRef], epath.Path]
+
+
+def diffusion_runs(config: Config) -> list[str]:
+    """Returns the pipeline's runs that draw, in order: the stages of its cascade."""
+    return [name for name in config.pipeline if config.runs[name].task.draws]
+
+
+def text_runs(config: Config) -> list[str]:
+    """Returns the pipeline's runs that read text encoders, in order."""
+    return [name for name in config.pipeline if config.runs[name].task.reads_text]
+
+
+def compute_dtype(config: Config) -> jnp.dtype:
+    """Returns the dtype of matmuls and convolutions; "auto" follows the platform."""
+    if config.dtype == "auto":
+        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    return jnp.dtype(config.dtype)
+
+
+def locate_in(workdir: epath.PathLike) -> Locate:
+    """Returns a function from an encoder reference to its folder, for runs under `workdir`."""
+
+    def locate(ref: EncoderRef) -> epath.Path:
+        if ref.path.startswith(RUN_PREFIX):
+            return epath.Path(workdir) / ref.path.removeprefix(RUN_PREFIX) / ENCODER_FOLDER
+        return epath.Path(ref.path)
+
+    return locate
+
+
+def text_references(config: Config) -> dict[str, EncoderRef]:
+    """Returns the text encoders a diffusion run reads: "text", and "clip" if it is another one."""
+    references = {"text": config.encoders.text}
+    if config.use_adapter and config.encoders.clip != config.encoders.text:
+        references["clip"] = config.encoders.clip
+    return references
+
+
+class LoadedEncoders:
+    """The encoders that a config names, each loaded when it is first asked for, and once."""
+
+    def __init__(self, config: Config, locate: Locate, embeddings: Embeddings | None = None):
+        """embeddings: tokens that come with the batches; no text encoder is loaded then."""
+        self._config, self._locate, self._embeddings = config, locate, embeddings
+        self._dtype = compute_dtype(config)
+        self._loaded: dict[str, Any] = {}
+
+    def text(self) -> TextEncoder | StoredTokens:
+        """Returns what encodes text for denoisers."""
+        return self._text("text")
+
+    def clip_text(self) -> TextEncoder | StoredTokens:
+        """Returns what encodes text for adapters."""
+        return self._text("clip" if "clip" in text_references(self._config) else "text")
+
+    def clip_image(self) -> ImageEncoder:
+        """Returns what encodes pictures for adapters."""
+        if "image" not in self._loaded:
+            folder = self._locate(self._config.encoders.clip)
+            self._loaded["image"] = load_image_encoder(folder, self._dtype)
+        return self._loaded["image"]
+
+    def _text(self, name: str) -> TextEncoder | StoredTokens:
+        if name not in self._loaded:
+            self._loaded[name] = self._load_text(name)
+        return self._loaded[name]
+
+    def _load_text(self, name: str) -> TextEncoder | StoredTokens:
+        if self._embeddings is not None:
+            stored = self._embeddings.metadata.encoders[name]
+            return StoredTokens(stored.identity, stored.width, stored.max_length)
+        ref, dtype = text_references(self._config)[name], self._dtype
+        return load_text_encoder(
+            ref.kind, self._locate(ref), dtype, param_dtype=dtype, max_length=ref.max_length
+        )
+
+
+def load_text_encoders(config: Config, locate: Locate) -> dict[str, TextEncoder]:
+    """Loads the encoders of `text_references`."""
+    encoders = LoadedEncoders(config, locate)
+    made = {"text": encoders.text, "clip": encoders.clip_text}
+    return {name: made[name]() for name in text_references(config)}
+
+
+def build_task(
+    config: Config,
+    name: str,
+    encoders: Encoders,
+    source: Source | None = None,
+    folder: epath.Path | None = None,
+) -> Task:
+    """Returns the task of run `name`; source, folder: its data and its folder, to train it."""
+    run = config.runs[name]
+    return run.task.build(
+        Parts(
+            data=run.data,
+            dtype=compute_dtype(config),
+            use_adapter=config.use_adapter,
+            encoders=encoders,
+            where=f"config.runs.{name}",
+            seed=config.seed,
+            source=source,
+            folder=folder,
+        )
+    )
+
+
+def with_preview(
+    task: Task, run: RunConfig, source: Source, seed: int, embeddings: Embeddings | None = None
+) -> Task:
+    """Returns the task with what its sample grids show: the preview prompts, or the first data.
+
+    Where a condition is made of the picture itself, it is always the first data.
+    """
+    if not run.task.preview_every:
+        return task
+    if run.task.preview_prompts and not task.of_picture:
+        arrays = task.collate if embeddings is None else embeddings.prompts
+        return dataclasses.replace(task, preview_batch=arrays(run.task.preview_prompts))
+    batches = make_batches(
+        source,
+        run.data,
+        _PREVIEWED,
+        seed=seed,
+        tokenize=task.collate if embeddings is None else None,
+        embeddings=embeddings,
+    )
+    batch = next(iter(batches))
+    batches.close()
+    return dataclasses.replace(task, preview_batch=batch)
+
+
+def loop_settings(config: Config, run: RunConfig) -> LoopSettings:
+    """Returns what the training loop reads of the config."""
+    return LoopSettings(
+        steps=run.steps,
+        batch_size=run.batch_size,
+        optimizer=run.optimizer,
+        seed=config.seed,
+        log_every=run.log_every,
+        save_every=run.save_every,
+        checkpoints_kept=run.checkpoints_kept,
+        preview_every=run.task.preview_every,
+        diagnose_every=run.task.diagnosed_every,
+    )
+
+
+def checkpoint_metadata(
+    config: Config, name: str, task: Task, source: Source, embeddings: Embeddings | None = None
+) -> dict[str, Any]:
+    """Returns what a checkpoint records beside the state: config, data, encoders, versions."""
+    # Rounded tokens train to other bits: the dtype decides, where they lie does not.
+    stored = {} if embeddings is None else {"embeddings": embeddings.metadata.dtype}
+    return {
+        "run": name,
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+        "encoders": task.identities(),
+        "data": {"samples": len(source), **stored},
+        "versions": {"contextdiff_jax": contextdiff_jax.__version__, "jax": jax.__version__},
+    }

@@ -1,0 +1,235 @@
+"""Encoding every caption of a run's data once: shard by shard, resumable, on one or many machines.
+
+`prepare` does it in this process; `prepare_beam.py` hands the same shards to Beam's workers.
+"""
+
+import collections
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+
+import grain
+from absl import logging
+from etils import epath
+
+from contextdiff_jax.config import Config, differences
+from contextdiff_jax.data import embedding_shards as shards
+from contextdiff_jax.data.embedding_shards import Metadata, StoredEncoder
+from contextdiff_jax.data.example import DamagedSample, SkipReport
+from contextdiff_jax.data.sources import open_source
+from contextdiff_jax.encoders.batched import BatchedTextEncoder
+from contextdiff_jax.runs import build
+from contextdiff_jax.system.atomic_write import cleared, written_whole
+from contextdiff_jax.system.progress import ProgressLog
+from contextdiff_jax.training.checkpoints import CheckpointError
+
+_WINDOW = 16  # batches of samples whose captions are sorted by length together
+
+Advance = Callable[[int], None]
+"""Is told of every so many samples done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to encode and where to put it; workers elsewhere are sent nothing else.
+
+    run: whose data and preview prompts. workdir: where the pipeline's own encoders are. output:
+    folder of the embeddings. batch_size: texts per device program. shard_size: samples per file.
+    dtype: of the stored tokens.
+    """
+
+    config: Config
+    run: str
+    workdir: str
+    output: str
+    batch_size: int = 256
+    shard_size: int = 10_000
+    dtype: str = "bfloat16"
+
+    @property
+    def folder(self) -> epath.Path:
+        """The output folder."""
+        return epath.Path(self.output)
+
+
+class Worker:
+    """The source and the encoders, ready to write any shard of a job; threads may share it."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.report = SkipReport()
+        self.source = open_source(job.config.runs[job.run].data, self.report)
+        encoders = build.load_text_encoders(job.config, build.locate_in(job.workdir))
+        self._encoders = {
+            name: BatchedTextEncoder(encoder, job.batch_size, shards.DTYPES[job.dtype])
+            for name, encoder in encoders.items()
+        }
+        self.metadata = Metadata(
+            source=self.source.name,
+            samples=len(self.source),
+            shard_size=job.shard_size,
+            dtype=job.dtype,
+            compute_dtype=str(build.compute_dtype(job.config)),
+            encoders={
+                name: StoredEncoder(encoder.identity, encoder.max_length, encoder.width)
+                for name, encoder in encoders.items()
+            },
+        )
+
+    def path(self, shard: int) -> epath.Path:
+        """Returns where a shard lies, once it is written."""
+        return self.job.folder / self.metadata.shard_name(shard)
+
+    def write_shard(self, shard: int, advance: Advance) -> None:
+        """Encodes and writes one shard, all of it at once. Raises CheckpointError if it cannot."""
+        report, cut = SkipReport(), collections.Counter(dict.fromkeys(self._encoders, 0))
+        records = self._records(self.metadata.samples_of(shard), report, cut, advance)
+        last = (shards.pack_report(report, cut) for _ in range(1))  # made when the rest is written
+        _write(self.path(shard), itertools.chain(records, last))
+
+    def write_prompts(self) -> None:
+        """Adds the run's preview prompts to the folder, where they are not there yet."""
+        path = self.job.folder / shards.PROMPTS
+        entries = {}
+        if path.exists():
+            entries = shards.read_entries(shards.open_records(path), path, 0)
+        prompts = self.job.config.runs[self.job.run].task.preview_prompts
+        new = [text for text in prompts if shards.caption_digest(text) not in entries]
+        if new or not path.exists():
+            tokens, _ = self._encode(new)
+            entries |= shards.unpack(shards.pack(zip(new, tokens, strict=True)))
+            _write(path, [shards.pack_entries(entries)])
+
+    def _records(
+        self, samples: range, report: SkipReport, cut: collections.Counter, advance: Advance
+    ) -> Iterator[bytes]:
+        """Yields the samples' records; counts damaged samples and cut captions as it goes."""
+        window = _WINDOW * self.job.batch_size
+        for begin in range(0, len(samples), window):
+            part = samples[begin : begin + window]
+            captions = self._captions(part, report)
+            tokens, too_long = self._encode(list(itertools.chain.from_iterable(captions)))
+            cut.update(too_long)
+            remaining = iter(tokens)
+            for texts in captions:
+                yield shards.pack([(text, next(remaining)) for text in texts])
+            advance(len(part))
+
+    def _captions(self, samples: range, report: SkipReport) -> list[tuple[str, ...]]:
+        """Returns the samples' different captions, none of a damaged sample, which is counted."""
+
+        def read(index: int) -> tuple[str, ...] | DamagedSample:
+            try:
+                return tuple(dict.fromkeys(self.source.captions(index)))
+            except DamagedSample as error:
+                return error
+
+        threads = self.job.config.runs[self.job.run].data.reading_threads
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4 * threads, 1))
+        found = []
+        for index, captions in zip(
+            samples,
+            grain.MapDataset.range(samples.start, samples.stop).map(read).to_iter_dataset(options),
+            strict=True,
+        ):
+            if isinstance(captions, DamagedSample):
+                report.skip(captions.reason, captions.key, index)
+                captions = ()
+            found.append(captions)
+        return found
+
+    def _encode(self, texts: Sequence[str]) -> tuple[list[shards.Tokens], dict[str, int]]:
+        """Returns each text's tokens by encoder, and how many texts each encoder cut."""
+        encoded = {name: encoder(texts) for name, encoder in self._encoders.items()}
+        columns = [tokens for tokens, _ in encoded.values()]
+        rows = [dict(zip(encoded, row, strict=True)) for row in zip(*columns, strict=True)]
+        return rows, {name: cut for name, (_, cut) in encoded.items()}
+
+
+def _write(path: epath.Path, records: Iterator[bytes] | Sequence[bytes]) -> None:
+    try:
+        shards.write_records(path, records)
+    except shards.WriteError as error:
+        raise CheckpointError(f"{error}; mend it and give the same command again") from error
+
+
+def prepare(job: Job, encode: Callable[[Job, Worker, list[int]], None] | None = None) -> None:
+    """Writes what is missing of a job's embeddings; the same call resumes.
+
+    encode: writes the shards that are missing; in this process by default.
+    Raises ValueError where the folder holds embeddings of something else, CheckpointError where a
+    file cannot be written.
+    """
+    worker = Worker(job)
+    _start(worker)
+    missing = _missing(worker)
+    logging.info(
+        "%s: %d samples of %s in %d shards, %d of them to do",
+        *(job.output, worker.metadata.samples, worker.source.name),
+        *(worker.metadata.shards, len(missing)),
+    )
+    (encode or encode_here)(job, worker, missing)
+    worker.write_prompts()
+    _finish(worker)
+
+
+def encode_here(job: Job, worker: Worker, missing: list[int]) -> None:
+    """Writes the shards one after the other, logging rate and time left."""
+    advance = ProgressLog(sum(len(worker.metadata.samples_of(shard)) for shard in missing))
+    for shard in missing:
+        worker.write_shard(shard, advance)
+
+
+def _start(worker: Worker) -> None:
+    """Records what the folder will hold, or checks that it began to hold just that."""
+    folder, ours = worker.job.folder, worker.metadata
+    folder.mkdir(parents=True, exist_ok=True)
+    theirs = shards.read_metadata(folder)
+    if theirs is None:
+        ours.write(folder)
+    else:
+        lines = differences(*(_decisive(metadata) for metadata in (ours, theirs)), "embeddings")
+        if lines:
+            raise ValueError(
+                f"{folder} holds embeddings of something else: {'; '.join(lines)}; "
+                "use another --output, or give back the old values"
+            )
+    cleared(folder)
+
+
+def _decisive(metadata: Metadata) -> dict:
+    """What must be equal; the data may have moved."""
+    content = dataclasses.asdict(metadata)
+    return {key: value for key, value in content.items() if key not in ("source", "finished")}
+
+
+def _missing(worker: Worker) -> list[int]:
+    there = {path.name for path in worker.job.folder.glob("*.array_record")}
+    metadata = worker.metadata
+    return [n for n in range(metadata.shards) if metadata.shard_name(n) not in there]
+
+
+def _finish(worker: Worker) -> None:
+    """Joins the shards' reports and says in metadata.json that all of them are there."""
+    missing = _missing(worker)
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} shards are missing in {worker.job.output}, the first is "
+            f"{worker.metadata.shard_name(missing[0])}: give the same command again"
+        )
+    report, cut = worker.report, collections.Counter()
+    for shard in range(worker.metadata.shards):
+        path = worker.path(shard)
+        record = shards.read_record(shards.open_records(path), path, -1)
+        of_shard, cut_there = shards.unpack_report(record)
+        report.merge(of_shard)
+        cut.update(cut_there)
+    for line in report.summary():
+        logging.info("data: %s", line)
+    for name, encoder in worker.metadata.encoders.items():
+        if cut[name]:
+            logging.warning("%d captions cut to %d %s tokens", cut[name], encoder.max_length, name)
+    with written_whole(worker.job.folder / shards.REPORT) as file:
+        file.write_text(json.dumps(report.to_json() | {"cut_captions": cut}, indent=2))
+    dataclasses.replace(worker.metadata, finished=True).write(worker.job.folder)

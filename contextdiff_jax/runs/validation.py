@@ -1,0 +1,138 @@
+"""Checks of a config that depend on several keys, before anything long starts."""
+
+import itertools
+from collections.abc import Iterable
+
+import jax
+from etils import epath
+
+from contextdiff_jax.config import Config, ConfigError, RunConfig
+from contextdiff_jax.networks.dot_product_attention import check_implementation
+from contextdiff_jax.runs.build import (
+    RUN_PREFIX,
+    compute_dtype,
+    diffusion_runs,
+    text_references,
+    text_runs,
+)
+from contextdiff_jax.system.seeds import check_seed
+from contextdiff_jax.system.suggestions import nearest
+
+
+def validate(
+    config: Config, only: str | None = None, *, files: bool = True, platform: str | None = ""
+) -> None:
+    """Raises ConfigError with one sentence for the first thing that cannot work.
+
+    only: the run that is done; None is the whole pipeline.
+    files: whether the encoders' folders must be there; compiling reads none.
+    platform: where the networks will run ("cpu", "gpu", "tpu"); "" is here, None nowhere.
+    """
+    for name in config.pipeline:
+        if name not in config.runs:
+            raise ConfigError(
+                f"config.pipeline names {name!r}: must be one of {', '.join(config.runs)}"
+                f"{nearest(name, config.runs)}"
+            )
+    if only is not None and only not in config.pipeline:
+        known = ", ".join(config.pipeline)
+        raise ConfigError(f"--run={only}: must be one of {known}{nearest(only, config.pipeline)}")
+    check_seed(config.seed, "config.seed")
+    check_seed(config.samples.seed, "config.samples.seed")
+    for name in config.pipeline:
+        _validate_run(config, config.runs[name], f"config.runs.{name}")
+        if platform is not None:
+            _check_kernels(config, config.runs[name], f"config.runs.{name}", platform)
+    _check_cascade(config)
+    for name in [only] if only else config.pipeline:
+        if files:
+            run = config.runs[name]
+            read = run.task.encoders(config.use_adapter)
+            check_encoders(config, read, text_stored=bool(run.data.embeddings))
+
+
+def _check_cascade(config: Config) -> None:
+    """Each stage must be trained for what the one before it draws."""
+    names = diffusion_runs(config)
+    if names and config.samples.prompts and config.runs[names[0]].task.enlarges:
+        raise ConfigError(
+            f"config.pipeline: {names[0]!r} has no stage before it whose pictures it enlarges; "
+            "must begin with a run that enlarges none, or config.samples.prompts be empty"
+        )
+    for before, after in itertools.pairwise(names):
+        drawn, run = config.runs[before].data.resolution, config.runs[after]
+        key, side = run.task.enlarges or ("", drawn)
+        if side != drawn:
+            raise ConfigError(
+                f"config.runs.{after}.task.{key} = {side}: must be {drawn}, the resolution of "
+                f"{before!r}, the stage before it"
+            )
+    samples = config.samples
+    if samples.batch_size < 1:
+        raise ConfigError(f"config.samples.batch_size = {samples.batch_size}: must be at least 1")
+    if not 0 <= samples.augmentation <= 1:
+        raise ConfigError(
+            f"config.samples.augmentation = {samples.augmentation}: must be in [0, 1], 0 is clean"
+        )
+
+
+def _validate_run(config: Config, run: RunConfig, where: str) -> None:
+    for key in ("batch_size", "steps", "log_every", "save_every", "checkpoints_kept"):
+        if getattr(run, key) < 1:
+            raise ConfigError(f"{where}.{key} = {getattr(run, key)}: must be at least 1")
+    run.optimizer.validate(f"{where}.optimizer")
+    run.data.validate(f"{where}.data")
+    if run.data.embeddings and not run.task.reads_text:
+        raise ConfigError(
+            f"{where}.data.embeddings = {run.data.embeddings!r}: must be empty, task "
+            f"{run.task.kind!r} has no frozen text encoder that they stand for"
+        )
+    run.task.validate(f"{where}.task", run.data, config.use_adapter)
+
+
+def _check_kernels(config: Config, run: RunConfig, where: str, platform: str) -> None:
+    for section, network in run.task.networks().items():
+        if section != "adapter" or config.use_adapter:
+            check_implementation(
+                network.attention_implementation,
+                platform or jax.default_backend(),
+                compute_dtype(config),
+                f"{where}.task.{section}.attention_implementation",
+            )
+
+
+def check_text_run(config: Config, name: str, workdir: str | None) -> None:
+    """Raises ConfigError unless the text encoders of run `name` can be found in `workdir`."""
+    runs = text_runs(config)
+    if name not in runs:
+        raise ConfigError(
+            f"--run={name}: must be one of {', '.join(runs) or '(none)'}, the runs that read text "
+            "encoders"
+        )
+    own = [r.path for r in text_references(config).values() if r.path.startswith(RUN_PREFIX)]
+    if own and not workdir:
+        raise ConfigError(f"encoder {own[0]!r} is trained by the pipeline: give its --workdir")
+
+
+def check_encoders(config: Config, read: Iterable[str], text_stored: bool = False) -> None:
+    """Raises ConfigError where an encoder is neither a folder nor a run of the pipeline.
+
+    read: those to check, of "text" and "clip". text_stored: the text encoder's folder may be
+    missing, its tokens are stored.
+    """
+    refs = {key: getattr(config.encoders, key) for key in read}
+    training = [n for n, run in config.runs.items() if run.task.encoder_config is not None]
+    known = [RUN_PREFIX + name for name in training]
+    for key, ref in refs.items():
+        where = f"config.encoders.{key}.path = {ref.path!r}"
+        if ref.path.startswith(RUN_PREFIX):
+            if ref.path not in known:
+                raise ConfigError(
+                    f"{where}: no such run that trains an encoder; must be a folder or one of "
+                    f"{', '.join(known) or '(none)'}"
+                )
+        elif not epath.Path(ref.path).is_dir() and (key == "clip" or not text_stored):
+            raise ConfigError(
+                f"{where}: no folder there; must be a Hugging Face folder of {ref.kind} weights "
+                f"or one of {', '.join(known) or '(none)'}"
+            )

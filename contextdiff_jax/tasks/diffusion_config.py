@@ -1,0 +1,179 @@
+"""The configuration that the diffusion tasks share."""
+
+import dataclasses
+import math
+from typing import Any, ClassVar, Literal
+
+from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.diffusion.schedules import make_schedule
+from contextdiff_jax.diffusion.weights import WeightName
+from contextdiff_jax.networks.adapter import Adapter
+from contextdiff_jax.networks.config import AdapterConfig
+from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.spaces.pixels import Pixels
+from contextdiff_jax.system.resumed import FREE
+from contextdiff_jax.tasks.task_config import NetworkConfig, Parts, TaskConfig
+
+_DIAGNOSED_STEPS = 10  # sampling steps of the costlier diagnostics
+
+
+@dataclasses.dataclass(frozen=True)
+class PreviewConfig:
+    """Sample grids written during training, raw and EMA weights side by side.
+
+    every: steps between grids, 0 for none. prompts: values of the condition that captions give.
+    num_steps: sampling steps of a preview.
+    """
+
+    every: int = 0
+    prompts: tuple[str, ...] = ()
+    num_steps: int = 25
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """The process and its objective (method: the biased process, and the loss of eq. 6).
+
+    objective: what is minimised. simple: the weighted squared error of x0 (eq. 6). bound: the exact
+    variational bound (eq. 4) in bits per dimension, with every term's bias. mixed: simple for the
+    denoiser and the bound for the adapter, at the price of a second backward pass of the denoiser;
+    without an adapter it is simple.
+    loss_weight is the weight on the squared error of x0, whatever the network predicts; not read
+    by objective bound.
+    relation_consistency: weight of a further term of objective simple, mean[(b_t(x0) -
+        b_t(x0_hat))^2 / (1 - ab_t)], without a gradient into x0_hat. A sampler knows x0_hat
+        alone: where the adapter makes something else of it than of x0, samples are biased. Not in
+        the paper; 0 is the paper's objective. It costs another call of CLIP and adapter.
+    drop_condition: share of examples whose condition is hidden from the denoiser (never from
+    the adapter). drop_both: share of examples whose condition is hidden from both, which trains
+    purely unconditional sampling.
+    """
+
+    schedule: Literal["cosine", "linear", "scaled_linear"] = "cosine"
+    num_steps: int = 1000
+    prediction: Literal["x0", "eps", "v"] = "v"
+    objective: Literal["simple", "bound", "mixed"] = "simple"
+    loss_weight: WeightName = "x0"
+    relation_consistency: float = 0.0
+    drop_condition: float = 0.1
+    drop_both: float = 0.0
+
+    def validate(self, where: str) -> None:
+        """Raises ValueError naming the first key below `where` whose value is not allowed."""
+        if self.num_steps < 2:
+            raise ValueError(f"{where}.num_steps = {self.num_steps}: must be at least 2")
+        key, value = f"{where}.relation_consistency", self.relation_consistency
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{key} = {value}: must be at least 0")
+        if value and self.objective != "simple":
+            raise ValueError(
+                f"{key} = {value}: must be 0, objective {self.objective!r} does not read it"
+            )
+        for key in ("drop_condition", "drop_both"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be in [0, 1]")
+        if self.objective == "bound" and self.loss_weight != "x0":
+            raise ValueError(
+                f"{where}.loss_weight = {self.loss_weight!r}: must be 'x0', the default, objective "
+                "'bound' does not read it"
+            )
+        if (self.prediction, self.loss_weight) == ("eps", "x0") and self.objective != "bound":
+            raise ValueError(
+                f"{where}.loss_weight = 'x0': not with prediction 'eps', whose error it multiplies "
+                "by 1/snr, so that the last times are nearly all of the loss; take 'snr', or "
+                f"{where}.prediction 'v' or 'x0'"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionTaskConfig(TaskConfig):
+    """What every task that trains a denoiser reads; a member of the union adds its own networks.
+
+    diagnose_every: steps between the costlier diagnostics (divergence of the last steps, and for
+    super-resolution the distance of the downsampled result from its input); 0 for none.
+    """
+
+    draws: ClassVar[bool] = True
+
+    adapter: AdapterConfig | None = None
+    diffusion: DiffusionConfig
+    sampler: SamplerConfig = dataclasses.field(metadata=FREE)
+    preview: PreviewConfig = dataclasses.field(default=PreviewConfig(), metadata=FREE)
+    diagnose_every: int = dataclasses.field(default=0, metadata=FREE)
+
+    def networks(self) -> dict[str, NetworkConfig]:
+        """Returns the sections of networks: every field that holds one, the adapter last."""
+        names = sorted((f.name for f in dataclasses.fields(self)), key=lambda n: n == "adapter")
+        found = {name: getattr(self, name) for name in names}
+        return {name: each for name, each in found.items() if isinstance(each, NetworkConfig)}
+
+    def encoders(self, use_adapter: bool) -> tuple[str, ...]:
+        """Returns "text" where captions are encoded, "clip" with an adapter."""
+        return ("text",) * self.reads_text + ("clip",) * use_adapter
+
+    @property
+    def preview_every(self) -> int:
+        """Steps between sample grids."""
+        return self.preview.every
+
+    @property
+    def preview_prompts(self) -> tuple[str, ...]:
+        """What the sample grids show."""
+        return self.preview.prompts
+
+    @property
+    def diagnosed_every(self) -> int:
+        """Steps between the costlier diagnostics."""
+        return self.diagnose_every
+
+    def validate(self, where: str, data: DataConfig, use_adapter: bool) -> None:
+        """Raises ValueError naming the first key below `where` whose value is not allowed."""
+        networks = self.networks()
+        if use_adapter and self.adapter is None:
+            raise ValueError(f"{where}.adapter is missing; task {self.kind!r} reads it")
+        self.sampler.validate(f"{where}.sampler")
+        self.diffusion.validate(f"{where}.diffusion")
+        self._check_steps(where)
+        for section, network in networks.items():
+            if section == "adapter" and not use_adapter:
+                continue
+            network.validate(f"{where}.{section}")
+            side = f"{where.rpartition('.')[0]}.data.resolution (for {section})"
+            network.check_resolution(data.resolution, side)
+
+    def _check_steps(self, where: str) -> None:
+        """Everything that samples must find its times on the run's schedule."""
+        schedule = make_schedule(self.diffusion.schedule, self.diffusion.num_steps)
+        asked = {"sampler": self.sampler.num_steps}
+        if self.preview.every:
+            asked["preview"] = self.preview.num_steps
+        for section, steps in asked.items():
+            try:
+                dataclasses.replace(self.sampler, num_steps=steps).timesteps(schedule)
+            except ValueError as error:
+                raise ValueError(f"{where}.{section}.num_steps = {steps}: {error}") from error
+        if self.diagnose_every and schedule.num_steps < _DIAGNOSED_STEPS:
+            raise ValueError(
+                f"{where}.diffusion.num_steps = {schedule.num_steps}: must be at least "
+                f"{_DIAGNOSED_STEPS} where {where}.diagnose_every is not 0"
+            )
+
+    def shared_parts(self, parts: Parts) -> dict[str, Any]:
+        """Returns what every diffusion task is made of, beside its conditions and its denoiser."""
+        return {
+            "config": self.diffusion,
+            "schedule": make_schedule(self.diffusion.schedule, self.diffusion.num_steps),
+            "space": Pixels(parts.data.resolution),
+            "adapter": Adapter(self.adapter, dtype=parts.dtype) if parts.use_adapter else None,
+            "image_encoder": parts.encoders.clip_image() if parts.use_adapter else None,
+            "sampler": self.sampler,
+            "preview_sampler": dataclasses.replace(self.sampler, num_steps=self.preview.num_steps),
+        }
+
+
+def check_width(where: str, configured: int | None, width: int) -> None:
+    """Raises ValueError where a network is configured for tokens of another width."""
+    if configured != width:
+        raise ValueError(
+            f"{where} = {configured}: must be {width}, as wide as its encoder's tokens"
+        )

@@ -1,0 +1,162 @@
+"""The tagged union `RunConfig.task`: its base, its members by tag, and what a task is built from.
+
+A member is a frozen dataclass that derives from TaskConfig, has the field
+`kind: Literal[TAG] = TAG` and is decorated with `@register`. Every file of this folder is imported
+when a tag is looked up, so a new one needs no entry anywhere. A package of somebody else's names
+the modules of its tasks as entry points of the group "contextdiff_jax.tasks".
+"""
+
+import dataclasses
+import importlib
+import pathlib
+import pkgutil
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import jax.numpy as jnp
+from etils import epath
+
+from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.data.example import Source
+from contextdiff_jax.encoders.config import CLIPConfig
+from contextdiff_jax.encoders.frozen import ImageEncoder, StoredTokens, TextEncoder
+from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, UNetConfig
+from contextdiff_jax.training.task import Params, Task
+
+NetworkConfig = UNetConfig | EfficientUNetConfig | AdapterConfig
+
+
+class Encoders(Protocol):
+    """The encoders that the config names: loaded, or their shapes alone. What is the same is one.
+
+    With stored tokens no text encoder is loaded.
+    """
+
+    def text(self) -> TextEncoder | StoredTokens:
+        """Returns what encodes text for denoisers."""
+
+    def clip_text(self) -> TextEncoder | StoredTokens:
+        """Returns what encodes text for adapters."""
+
+    def clip_image(self) -> ImageEncoder:
+        """Returns what encodes pictures for adapters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a task is built from, beside its own section.
+
+    data: of the run. dtype: compute dtype. use_adapter: the config's. where: the run's key, for
+    messages. seed: of training.
+    source, folder: the run's opened data and its folder; None where only shapes are asked for.
+    """
+
+    data: DataConfig
+    dtype: jnp.dtype
+    use_adapter: bool
+    encoders: Encoders
+    where: str = "config.runs.RUN"
+    seed: int = 0
+    source: Source | None = None
+    folder: epath.Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """What a run optimises. The defaults are those of a task that draws nothing.
+
+    draws: whether its runs are stages of the pipeline's cascade.
+    reads_text: whether `data.embeddings` may stand for its text encoders.
+    """
+
+    draws: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = False
+
+    # -- before it is built -------------------------------------------------------------------
+
+    def validate(self, where: str, data: DataConfig, use_adapter: bool) -> None:
+        """Raises ValueError naming the first key below `where` whose value is not allowed."""
+
+    def networks(self) -> dict[str, NetworkConfig]:
+        """Returns the sections of networks, by their fields; not those left out (None)."""
+        return {}
+
+    def encoders(self, use_adapter: bool) -> tuple[str, ...]:
+        """Returns which of `config.encoders` it reads: of "text" and "clip"."""
+        return ()
+
+    def usable(self, source: Source) -> Source:
+        """Returns the source with what the task cannot use as damaged samples."""
+        return source
+
+    @property
+    def enlarges(self) -> tuple[str, int] | None:
+        """The field with the side of the pictures that it enlarges, and that side; None if none."""
+        return None
+
+    @property
+    def encoder_config(self) -> CLIPConfig | None:
+        """The sizes of the encoder that its runs train, None where they train none."""
+        return None
+
+    @property
+    def preview_every(self) -> int:
+        """Steps between sample grids, 0 for none."""
+        return 0
+
+    @property
+    def preview_prompts(self) -> tuple[str, ...]:
+        """What the sample grids show; () for the first data."""
+        return ()
+
+    @property
+    def diagnosed_every(self) -> int:
+        """Steps between the costlier diagnostics, 0 for none."""
+        return 0
+
+    def build(self, parts: Parts) -> Task:
+        """Returns the task. Raises ValueError for parts that do not fit."""
+        raise NotImplementedError
+
+    # -- when its run ends --------------------------------------------------------------------
+
+    def finish(self, task: Task, weights: Params, folder: epath.Path) -> None:
+        """Writes what other runs read of it to the run's folder; weights: EMA, on the host."""
+
+    def is_finished(self, folder: epath.Path) -> bool:
+        """Whether all that `finish` writes is there."""
+        return True
+
+
+GROUP = "contextdiff_jax.tasks"
+
+Member = TypeVar("Member", bound=type[TaskConfig])
+
+_REGISTERED: dict[str, type[TaskConfig]] = {}
+
+
+def register(config: Member) -> Member:
+    """Decorates a member of the union. Raises ValueError where its tag is another one's."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    kind = fields["kind"].default
+    known = _REGISTERED.get(kind, config)
+    if known.__qualname__ != config.__qualname__ or known.__module__ != config.__module__:
+        raise ValueError(f"task kind {kind!r} is {known.__module__}.{known.__qualname__} already")
+    _REGISTERED[kind] = config
+    return config
+
+
+def registered() -> Mapping[str, type[TaskConfig]]:
+    """Returns the members of the union by their tags."""
+    for module in pkgutil.iter_modules([str(pathlib.Path(__file__).parent)]):
+        importlib.import_module(f"{__package__}.{module.name}")
+    for plugin in metadata.entry_points(group=GROUP):
+        plugin.load()
+    return dict(sorted(_REGISTERED.items()))
+
+
+def with_networks(config: TaskConfig, change: Any) -> Any:
+    """Returns the section with `change(network)` in the place of each of its networks."""
+    changed = {name: change(network) for name, network in config.networks().items()}
+    return dataclasses.replace(config, **changed)
