@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from contextdiff_jax import command_line
-from contextdiff_jax.parallel import distributed, last_words
+from contextdiff_jax.parallel import abort_reasons, distributed
 from contextdiff_jax.parallel.device_errors import out_of_memory
 from contextdiff_jax.system import buckets, notices
 from contextdiff_jax.system.atomic_write import probe, sweep
@@ -151,7 +151,7 @@ def run(command: Callable[..., None], takes_rest: bool = False) -> None:
                 raise
             _end(f"{sentence} A smaller batch needs less of it.", EXIT_REFUSED)
         except BaseException as error:  # what Rust panics with is no Exception
-            sentence = last_words.of_memory(error)
+            sentence = abort_reasons.of_memory(error)
             if sentence is not None:
                 _end_now(sentence, EXIT_OTHER)
             if not buckets.of_bucket(error):
