@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from contextdiff_jax import command_line
-from contextdiff_jax.parallel import distributed
+from contextdiff_jax.parallel import abort_reasons, distributed
 from contextdiff_jax.parallel.device_errors import out_of_memory
 from contextdiff_jax.system import buckets, notices
 from contextdiff_jax.system.atomic_write import probe, sweep
@@ -150,13 +150,10 @@ def run(command: Callable[..., None], takes_rest: bool = False) -> None:
             if sentence is None:
                 raise
             _end(f"{sentence} A smaller batch needs less of it.", EXIT_REFUSED)
-        except MemoryError as error:
-            reason = str(error).strip() or "Python was refused some"
-            _end(
-                f"the memory of this machine, or a limit on it, does not suffice: {reason}",
-                EXIT_OTHER,
-            )
-        except Exception as error:
+        except BaseException as error:  # what Rust panics with is no Exception
+            sentence = abort_reasons.of_memory(error)
+            if sentence is not None:
+                _end_now(sentence, EXIT_OTHER)
             if not buckets.of_bucket(error):
                 raise
             _end(error, EXIT_REFUSED if buckets.is_permanent(error) else EXIT_OTHER)
@@ -195,8 +192,21 @@ class _Printable(logging.PythonFormatter):
 
 
 def _end(error: Exception | str, code: int) -> None:
+    _say(error)
+    sys.exit(code)
+
+
+def _end_now(error: Exception | str, code: int) -> None:
+    """Ends the process without waiting for threads: refused memory, some would never end."""
+    _say(error)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _say(error: Exception | str) -> None:
     notices.doing("ending")
     logging.debug("ended by", exc_info=True)
     with contextlib.suppress(OSError):  # nobody reads it any more: the code still says what it was
         print(f"contextdiff_jax: {printable_lines(error)}", file=sys.stderr)
-    sys.exit(code)

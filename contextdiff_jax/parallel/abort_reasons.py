@@ -17,10 +17,11 @@ import sys
 _KEPT = 1 << 16  # of the end of the output
 _LAST_LINES = 20  # among which a library says why it aborts
 _FLUSH_S = 2  # for the child to write the last lines
-# What C++, LLVM and the system's thread library say when they are refused memory.
+# What C++, LLVM, Rust, Python and the system say when they are refused memory, or a thread.
 _NO_MEMORY = re.compile(
     r"bad_alloc|LLVM ERROR: out of memory|[Cc]annot allocate memory|failed to map segment"
     r"|Thread \S+ creation via pthread_create\(\) failed|RESOURCE_EXHAUSTED: Out of memory"
+    r"|what\(\):\s+Resource temporarily unavailable|ThreadPoolBuildError|can't start new thread"
 )
 _ABORTED = "Fatal Python error: Aborted"  # Python's fault handler, which absl switches on
 _AGAIN = "give every process the same command again, training goes on from the newest checkpoint"
@@ -110,9 +111,24 @@ def _of_this_process(output: str) -> str:
     refused = next((line for line in reversed(lines) if _NO_MEMORY.search(line)), None)
     if refused is None:
         return "a library ended this process (SIGABRT); the lines above say why"
+    return _without_memory(refused.strip())
+
+
+def of_memory(error: BaseException) -> str | None:
+    """Returns the sentence for an exception that means that the machine's memory ran out, or None.
+
+    Such are Python's MemoryError, and what it makes of a thread or a library that is refused some.
+    """
+    reason = str(error).strip()
+    if not isinstance(error, MemoryError) and not _NO_MEMORY.search(reason):
+        return None
+    return _without_memory(reason or "Python was refused some")
+
+
+def _without_memory(reason: str) -> str:
     return (
-        f"the memory of this machine, or a limit on it (ulimit -v, a container's), does not "
-        f"suffice: {refused.strip()}"
+        "the memory of this machine, or a limit on it or on threads (ulimit -v, ulimit -u, a "
+        f"container's), does not suffice: {reason}"
     )
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 
@@ -98,6 +97,8 @@ ABORT = "\n\nFatal Python error: Aborted\n\nThread 0x1 (most recent call first):
     "words",
     [
         "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  bad_alloc",
+        "terminate called after throwing an instance of 'std::system_error'\n"
+        "  what():  Resource temporarily unavailable",
         "LLVM ERROR: out of memory",
         "F0 threadpool.cc:1] Thread tf_pool creation via pthread_create() failed.",
         "OpenBLAS warning: Cannot allocate memory",
@@ -116,24 +117,6 @@ def test_another_abort_is_of_this_process():
     assert said.startswith("the memory")
     said = abort_reasons.explain("bad_alloc, long ago\n" + 30 * "step: loss 1\n" + ABORT, 7)
     assert said == "a library ended this process (SIGABRT); the lines above say why"
-
-
-def test_a_lone_process_that_is_refused_memory_says_so_last():
-    code = """if True:
-    import ctypes, os
-    from absl import app
-    from contextdiff_jax.parallel import distributed
-    def main(_):
-        distributed.start(distributed.Processes("none"))
-        os.write(2, b"terminate called after throwing an instance of 'std::bad_alloc'\\n")
-        os.abort()
-    app.run(main)
-    """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGABRT
-    assert done.stderr.splitlines()[-1].startswith(
-        "contextdiff_jax: the memory of this machine, or a limit on it"
-    ), done.stderr
 
 
 def test_other_ends_need_no_explanation():

@@ -3,13 +3,19 @@
 import json
 import os
 import shutil
+import zlib
 
 import pytest
 from etils import epath
 
 from contextdiff_jax.training import checksums
 
-CHECK_VALUE = 0xCBF43926  # of "123456789": published for this CRC-32 (ITU-T V.42, gzip, PNG)
+# By algorithm: of "123456789" and of 1,000 zeros. Of XXH3 what xxhsum -H3 (0.8.1) prints; of CRC-32
+# the published check value (ITU-T V.42, gzip, PNG) and what gzip writes.
+KNOWN = {
+    "xxh3_64": {b"123456789": 0x72DCB18B67A17DFF, bytes(1000): 0x24C1EA6074DD588C},
+    "crc32": {b"123456789": 0xCBF43926, bytes(1000): 0x060B1780},
+}
 
 
 @pytest.fixture
@@ -30,11 +36,25 @@ def files(folder):
     return json.loads((folder / checksums.NAME).read_text())["files"]
 
 
-def test_the_sum_is_the_known_one(tmp_path):
-    folder = epath.Path(tmp_path)
-    (folder / "file").write_text("123456789")
-    checksums.record(folder)
-    assert files(folder) == {"file": [9, CHECK_VALUE]}
+@pytest.mark.parametrize("block", [7, 1 << 20])
+@pytest.mark.parametrize("algorithm", KNOWN)
+def test_the_sum_is_the_known_one(algorithm, block, tmp_path, monkeypatch):
+    monkeypatch.setattr(checksums, "_BLOCK", block)
+    for content, value in KNOWN[algorithm].items():
+        (tmp_path / "file").write_bytes(content)
+        assert checksums._of_file(epath.Path(tmp_path / "file"), algorithm) == [len(content), value]
+
+
+def of_earlier_version(folder):
+    """Writes what versions without a name for the algorithm wrote: CRC-32, by zlib alone."""
+    found = {}
+    for name in ("manifest", "d/array", "empty"):
+        content = (folder / name).read_bytes()
+        sums = [zlib.crc32(content[i : i + 4]) for i in range(0, len(content), 4)]
+        found[name] = [len(content), *sums]
+    own = zlib.crc32(json.dumps(found, sort_keys=True).encode())
+    text = json.dumps({"files": found, "of_files": own}, sort_keys=True)
+    (folder / checksums.NAME).write_text(text)
 
 
 def test_what_is_whole_is_found_whole(folder):
@@ -46,7 +66,9 @@ def test_what_is_whole_is_found_whole(folder):
     assert checksums.damage(folder) is None
 
 
-def test_every_flipped_bit_is_found(folder):
+@pytest.mark.parametrize("record", [of_earlier_version, checksums.record])
+def test_every_flipped_bit_is_found(record, folder):
+    record(folder)
     for path in [folder / "manifest", folder / "d/array", folder / checksums.NAME]:
         whole = path.read_bytes()
         for bit in range(8 * len(whole)):
@@ -85,7 +107,16 @@ def test_other_damage_is_found_and_named(harm, words, folder):
     assert checksums.damage(folder).startswith(words)
 
 
-def test_files_that_may_be_there_unlisted(folder):
+def test_an_algorithm_of_a_later_version_is_no_damage(folder):
+    _, listed = checksums._read(folder)
+    checksums._write(folder, listed, "xxh5")
+    with pytest.raises(ValueError, match="algorithm = 'xxh5' in .*: this version knows xxh3_64, c"):
+        checksums.damage(folder)
+
+
+@pytest.mark.parametrize("record", [of_earlier_version, checksums.record])
+def test_files_that_may_be_there_unlisted(record, folder):
+    record(folder)
     (folder / "later").write_text("")
     (folder / f"{checksums.NAME}.0123.tmp").write_text("of a killed writer")
     assert checksums.damage(folder, may_be_unlisted=["later"]) is None

@@ -189,7 +189,7 @@ def test_damage_to_one_without_checksums_ends_in_a_sentence(name, folder):
 
 def test_a_kill_leaves_a_step_that_counts_with_checksums_or_none(folder, said):
     """Before the commit the step does not count; after it, two files may be unlisted."""
-    listed = checksums._read(folder / "12")
+    _, listed = checksums._read(folder / "12")
     checksums._write(folder / "12", {n: v for n, v in listed.items() if n not in module._OF_COMMIT})
     assert restored(folder).position == 120 and not said.text
     (folder / "12").rename(folder / "12.orbax-checkpoint-tmp")
@@ -202,9 +202,8 @@ def test_every_step_is_committed_with_its_checksums(folder, monkeypatch):
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         checkpoints.save(state_of(16), 160, {})
         checkpoints.wait()
-    assert set(checksums.files_below(folder / "16")) - set(checksums._read(folder / "16")) == set(
-        module._OF_COMMIT
-    )
+    _, listed = checksums._read(folder / "16")
+    assert set(checksums.files_below(folder / "16")) - set(listed) == set(module._OF_COMMIT)
     assert restored(folder).position == 160
 
 
