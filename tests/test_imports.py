@@ -24,7 +24,7 @@ ALLOWED = {
     "diffusion": set(),
     "networks": {"diffusion", "system"},
     "spaces": {"encoders", "networks", "system"},
-    "conditions": {"diffusion", "encoders", "networks", "pil_resizing"},
+    "conditions": {"diffusion", "encoders", "networks", "pil_resizing", "system"},
     "encoders": {"limits", "networks", "system"},
     "data": {"system"},
     "parallel": {"networks", "system"},  # the table of logical axis names
