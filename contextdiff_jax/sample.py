@@ -26,10 +26,10 @@ from etils import epath
 
 from contextdiff_jax import entry
 from contextdiff_jax.arguments import existing_folder, read_images, read_lines
-from contextdiff_jax.conditions.requests import Asked, Request, check_requests, names, of_captions
+from contextdiff_jax.conditions.requests import Request
 from contextdiff_jax.generation.cascade import Cascade, write_pictures
 from contextdiff_jax.generation.inversion import Inverted, check_invertible, invert_pictures
-from contextdiff_jax.generation.request_files import read_requests
+from contextdiff_jax.generation.request_flags import Wanted, wanted
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.pictures import grid, write_png
 from contextdiff_jax.runs.build import asked_conditions
@@ -75,28 +75,26 @@ _DTYPE = flags.DEFINE_enum(
 _PROCESSES = entry.define_process_flags()
 flags.mark_flags_as_required(["export", "output"])
 
-_FLAGS = {"text": "--prompt", "label": "--label"}  # by the condition that they are values of
-
 
 def main() -> None:
     entry.join(_PROCESSES())
-    requests = _requests()
-    _check_inversion(len(requests))
+    asked = wanted(_prompts(), _LABEL.value, _REQUESTS.value, _EDIT.value)
+    _check_inversion(len(asked.requests))
     existing_folder(_EXPORT.value, "export")
     entry.check_writable(_OUTPUT.value, "output")
     notices.doing("loading the export")
     opened = read_export(_EXPORT.value)
-    _check_asked(requests, asked_conditions(opened[0].config, _stages(opened[0])))
+    stages = list(opened[0].stages)[: 1 if _INVERT.value else None]
+    asked.check(asked_conditions(opened[0].config, stages))
     pictures = _pictures(opened[0])
-    cascade = Cascade.load(
-        _EXPORT.value, dtype=_DTYPE.value, sampler=_SAMPLER.value, opened=opened
-    ).until(_stages(opened[0])[-1])
-    _check_asked(requests, cascade.conditions)
+    settings = {"dtype": _DTYPE.value, "sampler": _SAMPLER.value, "opened": opened}
+    cascade = Cascade.load(_EXPORT.value, **settings).until(stages[-1])
+    asked.check(cascade.conditions)
     notices.doing("drawing pictures")
     if pictures is None:
-        _draw(cascade, [request for request in requests for _ in range(_REPEAT.value)])
+        _draw(cascade, [request for request in asked.requests for _ in range(_REPEAT.value)])
     else:
-        _invert(cascade, pictures, requests)
+        _invert(cascade, pictures, asked)
     distributed.wait_for_all("pictures")  # else JAX takes the one that writes for lost
 
 
@@ -116,62 +114,12 @@ def _write(stage: str, images: np.ndarray, requests: Sequence[Request]) -> None:
     logging.info("wrote %d pictures and grid.png to %s/%s", len(images), _OUTPUT.value, stage)
 
 
-def _stages(export: Export) -> list[str]:
-    return list(export.stages)[: 1 if _INVERT.value else None]
-
-
-# -- what is asked for ------------------------------------------------------------------------
-
-
-def _requests() -> list[Request]:
+def _prompts() -> list[str]:
     prompts = list(_PROMPT.value)
     for prompt in prompts:
         if "\n" in prompt:  # prompts.txt, and a file of prompts, have one a line
             raise ValueError(f"--prompt={prompt!r}: must be one line")
-    if _PROMPTS.value is not None:
-        prompts += read_lines(_PROMPTS.value, "prompts")
-    given = {
-        "--prompt": [{"text": prompt} for prompt in prompts],
-        "--label": [{"label": label} for label in _LABEL.value],
-        "--requests": [] if _REQUESTS.value is None else read_requests(_REQUESTS.value, "requests"),
-    }
-    used = [flag for flag, requests in given.items() if requests]
-    if not used:
-        raise ValueError(
-            "no requests: give --prompt=TEXT, --prompts=FILE, --label=NAME or --requests=FILE"
-        )
-    if len(used) > 1:
-        raise ValueError(f"{' and '.join(used)} are given: must be one of them")
-    return given[used[0]]
-
-
-def _check_asked(requests: Sequence[Request], conditions: Asked | None) -> None:
-    """Raises ValueError where the export, of these conditions, cannot draw what is asked for.
-
-    conditions: None where they are not known before it is loaded.
-    """
-    if conditions is None:
-        return
-    if _REQUESTS.value is not None:
-        check_requests(requests, conditions, f"--requests={_REQUESTS.value}: line")
-    else:
-        [name], known = requests[0], names(conditions)
-        if known != [name]:
-            flag = _FLAGS.get(known[0]) if len(known) == 1 else None
-            raise ValueError(
-                f"{_FLAGS[name]} gives {name!r}, this export's pictures are of "
-                f"{' and '.join(known) or 'no condition'}: give {flag or '--requests=FILE'}"
-            )
-        check_requests(requests, conditions, f"{_FLAGS[name]} number")
-    check_requests(_edits(requests, conditions), conditions, "--edit number")
-
-
-def _edits(requests: Sequence[Request], conditions: Asked) -> list[Request]:
-    """Returns the requests with their captioned condition as --edit has it."""
-    if not _EDIT.value:
-        return []
-    edits = of_captions(_EDIT.value, conditions)
-    return [{**request, **edit} for request, edit in zip(requests, edits, strict=True)]
+    return prompts + ([] if _PROMPTS.value is None else read_lines(_PROMPTS.value, "prompts"))
 
 
 # -- inversion --------------------------------------------------------------------------------
@@ -203,14 +151,14 @@ def _pictures(export: Export) -> np.ndarray | None:
     return read_images(_INVERT.value, export.config.runs[first].data.resolution, "invert")
 
 
-def _invert(cascade: Cascade, pictures: np.ndarray, requests: list[Request]) -> None:
-    edits = _edits(requests, cascade.conditions)
-    inverted = invert_pictures(cascade, pictures, requests, edits, _BATCH.value)
+def _invert(cascade: Cascade, pictures: np.ndarray, asked: Wanted) -> None:
+    edited = asked.edited(cascade.conditions)
+    inverted = invert_pictures(cascade, pictures, asked.requests, edited, _BATCH.value)
     _log_errors(inverted)
     if distributed.is_main():
         name = cascade.stages[0].name
         images = inverted.redrawn if inverted.edited is None else inverted.edited
-        _write(name, images, edits or requests)
+        _write(name, images, edited or asked.requests)
         rows = inverted.rows()
         columns = len(rows) // len(pictures)
         write_png(epath.Path(_OUTPUT.value) / name / "inverted.png", grid(rows, columns))

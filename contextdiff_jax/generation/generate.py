@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from contextdiff_jax.conditions.requests import Request
+from contextdiff_jax.conditions.requests import Request, check_requests
 from contextdiff_jax.data.decode import open_image
 from contextdiff_jax.generation import manifest
 from contextdiff_jax.generation.cascade import Cascade, Stage
@@ -90,9 +90,11 @@ def generate(
 
     networks: what `describe` returned of the cascade. All processes must call it.
 
-    Raises ValueError where the folder holds pictures of something else, naming the difference, or
-    where a picture is not finite; Interrupted once the watch was triggered.
+    Raises ValueError where a request is not allowed, where the folder holds pictures of something
+    else, naming the difference, or where a picture is not finite; Interrupted once the watch was
+    triggered.
     """
+    check_requests(requests, cascade.conditions)
     folder = epath.Path(folder)
     names = tuple(stage.name for stage in cascade.stages)
     manifest.begin(

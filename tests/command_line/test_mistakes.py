@@ -214,7 +214,7 @@ MISTAKES = [
     ("sample", [*EXPORT, "--prompts={tmp}/promts.txt"], "did you mean {tmp}/prompts.txt?"),
     ("sample", [*EXPORT, "--prompts={tmp}/bytes.txt"], "bytes.txt: line 2 is no UTF-8 text"),
     ("sample", [*EXPORT, "--prompt=a\nb"], "--prompt='a\\nb': must be one line"),
-    ("sample", [*EXPORT], "no prompts: give --prompt=TEXT or --prompts=FILE"),
+    ("sample", [*EXPORT], "no requests: give --prompt=TEXT, --prompts=FILE, --label=NAME or --req"),
     (
         "main",
         ["--config=configs/emoji.py:cpu", "--workdir={tmp}/w", "--config.data_path=**"],

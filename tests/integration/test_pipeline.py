@@ -158,7 +158,7 @@ def test_a_bfloat16_export_draws_nearly_the_same(quickstart, run, tmp_path):
         ("sample", ["--prompt=x", "--sampler=stepz=3"], 2, "field must be one of"),
         ("sample", ["--prompt=x", "--sampler=top.eta=1"], 2, "stage must be one of base, sr"),
         ("sample", ["--prompt=x", "--augmentation=2"], 2, "--augmentation=2: must be a number"),
-        ("sample", [], 2, "no prompts: give --prompt=TEXT or --prompts=FILE"),
+        ("sample", [], 2, "no requests: give --prompt=TEXT, --prompts=FILE, --label=NAME or "),
     ],
 )
 def test_sampling_refuses_in_one_sentence(module, flags, code, sentence, quickstart, run, tmp_path):
