@@ -84,9 +84,9 @@ def _check_prompts(config: Config, stages: list[str]) -> None:
     for name in stages:
         prompts = config.runs[name].task.preview_prompts
         drawn[f"config.runs.{name}.task.preview.prompts"] = (prompts, [name])
-    for where, (prompts, names) in drawn.items():
-        conditions = asked_conditions(config, names)
-        if not prompts or conditions is None:
+    for where, (prompts, drawing) in drawn.items():
+        conditions = asked_conditions(config, drawing)
+        if not prompts or not drawing or conditions is None:
             continue
         try:
             check_requests(of_captions(prompts, conditions), conditions)

@@ -16,7 +16,11 @@ from contextdiff_jax.conditions.requests import (
     values_of,
 )
 from contextdiff_jax.conditions.text import Text
+from contextdiff_jax.config import ConfigError, SamplesConfig
 from contextdiff_jax.runs.build import asked_conditions
+from contextdiff_jax.runs.validation import validate
+from contextdiff_jax.tasks.diffusion_config import PreviewConfig
+from contextdiff_jax.tasks.text_to_image import TextToImageConfig
 from tests.tasks.conftest import clip_folder, make_config, make_task  # noqa: F401
 
 
@@ -102,6 +106,41 @@ def test_the_config_says_the_conditions_of_the_task_it_builds(make_config, make_
         assert said == [type(condition) for condition in make_task(stage).conditions]
     names = [condition.name for condition in asked_conditions(config, ["base", "sr"])]
     assert names == ["text", "text", "low_resolution"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picky(TextToImageConfig):
+    """A task whose captions are of few classes, which its config knows."""
+
+    class Label(Text):
+        @staticmethod
+        def check(value):
+            if value not in ("rose", "tulip", ""):
+                raise ValueError("must be one of rose, tulip")
+
+    conditions = (Label,)
+
+
+@pytest.mark.parametrize(
+    ("key", "prompts"), [("samples.prompts", {}), ("runs.base.task.preview.prompts", {"every": 1})]
+)
+def test_what_a_run_draws_at_its_end_is_checked_at_its_start(key, prompts, make_config):  # noqa: F811
+    config, wrong = make_config(), ("rose", "daisy")
+    run = config.runs["base"]
+    fields = {f.name: getattr(run.task, f.name) for f in dataclasses.fields(run.task)}
+    if prompts:
+        fields["preview"] = PreviewConfig(prompts=wrong, **prompts)
+    run = dataclasses.replace(run, task=Picky(**fields))
+    config = dataclasses.replace(
+        config,
+        runs={"base": run},
+        pipeline=("base",),
+        samples=SamplesConfig(prompts=("tulip",) if prompts else wrong),
+    )
+    with pytest.raises(
+        ConfigError, match=f"config.{key}: request 2 has text = 'daisy': must be one of rose, tulip"
+    ):
+        validate(config, files=False, platform=None)
 
 
 def test_a_request_in_one_line_for_people():
