@@ -196,9 +196,9 @@ def _super_resolution_cpu(width: int) -> cfg.RunConfig:
             scan_blocks=False,
             residual=True,
         ),
-        # With an adapter bound of 1.0, without consistency and with augmentation 0.5, results left
+        # With an adapter limit of 1.0, without consistency and with augmentation 0.5, results left
         # their low-resolution image further: consistency_rms 0.12 instead of 0.07 at the end.
         adapter=small_adapter(64, 2, patch_size=16, encoder_width=width),
-        diffusion=dataclasses.replace(_SMALL, consistency=1.0),
+        diffusion=dataclasses.replace(_SMALL, relation_consistency=1.0),
         sampler=SamplerConfig(name="ddim", num_steps=10, threshold="static"),
     )

@@ -18,8 +18,8 @@ import ml_collections
 
 from contextdiff_jax.config_upgrade import upgraded
 from contextdiff_jax.data.config import DataConfig
-from contextdiff_jax.limits import check_limits
 from contextdiff_jax.parallel.mesh import MeshConfig
+from contextdiff_jax.system.limits import check_limits
 from contextdiff_jax.system.resumed import ADVISED, FREE
 from contextdiff_jax.system.scalars import read_scalar, shown
 from contextdiff_jax.system.suggestions import nearest
@@ -53,7 +53,7 @@ class RunConfig:
 
     task: what it optimises, by `kind`, with the sections that this task reads: see
     contextdiff_jax/tasks, one file each.
-    batch_size is global. save_every also names the checkpoints kept, `keep` of them.
+    batch_size is global. save_every also names the checkpoints kept, `checkpoints_kept` of them.
     """
 
     task: TaskConfig
@@ -63,7 +63,7 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     log_every: int = dataclasses.field(default=100, metadata=FREE)
     save_every: int = dataclasses.field(default=1000, metadata=FREE)
-    keep: int = dataclasses.field(default=2, metadata=FREE)
+    checkpoints_kept: int = dataclasses.field(default=2, metadata=FREE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Configs of earlier versions, in checkpoints and exports, in the form of this one.
 
 Version 0.1 kept what a task reads beside it: runs.NAME.task was its name, with the sections of
-every task as its neighbours (those not read were None).
+every task as its neighbours (those not read were None). Some keys had other names.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,10 @@ _READ_BY = {
     "super_resolution": ("efficient_unet", "low_resolution", "augmentation"),
 }
 _DRAWING = ("adapter", "diffusion", "sampler", "preview", "diagnose_every")
+_RENAMED = {
+    "adapter": {"bound": "limit"},
+    "diffusion": {"consistency": "relation_consistency"},
+}
 _MOVED = {*_DRAWING, *(key for keys in _READ_BY.values() for key in keys)}
 
 
@@ -31,6 +35,15 @@ def _upgraded_run(run: Any) -> Any:
         return {**run, "task": {"kind": kind}}
     keys = _READ_BY[kind] + (() if kind == "contrastive" else _DRAWING)
     # A section that is None was left out: the task has its own default.
-    read = {key: run[key] for key in keys if run.get(key) is not None}
+    read = {
+        key: _renamed(run[key], _RENAMED.get(key, {})) for key in keys if run.get(key) is not None
+    }
     kept = {key: value for key, value in run.items() if key not in _MOVED}
+    kept = _renamed(kept, {"keep": "checkpoints_kept"})
     return {**kept, "task": {"kind": kind, **read}}
+
+
+def _renamed(section: Any, names: Mapping[str, str]) -> Any:
+    if not names or not isinstance(section, Mapping):
+        return section
+    return {names.get(key, key): value for key, value in section.items()}

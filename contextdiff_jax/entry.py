@@ -159,7 +159,7 @@ def run(command: Callable[..., None], takes_rest: bool = False) -> None:
         except Exception as error:
             if not buckets.of_bucket(error):
                 raise
-            _end(error, EXIT_REFUSED if buckets.hopeless(error) else EXIT_OTHER)
+            _end(error, EXIT_REFUSED if buckets.is_permanent(error) else EXIT_OTHER)
 
     keep_freed_memory()
     app.run(main, flags_parser=_parse)

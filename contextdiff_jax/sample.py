@@ -31,10 +31,10 @@ from contextdiff_jax.generation.cascade import Cascade, write_pictures
 from contextdiff_jax.generation.inversion import Inverted, check_invertible, invert_pictures
 from contextdiff_jax.generation.request_flags import Wanted, wanted
 from contextdiff_jax.parallel import distributed
-from contextdiff_jax.pictures import grid, write_png
 from contextdiff_jax.runs.build import asked_conditions
 from contextdiff_jax.runs.description import Export
 from contextdiff_jax.runs.export import read_export
+from contextdiff_jax.spaces.pictures import grid, write_png
 from contextdiff_jax.system import notices
 
 _EXPORT = flags.DEFINE_string("export", None, "Folder written by contextdiff_jax.export or main.")

@@ -34,6 +34,8 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+pytest_plugins = ["tests.fixtures.pictures", "tests.fixtures.tiny_tasks"]
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = pathlib.Path(os.environ.get("CONTEXTDIFF_TEST_DATA", ROOT.parent / "shared" / "data"))
 
@@ -118,3 +120,13 @@ def bucket(monkeypatch):
     backend.fsspec_backend._get_filesystem.cache_clear()
     yield "s3://bucket"
     backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def latent_oracles():
+    """diffusers' models of latent diffusion, see tests/encoders/latent_oracles.py."""
+    pytest.importorskip("torch", reason="the oracle is diffusers' torch model")
+    pytest.importorskip("diffusers", reason="the oracle is diffusers' torch model")
+    from tests.encoders import latent_oracles
+
+    return latent_oracles

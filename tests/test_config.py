@@ -77,7 +77,7 @@ def test_an_unknown_preset_lists_the_known(name):
             "fused",
             r"adapter.attention_implementation = 'fused': must be one of auto, xla, cudnn, flash",
         ),
-        ("runs.base.task.adapter.bound", -1.0, r"adapter.bound = -1.0 is not allowed"),
+        ("runs.base.task.adapter.limit", -1.0, r"adapter.limit = -1.0 is not allowed"),
         (
             "runs.base.task.adapter",
             None,

@@ -6,10 +6,13 @@ Every file of the package counts, and every form of import, inside functions too
 import ast
 import graphlib
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
+
+from contextdiff_jax.tasks.task_config import registered
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "contextdiff_jax"
@@ -18,26 +21,21 @@ PACKAGE = ROOT / "contextdiff_jax"
 # each may import what stands above it.
 ALLOWED = {
     "system": set(),
-    "limits": {"system"},
-    "pil_resizing": set(),
-    "pictures": {"system"},
     "diffusion": set(),
     "networks": {"diffusion", "system"},
-    "spaces": {"encoders", "networks", "system"},
-    "conditions": {"diffusion", "encoders", "networks", "pil_resizing", "system"},
-    "encoders": {"limits", "networks", "system"},
+    "encoders": {"networks", "system"},
     "data": {"system"},
+    "spaces": {"encoders", "networks", "system"},
+    "conditions": {"data", "diffusion", "encoders", "networks", "spaces", "system"},
     "parallel": {"networks", "system"},  # the table of logical axis names
     "sampling": {"diffusion", "system"},
-    "training": {"parallel", "pictures", "system"},
+    "training": {"parallel", "spaces", "system"},
     "tasks": {
         *("conditions", "data", "diffusion", "encoders", "networks", "parallel", "sampling"),
         *("spaces", "system", "training"),
     },
     "config_upgrade": set(),
-    "config": {
-        *("config_upgrade", "data", "limits", "parallel", "system", "tasks", "training"),
-    },
+    "config": {"config_upgrade", "data", "parallel", "system", "tasks", "training"},
     "arguments": {"data", "system"},
     "command_line": {"arguments", "config", "system"},
     "entry": {"command_line", "parallel", "system", "training"},
@@ -45,6 +43,7 @@ ALLOWED = {
 # Where the parts meet, in order: each may import all above, and those before it.
 TOP = ["runs", "compilation", "generation", "evaluation"]
 ENTRIES = {"__main__", "main", "sample", "evaluate", "export", "prepare", "compile"}
+NOT_DRAWN = {*ENTRIES, "contextdiff_jax", "arguments", "command_line", "entry"}
 FORBIDDEN = {"diffusion": {"flax"}, "sampling": {"flax"}, "data": {"jax", "flax"}}
 
 
@@ -100,6 +99,19 @@ def test_data_flows_one_way(name):
         assert top not in FORBIDDEN.get(own, ()), f"{name} imports {imported}"
 
 
+def test_the_picture_in_the_documentation_is_this():
+    """docs/architecture.md has a line for every room: "room: the rooms it imports"."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    (block,) = re.findall(r"^```rooms\n(.*?)^```$", text, re.M | re.S)
+    drawn = {line.partition(":")[0]: line.partition(":")[2].split() for line in block.splitlines()}
+    found = {room(name): set() for name in KNOWN if room(name) not in NOT_DRAWN}
+    for name, imported in IMPORTS.items():
+        if room(name) in found:
+            ours = {room(each) for each in imported & set(KNOWN)} - {room(name), "contextdiff_jax"}
+            found[room(name)] |= ours
+    assert drawn == {name: sorted(rooms) for name, rooms in found.items()}
+
+
 def test_no_module_imports_itself_through_others():
     graph = {name: {each for each in found if each in KNOWN} for name, found in IMPORTS.items()}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names them
@@ -121,6 +133,25 @@ def test_every_form_of_import_is_seen(tmp_path, line, expected):
     path = tmp_path / "unet.py"
     path.write_text(line)
     assert imports("contextdiff_jax.networks.unet", path, KNOWN) == {expected}
+
+
+def test_nobody_outside_tasks_asks_which_task_a_run_is():
+    """No comparison with a kind of task, no isinstance of a concrete one."""
+    kinds = set(registered())
+    concrete = {config.__name__ for config in registered().values()}
+    concrete |= {"DiffusionTask", "SuperResolutionTask", "ContrastiveTask"}
+    found = []
+    for name, path in KNOWN.items():
+        if room(name) in ("tasks", "config_upgrade"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            asks = isinstance(node, (ast.Compare, ast.MatchValue, ast.Subscript))
+            words = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)} if asks else ()
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "type"):
+                words = {ast.unparse(n).rpartition(".")[2] for n in ast.walk(node)}
+            if {word for word in words if isinstance(word, str)} & (kinds | concrete):
+                found.append(f"{name}: {ast.unparse(node)}")
+    assert found == []
 
 
 def test_only_checkpoints_uses_orbax():

@@ -96,10 +96,18 @@ class Condition:
         """Returns the condition without what only the adapter reads."""
         return self
 
+    @property
+    def most_augmentation(self) -> float | None:
+        """The largest noise level that a picture to enlarge has in training; None without one."""
+        return None
+
     # -- on the device ------------------------------------------------------------------------
 
-    def of_target(self, x0: jax.Array, key: jax.Array | None) -> dict[str, jax.Array]:
-        """Returns its arrays, made of the true pictures (B, ...). key: None makes them clean."""
+    def of_target(self, pictures: jax.Array, key: jax.Array | None) -> dict[str, jax.Array]:
+        """Returns its arrays, made of the true pictures (B, H, W, C) in [-1, 1].
+
+        key: None makes them clean.
+        """
         return {}
 
     def of_before(self, images: jax.Array, level: float, keys: jax.Array) -> dict[str, jax.Array]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from contextdiff_jax.conditions.condition import Batch, Condition, Given
 from contextdiff_jax.diffusion.schedules import Schedule, expand
-from contextdiff_jax.pil_resizing import pil_lanczos, resize_square, round_to_levels
+from contextdiff_jax.spaces.pil_resizing import pil_lanczos, resize_square, round_to_levels
 
 _AUGMENT = 0x7FFFFFFF  # a stream beside the sampler's, which folds in step numbers
 
@@ -31,13 +31,18 @@ class LowResolution(Condition):
     side: int = 64
     augmentation: float = 1.0
 
-    def of_target(self, x0: jax.Array, key: jax.Array | None) -> dict[str, jax.Array]:
+    @property
+    def most_augmentation(self) -> float:
+        """The largest training level."""
+        return self.augmentation
+
+    def of_target(self, pictures: jax.Array, key: jax.Array | None) -> dict[str, jax.Array]:
         """Returns the pictures' own low-resolution versions, noised to uniform levels."""
         if key is None:
-            low = downsample(x0, self.side)
+            low = downsample(pictures, self.side)
             return {"low_res": low, "aug_level": jnp.zeros(low.shape[:1])}
         level_key, noise_key = jax.random.split(key)
-        low = downsample(x0, self.side)
+        low = downsample(pictures, self.side)
         level = jax.random.uniform(level_key, low.shape[:1], maxval=self.augmentation)
         noise = jax.random.normal(noise_key, low.shape)
         return {"low_res": augment(self.schedule, low, level, noise), "aug_level": level}

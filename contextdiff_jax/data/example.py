@@ -48,12 +48,15 @@ class Example:
 
     image: uint8 (R, R, 3), sRGB. captions: at least one, none of them blank. key: its name in
     the source. notes: what had to be repaired to use it, one phrase each.
+    maps: what else lies over the picture, (R, R, ...) each, by name; it is mirrored with it, and
+    its name is that of its array in a batch. The same names in every sample of a source.
     """
 
     image: np.ndarray
     captions: tuple[str, ...]
     key: str
     notes: tuple[str, ...] = ()
+    maps: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class Source(Protocol):

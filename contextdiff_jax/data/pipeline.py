@@ -57,12 +57,14 @@ class Record:
 class Loaded:
     """What stands at one position: image uint8 (R, R, 3), the caption drawn for it, its record.
 
-    tokens: the caption's, by encoder, where they are read instead of computed.
+    maps: what else lies over the picture. tokens: the caption's, by encoder, where they are read
+    instead of computed.
     """
 
     image: np.ndarray
     caption: str
     record: Record
+    maps: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     tokens: Mapping[str, np.ndarray] | None = None
 
 
@@ -111,13 +113,14 @@ class Stream:
 
     def _drawn(self, position: int, index: int, example: Example, damaged: tuple) -> Loaded:
         """Draws the caption and the mirroring of this position."""
-        image, caption = example.image, example.captions[0]
+        spatial, caption = {"image": example.image, **example.maps}, example.captions[0]
         if len(example.captions) > 1:
             choice = self._random("caption", position).integers(len(example.captions))
             caption = example.captions[choice]
         if self._flip and self._random("flip", position).integers(2):
-            image = image[:, ::-1]
-        return Loaded(image, caption, Record(index, example.key, example.notes, damaged))
+            spatial = {name: array[:, ::-1] for name, array in spatial.items()}
+        record = Record(index, example.key, example.notes, damaged)
+        return Loaded(spatial.pop("image"), caption, record, spatial)
 
     def _random(self, name: str, position: int) -> np.random.Generator:
         return np.random.default_rng([abs(self._seed), self._seed < 0, *name.encode(), position])
@@ -126,9 +129,9 @@ class Stream:
 class Batches:
     """Iterator of this process's part of the global batches.
 
-    Batches are dicts: image uint8 (b, R, R, 3), index int64 (b,) the samples' indices in their
-    source, what `tokenize` returns for the b captions or `embeddings` hold of them, and "captions"
-    (b,) object if with_text.
+    Batches are dicts: image uint8 (b, R, R, 3), the samples' maps by name, index int64 (b,) the
+    samples' indices in their source, what `tokenize` returns for the b captions or `embeddings`
+    hold of them, and "captions" (b,) object if with_text.
     """
 
     def __init__(self, batches: Any, report: SkipReport, start: int, batch_size: int):
@@ -234,6 +237,7 @@ def _stacked(
     records = [loaded.record for loaded in examples]
     arrays = {
         "image": np.stack([loaded.image for loaded in examples]),
+        **{name: np.stack([e.maps[name] for e in examples]) for name in examples[0].maps},
         "index": np.array([record.index for record in records], np.int64),
         **({} if embeddings is None else embeddings.collate([e.tokens for e in examples])),
     }

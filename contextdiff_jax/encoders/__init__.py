@@ -1,1 +1,1 @@
-"""Frozen encoders of text and images: CLIP, T5, their tokenizers and their published weights."""
+"""Frozen encoders (CLIP, T5) with their tokenizers, and published weights of every network."""

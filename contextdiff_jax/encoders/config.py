@@ -5,7 +5,7 @@ import typing
 from types import MappingProxyType
 from typing import Literal
 
-from contextdiff_jax.limits import check_limits
+from contextdiff_jax.system.limits import check_limits
 
 Activation = Literal["quick_gelu", "gelu"]
 
@@ -238,6 +238,21 @@ class T5Config:
                 f"num_buckets = {self.num_buckets}, whose distances have buckets of their own"
             )
 
+
+# Text encoders of Stable Diffusion: CLIP ViT-L/14's, 123,060,480 parameters, and OpenCLIP
+# ViT-H/14's without its last block, 340,387,840.
+STABLE_DIFFUSION_1_TEXT = CLIP_PRESETS["vit_l14"].text
+STABLE_DIFFUSION_2_TEXT = CLIPTextConfig(
+    width=1024,
+    layers=23,
+    heads=16,
+    mlp_width=4096,
+    vocab_size=49408,
+    max_length=77,
+    eot_token_id=None,
+    activation="gelu",
+    norm_eps=1e-5,
+)
 
 T5_PRESETS = MappingProxyType(
     {

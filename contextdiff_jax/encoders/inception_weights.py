@@ -33,11 +33,6 @@ BATCH_NORM_EPSILON = 1e-3
 _GRAPH_FEATURES = FEATURES[:3]
 # Counters that torch stores beside the statistics of batch norms.
 _BUFFER = ".num_batches_tracked"
-_PICKLES = (".pth", ".pt", ".pkl", ".ckpt", ".bin")
-_CONVERSION = (
-    "import sys, torch, safetensors.torch as s; "
-    "s.save_file({k: v.contiguous() for k, v in torch.load(sys.argv[1]).items()}, sys.argv[2])"
-)
 
 
 def load_inception(
@@ -62,11 +57,6 @@ def load_inception(
     path = local_folder(epath.Path(path).parent) / epath.Path(path).name
     if not path.is_file():
         raise FileNotFoundError(f"Inception weights {str(path)!r} do not exist")
-    if path.suffix in _PICKLES:
-        raise ValueError(
-            f"{str(path)!r} is a pickle, which only torch reads; convert it where torch is "
-            f'installed: python -c "{_CONVERSION}" {path} {path.with_suffix(".safetensors")}'
-        )
     tensors = open_file(path)
     graph = "conv.kernel" in tensors
     if graph and not set(features) <= set(_GRAPH_FEATURES):

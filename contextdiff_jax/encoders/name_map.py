@@ -28,12 +28,14 @@ class Entry:
     """One parameter of the Flax tree and the tensor, or stack of tensors, it corresponds to.
 
     path: of the parameter in the tree, slash-separated. name: of the tensor; with "{i}" in it the
-    parameter stacks the tensors of i = 0, 1, ... on its leading axis. layout: axes of one tensor.
+    parameter stacks the tensors of i = first, first + 1, ... on its leading axis. layout: axes of
+    one tensor.
     """
 
     path: str
     name: str
     layout: Literal["same", "linear", "conv"] = "same"
+    first: int = 0
 
     @property
     def stacked(self) -> bool:
@@ -131,7 +133,7 @@ def _parts(entry: Entry, shape: tuple[int, ...]) -> Iterator[_Part]:
         yield _Part(entry.name, one, None)
         return
     for index in range(shape[0]):
-        yield _Part(entry.name.format(i=index), one, index)
+        yield _Part(entry.name.format(i=entry.first + index), one, index)
 
 
 def _transposed(array: np.ndarray, order: tuple[int, ...] | None) -> np.ndarray:

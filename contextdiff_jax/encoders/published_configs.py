@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from contextdiff_jax.encoders.config import CLIPConfig, CLIPTextConfig, T5Config
+from contextdiff_jax.encoders.config_fields import read_fields, written_keys
 from contextdiff_jax.system.json_files import read_object
 from contextdiff_jax.system.scalars import read_scalar, shown
 
@@ -53,16 +54,16 @@ def read_clip_config(folder: pathlib.Path) -> CLIPConfig:
     """Returns the sizes of a folder with both towers (model_type "clip")."""
     values, where = _read(folder, ("clip",))
     text, vision = (_section(values, f"{tower}_config", where) for tower in ("text", "vision"))
-    shared, of_vision = (_fields(_SHARED_FIELDS, part, where) for part in (text, vision))
+    shared, of_vision = (read_fields(_SHARED_FIELDS, part, where) for part in (text, vision))
     if shared != of_vision:
         raise ValueError(f"{where}: the towers differ, text {shared}, vision {of_vision}")
     if vision.get("num_channels", 3) != 3:
         raise ValueError(f"{where}: num_channels = {shown(vision['num_channels'])}: must be 3")
     config = CLIPConfig(
-        **_fields(_TEXT_FIELDS, text, where),
-        **_fields(_VISION_FIELDS, vision, where),
+        **read_fields(_TEXT_FIELDS, text, where),
+        **read_fields(_VISION_FIELDS, vision, where),
         **shared,
-        **_fields(_TOP_FIELDS, values, where),
+        **read_fields(_TOP_FIELDS, values, where),
         eot_token_id=_eot(text, where),
     )
     config.validate(where)
@@ -74,7 +75,7 @@ def read_clip_text_config(folder: pathlib.Path) -> CLIPTextConfig:
     values, where = _read(folder, ("clip", "clip_text_model"))
     text = _section(values, "text_config", where) if values["model_type"] == "clip" else values
     config = CLIPConfig(
-        **_fields(_TEXT_FIELDS | _SHARED_FIELDS, text, where), eot_token_id=_eot(text, where)
+        **read_fields(_TEXT_FIELDS | _SHARED_FIELDS, text, where), eot_token_id=_eot(text, where)
     )
     config.validate(where)
     return config.text
@@ -91,9 +92,11 @@ def clip_config_json(config: CLIPConfig) -> dict[str, Any]:
             "use another id for the end of text"
         )
     eos = _LARGEST_ID if config.eot_token_id is None else config.eot_token_id
-    shared = _keys(_SHARED_FIELDS, config) | {"projection_dim": config.projection_dim}
-    text = _keys(_TEXT_FIELDS, config) | {"intermediate_size": config.text.mlp_width}
-    vision = _keys(_VISION_FIELDS, config) | {"intermediate_size": config.vision_stack.mlp_width}
+    shared = written_keys(_SHARED_FIELDS, config) | {"projection_dim": config.projection_dim}
+    text = written_keys(_TEXT_FIELDS, config) | {"intermediate_size": config.text.mlp_width}
+    vision = written_keys(_VISION_FIELDS, config) | {
+        "intermediate_size": config.vision_stack.mlp_width
+    }
     # transformers wants ids inside the vocabulary, or none; the model uses neither.
     tokens = {"eos_token_id": eos, "bos_token_id": None, "pad_token_id": None}
     return {
@@ -115,7 +118,7 @@ def read_t5_config(folder: pathlib.Path) -> T5Config:
         raise ValueError(
             f"{where}: feed_forward_proj = {shown(mlp)}: must be 'gated-gelu' (T5 v1.1 or Flan-T5)"
         )
-    config = T5Config(**_fields(_T5_FIELDS, values, where))
+    config = T5Config(**read_fields(_T5_FIELDS, values, where))
     config.validate(where)
     return config
 
@@ -137,19 +140,6 @@ def _section(values: Mapping[str, Any], name: str, where: str) -> Mapping[str, A
                 raise ValueError(f"{where}: {key} = {shown(values[key])}: must be an object")
             return values[key]
     return {}
-
-
-def _fields(
-    table: Mapping[str, tuple[str, Any]], section: Mapping[str, Any], where: str
-) -> dict[str, Any]:
-    return {
-        field: read_scalar(type(default), section.get(key, default), f"{where}: {key}")
-        for key, (field, default) in table.items()
-    }
-
-
-def _keys(table: Mapping[str, tuple[str, Any]], config: CLIPConfig) -> dict[str, Any]:
-    return {key: getattr(config, field) for key, (field, _) in table.items()}
 
 
 def _eot(text: Mapping[str, Any], where: str) -> int | None:

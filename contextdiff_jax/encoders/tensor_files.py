@@ -1,21 +1,32 @@
-"""Reading folders of safetensors files lazily, tensor by tensor, without torch."""
+"""Folders of safetensors files without torch: read lazily, tensor by tensor, and written."""
 
 import dataclasses
 import hashlib
+import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors asks numpy for)
 import numpy as np
+from etils import epath
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
+from contextdiff_jax.system.atomic_write import cleared, written_whole
 from contextdiff_jax.system.finite import all_finite
 from contextdiff_jax.system.json_files import read_object
 
 # By the names safetensors has for them. Quantized weights would need scales that nothing describes.
 FLOATS = ("F32", "F16", "BF16")
 _MOST_CHARACTERS = 1000  # of a tensor's name
+_PICKLES = (".pth", ".pt", ".pkl", ".ckpt", ".bin")
+# Checkpoints of a training keep the weights below "state_dict", beside numbers.
+_CONVERSION = (
+    "import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], 'cpu'); "
+    "d = d.get('state_dict', d); "
+    "s.save_file({k: v.clone() for k, v in d.items() if torch.is_tensor(v)}, sys.argv[2])"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,29 +41,51 @@ class Tensor:
     read: Callable[[], np.ndarray]
 
 
-def open_folder(folder: str | pathlib.Path, stem: str = "model") -> dict[str, Tensor]:
+def open_folder(
+    folder: str | pathlib.Path, stem: str = "model", variants: Sequence[str] = ()
+) -> dict[str, Tensor]:
     """Returns the tensors of `stem`.safetensors, or of the shards that its index file lists.
 
+    Where neither is there, those of the first of `variants` (as diffusers names them, "fp16").
+
     Raises FileNotFoundError where the folder, its weights or a shard are missing, and ValueError
-    where a shard lacks a tensor that the index promises, lies outside the folder, or a file is
-    damaged.
+    where a shard lacks a tensor that the index promises, lies outside the folder, a file is
+    damaged, or the weights are a pickle.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"weights folder {str(folder)!r} does not exist")
-    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if single.is_file():
-        return open_file(single)
-    if not index.is_file():
-        present = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise FileNotFoundError(
-            f"weights folder {str(folder)!r} has neither {single.name} nor {index.name}; "
-            f"it has {present}"
-        )
+    for suffix in ("", *(f".{variant}" for variant in variants)):
+        single = folder / f"{stem}{suffix}.safetensors"
+        index = folder / f"{stem}.safetensors.index{suffix}.json"
+        if single.is_file():
+            return open_file(single)
+        if index.is_file():
+            return _open_shards(folder, _weight_map(index), index.name)
+    present = sorted(path.name for path in folder.iterdir())
+    for name in present:
+        if stem in name:  # pytorch_model.bin too
+            _refuse_pickle(folder / name, folder / f"{stem}.safetensors")
+    raise FileNotFoundError(
+        f"weights folder {str(folder)!r} has neither {stem}.safetensors nor "
+        f"{stem}.safetensors.index.json; it has {', '.join(present) or 'nothing'}"
+    )
+
+
+def _weight_map(index: pathlib.Path) -> dict[str, str]:
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(map(_is_file_name, weight_map.values())):
         raise ValueError(f"{str(index)!r} has no weight_map from tensors to files beside it")
-    return _open_shards(folder, weight_map, index.name)
+    return weight_map
+
+
+def _refuse_pickle(path: pathlib.Path, converted: pathlib.Path) -> None:
+    """Raises ValueError for a pickle, saying how to make the file `converted` of it."""
+    if path.suffix in _PICKLES:
+        raise ValueError(
+            f"{str(path)!r} is a pickle, which only torch reads; convert it where torch is "
+            f'installed: python -c "{_CONVERSION}" {path} {converted}'
+        )
 
 
 def _is_file_name(name: Any) -> bool:
@@ -75,7 +108,12 @@ def _open_shards(
 
 
 def open_file(path: pathlib.Path) -> dict[str, Tensor]:
-    """Returns the tensors of one file; ValueError where it is none of safetensors."""
+    """Returns the tensors of one file.
+
+    Raises ValueError where it is none of safetensors; of a pickle the sentence says how to convert
+    it.
+    """
+    _refuse_pickle(path, path.with_suffix(".safetensors"))
     try:
         file = safe_open(str(path), "np")
         names = list(file.keys())
@@ -111,6 +149,21 @@ def check_finite(name: str, array: np.ndarray, where: str) -> None:
     if not all_finite(array):
         wrong = array.size - int(np.isfinite(array).sum())
         raise ValueError(f"{name} of {where} holds {wrong} NaN or infinite values of {array.size}")
+
+
+def write_folder(
+    folder: epath.PathLike,
+    description: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    stem: str = "model",
+) -> None:
+    """Writes config.json and `stem`.safetensors; each file appears whole or not at all."""
+    text = json.dumps(description, indent=2) + "\n"
+    target = cleared(folder)
+    with written_whole(target / f"{stem}.safetensors") as path:
+        save_file(dict(tensors), str(path), metadata={"format": "pt"})
+    with written_whole(target / "config.json") as path:
+        path.write_text(text)
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:

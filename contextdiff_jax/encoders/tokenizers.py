@@ -15,8 +15,8 @@ import numpy as np
 
 from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.tokenizer_files import read_tokenizer
-from contextdiff_jax.limits import LIMITS
 from contextdiff_jax.system.atomic_write import cleared, written_whole
+from contextdiff_jax.system.limits import LIMITS
 from contextdiff_jax.system.printable import printable
 from contextdiff_jax.system.scalars import shown
 

@@ -5,7 +5,6 @@ with shards and model.safetensors.index.json. CLIP may also carry OpenAI's origi
 Parameters are float32 whatever the files hold, unless another dtype is asked for.
 """
 
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -14,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from contextdiff_jax.encoders.clip import CLIP, TextTower
 from contextdiff_jax.encoders.config import CLIPConfig, CLIPTextConfig, T5Config
@@ -28,8 +26,7 @@ from contextdiff_jax.encoders.published_configs import (
     read_t5_config,
 )
 from contextdiff_jax.encoders.t5 import T5Encoder
-from contextdiff_jax.encoders.tensor_files import Tensor, content_hash, open_folder
-from contextdiff_jax.system.atomic_write import cleared, written_whole
+from contextdiff_jax.encoders.tensor_files import Tensor, content_hash, open_folder, write_folder
 
 # Position indices that older versions of transformers stored beside the weights.
 _CLIP_BUFFERS = re.compile(r"(text_model|vision_model)\.embeddings\.position_ids")
@@ -153,6 +150,16 @@ def load_clip_text(
     tensors = to_hugging_face(tensors) if is_openai(tensors) else tensors
     if "embeddings.token_embedding.weight" in tensors:
         tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
+    return config, clip_text_params(config, tensors, f"{str(folder)!r}", dtype)
+
+
+def clip_text_params(
+    config: CLIPTextConfig, tensors: Mapping[str, Tensor], where: str, dtype: Any = np.float32
+) -> dict[str, Any]:
+    """Returns the text tower's parameters of tensors with Hugging Face's names.
+
+    Ignores and raises what load_clip_text does.
+    """
 
     def ignored(name: str) -> bool:
         return name.startswith(_BESIDE_TEXT) or _CLIP_BUFFERS.fullmatch(name) is not None
@@ -160,8 +167,7 @@ def load_clip_text(
     ids = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
     tower = jax.eval_shape(TextTower(config).init, jax.random.key(0), ids)["params"]
     abstract = {"text_model": tower}
-    params = to_params(_TEXT_TABLE, abstract, tensors, ignored, f"{str(folder)!r}", dtype)
-    return config, params["text_model"]
+    return to_params(_TEXT_TABLE, abstract, tensors, ignored, where, dtype)["text_model"]
 
 
 def load_t5(folder: str | pathlib.Path, dtype: Any = np.float32) -> tuple[T5Config, dict[str, Any]]:
@@ -200,13 +206,8 @@ def save_clip_folder(folder: str | pathlib.Path, config: CLIPConfig, params: Any
     `params` are those of `CLIP(config)`, boxed or not. Each file appears whole or not at all.
     Raises ValueError where `params` do not fit `config`.
     """
-    description = json.dumps(clip_config_json(config), indent=2) + "\n"
     tensors = from_params(CLIP_TABLE, _abstract_clip(config), params)
-    target = cleared(folder)
-    with written_whole(target / "model.safetensors") as path:
-        save_file(tensors, str(path), metadata={"format": "pt"})
-    with written_whole(target / "config.json") as path:
-        path.write_text(description)
+    write_folder(folder, clip_config_json(config), tensors)
 
 
 def folder_identity(folder: str | pathlib.Path) -> str:

@@ -13,7 +13,7 @@ from contextdiff_jax.evaluation.evaluation import Evaluation
 from contextdiff_jax.evaluation.results import Gallery, Result, Table
 from contextdiff_jax.generation.cascade import Stage
 from contextdiff_jax.parallel.programs import jit_on_mesh
-from contextdiff_jax.pictures import to_uint8
+from contextdiff_jax.spaces.pictures import to_uint8
 
 TIMES = (0.25, 0.5, 0.75)
 """Shares of the process's T at which the adapter is asked; the maps are means over them."""

@@ -67,6 +67,7 @@ def bits_per_dim(
     folder: epath.PathLike,
     settings: LikelihoodSettings,
     watch: Watch,
+    open_data: Callable[[DataConfig, SkipReport], Source] = open_source,
 ) -> Result:
     """Evaluates the exact discrete bound of the data's images, each with its first caption.
 
@@ -80,7 +81,7 @@ def bits_per_dim(
     """
     folder, report = epath.Path(folder), SkipReport()
     times = visited_times(stage.task.schedule, settings.num_terms)
-    source = _open(stage, data, settings, report)
+    source = _checked(open_data(data, report), stage, data, settings)
     described = _describe(stage, data, source, settings, len(times) - 1)
     manifest.begin(folder, described, "terms")
     finished = read_rows(folder, settings.count or len(source))
@@ -97,7 +98,9 @@ def bits_per_dim(
     return _result(stage, rows, times, described, report)
 
 
-def _open(stage: Stage, data: DataConfig, settings: LikelihoodSettings, report) -> Source:
+def _checked(
+    source: Source, stage: Stage, data: DataConfig, settings: LikelihoodSettings
+) -> Source:
     if data.resolution != stage.task.resolution:
         raise ValueError(
             f"data.resolution = {data.resolution}: must be {stage.task.resolution}, that of stage "
@@ -106,7 +109,6 @@ def _open(stage: Stage, data: DataConfig, settings: LikelihoodSettings, report) 
     for key, least in (("count", 0), ("batch_size", 1)):
         if getattr(settings, key) < least:
             raise ValueError(f"{key} = {getattr(settings, key)}: must be at least {least}")
-    source = open_source(data, report)
     if settings.count > len(source):
         raise ValueError(f"count = {settings.count}: {source.name} has {len(source)} samples")
     probe(source)
@@ -253,7 +255,7 @@ def plan_bits_per_dim(evaluation: Evaluation) -> Callable[[], Result]:
     settings, data = evaluation.settings, evaluation.data()
     if data.source == "scenes" and not (settings.count or data.limit):
         raise ValueError("--what=bits_per_dim: scenes are endless, give --count")
-    open_source(data)
+    evaluation.open_data(data)
     asked = LikelihoodSettings(
         count=settings.count or 0,
         seed=settings.seed,
@@ -264,7 +266,7 @@ def plan_bits_per_dim(evaluation: Evaluation) -> Callable[[], Result]:
     def work() -> Result:
         folder = evaluation.output / "bits_per_dim"
         stage = evaluation.cascade.stages[-1]
-        result = bits_per_dim(stage, data, folder, asked, evaluation.watch)
+        result = bits_per_dim(stage, data, folder, asked, evaluation.watch, evaluation.open_data)
         figure = bound_plot.draw(result.tables[0], evaluation.output)
         return dataclasses.replace(
             result,

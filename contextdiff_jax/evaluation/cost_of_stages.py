@@ -76,6 +76,8 @@ def sampling_flops(stage: Stage) -> float:
 
 def _kept_activations(task: DiffusionTask) -> DiffusionTask:
     """Nothing computed twice: what the model itself needs."""
+    if not hasattr(task.denoiser.config, "remat"):
+        return task
     config = dataclasses.replace(task.denoiser.config, remat="none")
     return dataclasses.replace(task, denoiser=task.denoiser.clone(config=config))
 

@@ -15,13 +15,17 @@ _PAPER = (
 )
 
 
+_TRAINED = ("denoiser", "adapter", "conditions")
+
+
 @dataclasses.dataclass(frozen=True)
 class StageCost:
     """What one network of a cascade costs, with or without the adapter.
 
-    parameters: by part (denoiser, adapter, each frozen encoder). training_flops, sampling_flops:
-    multiplications and additions of matrix products and convolutions per image, of a training
-    step and of a whole sampling run. sampling_seconds: measured, per picture, one per turn.
+    parameters: by part (denoiser, adapter, conditions, each frozen encoder). training_flops,
+    sampling_flops: multiplications and additions of matrix products and convolutions per image, of
+    a training step and of a whole sampling run. sampling_seconds: measured, per picture, one per
+    turn.
     """
 
     stage: str
@@ -34,7 +38,7 @@ class StageCost:
     @property
     def trained(self) -> int:
         """Parameters that training changes."""
-        return self.parameters["denoiser"] + self.parameters.get("adapter", 0)
+        return sum(self.parameters.get(name, 0) for name in _TRAINED)
 
 
 def training_seconds(runs: Mapping[str, Mapping[str, Curve]]) -> dict[str, float]:

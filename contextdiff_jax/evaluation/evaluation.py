@@ -13,6 +13,7 @@ import contextdiff_jax
 from contextdiff_jax.conditions.requests import check_requests, of_captions
 from contextdiff_jax.config import Config
 from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.data.example import SkipReport, Source
 from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.evaluation.captions import choose, data_settings, draw_captions, read_captions
 from contextdiff_jax.evaluation.report import write_report
@@ -147,6 +148,10 @@ class Evaluation:
         asked = [f"{key}={value}" for key, value in (defaults or {}).items()]
         return data_settings(base, [*asked, *self.settings.data], "data")
 
+    def open_data(self, data: DataConfig, report: SkipReport | None = None) -> Source:
+        """Opens data; what the measured stage's task cannot use are damaged samples."""
+        return self.config.runs[self.stage].task.usable(open_source(data, report))
+
     def data_warnings(self, data: DataConfig) -> tuple[str, ...]:
         """Says so where the measured data are those that the stage was trained on."""
         trained = self.trained_on
@@ -179,7 +184,7 @@ class Evaluation:
             return tuple(choose(found, asked, settings.caption_seed) if asked else found)
         if data.source == "scenes" and not data.limit:
             data = dataclasses.replace(data, limit=asked or MOST_BY_DEFAULT)
-        source = open_source(data)
+        source = self.open_data(data)
         asked = asked or min(len(source), MOST_BY_DEFAULT)
         return tuple(draw_captions(source, asked, settings.caption_seed))
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.encoders.preprocess import CLIP_MEAN, CLIP_STD
-from contextdiff_jax.pil_resizing import (
+from contextdiff_jax.spaces.pil_resizing import (
     Matrix,
     pil_bicubic,
     resize_height,

@@ -29,12 +29,12 @@ from contextdiff_jax.parallel.audit import audit, report
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated, shardings_of
-from contextdiff_jax.pictures import grid, to_uint8, write_png
 from contextdiff_jax.runs.build import LoadedEncoders, Locate, build_task
 from contextdiff_jax.runs.description import Export
 from contextdiff_jax.runs.export import load_stage, read_export
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.spaces.pictures import grid, to_uint8, write_png
 from contextdiff_jax.system.atomic_write import sweep
 from contextdiff_jax.system.seeds import check_seed
 from contextdiff_jax.tasks.diffusion import DiffusionTask

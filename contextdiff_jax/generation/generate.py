@@ -25,7 +25,7 @@ from contextdiff_jax.generation import manifest
 from contextdiff_jax.generation.cascade import Cascade, Stage
 from contextdiff_jax.generation.request_files import lines_of
 from contextdiff_jax.parallel import distributed
-from contextdiff_jax.pictures import to_uint8, write_png
+from contextdiff_jax.spaces.pictures import to_uint8, write_png
 from contextdiff_jax.system.interruption import Interrupted, Vote, Watch
 from contextdiff_jax.system.progress import ProgressLog
 

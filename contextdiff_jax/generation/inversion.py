@@ -18,11 +18,11 @@ from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding
-from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.runs.description import Export
 from contextdiff_jax.sampling import loop
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.inversion import invert
+from contextdiff_jax.spaces.pictures import to_uint8
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,10 @@ from etils import epath
 
 from contextdiff_jax.arguments import existing_file
 from contextdiff_jax.conditions.requests import Request
-from contextdiff_jax.limits import MOST_ENTRIES, check_text
 from contextdiff_jax.system import buckets
 from contextdiff_jax.system.atomic_write import written_whole
 from contextdiff_jax.system.json_files import read_object_lines
+from contextdiff_jax.system.limits import MOST_ENTRIES, check_text
 from contextdiff_jax.system.printable import printable_json
 
 _DEEPEST = 16  # lists and objects in a value; Python's own limit is near 1,000

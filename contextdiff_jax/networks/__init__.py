@@ -1,1 +1,1 @@
-"""Flax Linen networks: the denoising U-Nets and the context-aware adapter."""
+"""Flax Linen networks: denoising U-Nets, first stages of latents, the context-aware adapter."""

@@ -66,7 +66,7 @@ class Adapter(nn.Module):
           return_maps: also return the cross-attention weights.
 
         Returns:
-          r (B, H, W, C) float32 with |r| <= config.bound, and, if asked for, the weights
+          r (B, H, W, C) float32 with |r| <= config.limit, and, if asked for, the weights
           (B, blocks, heads, H*W/patch_size^2, L) float32, query tokens row by row.
 
         Raises:
@@ -98,7 +98,7 @@ class Adapter(nn.Module):
         features = config.patch_size**2 * channels
         raw = Dense(features, (axes.EMBED, axes.PATCH), kernel_init=zeros, name="out")(h)
         raw = unpatchify(raw, height, width, config.patch_size)
-        relation = raw if config.bound is None else config.bound * jnp.tanh(raw / config.bound)
+        relation = raw if config.limit is None else config.limit * jnp.tanh(raw / config.limit)
         return (relation, jnp.stack(maps, axis=1)) if return_maps else relation
 
     def _queries(self, x0: jax.Array, image_tokens: jax.Array) -> jax.Array:

@@ -122,15 +122,17 @@ class OutputHead(nn.Module):
     Attributes:
       channels: channels of the prediction.
       groups: groups of the norm.
+      epsilon: of the norm.
     """
 
     channels: int
     groups: int = 32
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
         """Maps (B, H, W, C) to (B, H, W, channels) float32."""
-        h = nn.silu(GroupNorm(self.groups, name="norm")(h))
+        h = nn.silu(GroupNorm(self.groups, self.epsilon, name="norm")(h))
         return Conv(self.channels, kernel_init=zeros, name="conv")(h)
 
 
@@ -186,22 +188,24 @@ class UNetBlock(nn.Module):
 
 
 class BlockStack(nn.Module):
-    """Consecutive UNetBlocks of one level, identical neighbours scanned where wanted.
+    """Consecutive blocks of one level, identical neighbours scanned where wanted.
 
     On the way up every block consumes one skip; blocks are identical where the channels of their
     inputs and skips agree.
 
     Attributes:
       count: number of blocks.
-      block: keyword arguments of UNetBlock.
+      block: keyword arguments of `kind`.
       scan: whether runs of identical blocks are scanned.
       remat: "none", or "blocks" to recompute each block's activations in the backward pass.
+      kind: class of the blocks, called as UNetBlock is.
     """
 
     count: int
     block: dict[str, Any]
     scan: bool = False
     remat: Literal["none", "blocks"] = "none"
+    kind: type[nn.Module] = UNetBlock
 
     @nn.compact
     def __call__(
@@ -229,7 +233,7 @@ class BlockStack(nn.Module):
         for start, length in self._runs(h, skips):
             taken = None if skips is None else skips[start : start + length]
             if length == 1:
-                block = rematerialized(UNetBlock, self.remat)(**self.block, name=f"block_{start}")
+                block = rematerialized(self.kind, self.remat)(**self.block, name=f"block_{start}")
                 h, output = block(h, None if taken is None else taken[0], *conditions)
                 outputs.append(output)
             else:
@@ -251,7 +255,7 @@ class BlockStack(nn.Module):
 
     def _scanned(self, start: int, length: int) -> nn.Module:
         scanned = nn.scan(
-            rematerialized(UNetBlock, self.remat, in_scan=True),
+            rematerialized(self.kind, self.remat, in_scan=True),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),

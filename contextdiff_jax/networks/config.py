@@ -9,21 +9,25 @@ import math
 import typing
 from typing import Literal
 
+from contextdiff_jax.networks.config_checks import (
+    check_choice,
+    check_divides,
+    check_even,
+    check_multiple,
+    check_positive,
+    check_positive_tuple,
+)
 from contextdiff_jax.networks.dot_product_attention import Implementation
 from contextdiff_jax.system.resumed import FREE
 
 
 @dataclasses.dataclass(frozen=True)
-class DenoiserConfig:
-    """What both kinds of denoising U-Net have in common.
+class AnyUNetConfig:
+    """What all denoising U-Nets have in common.
 
     Attributes:
       image_channels: channels of the image and of the prediction.
       groups: groups of every GroupNorm; divides the channels of every level.
-      text_dim: width of the incoming text tokens; None for a network without text.
-      text_width: width the tokens are projected to first; None uses them as they are.
-      null: what replaces a dropped prompt: a learned token or zeros.
-      low_res: whether the network also receives a low-resolution image and its noise level.
       scan_blocks: scan runs of identical blocks, which cuts compile time. Other parameter shapes:
         a checkpoint fits only the setting it was made with. Leave it off on CPU, where
         convolutions inside a scan train some 40 times slower.
@@ -37,10 +41,6 @@ class DenoiserConfig:
 
     image_channels: int = 3
     groups: int = 32
-    text_dim: int | None = 4096
-    text_width: int | None = None
-    null: Literal["learned", "zeros"] = "learned"
-    low_res: bool = False
     scan_blocks: bool = True
     remat: Literal["none", "blocks"] = dataclasses.field(default="none", metadata=FREE)
     remat_levels: int = dataclasses.field(default=0, metadata=FREE)
@@ -58,27 +58,19 @@ class DenoiserConfig:
 
     def check_resolution(self, resolution: int, where: str = "resolution") -> None:
         """Raises ValueError unless images of resolution x resolution fit; `where` names the key."""
-        _check_multiple(where, resolution, self.reduction)
+        check_multiple(where, resolution, self.reduction)
 
-    def _validate_common(self, where: str, channels: tuple[int, ...], levels: tuple[int, ...]):
-        _check_positive(self, where, "image_channels", "groups")
+    def _validate_blocks(self, where: str, channels: tuple[int, ...], levels: tuple[int, ...]):
+        check_positive(self, where, "image_channels", "groups")
         for key, allowed in (
-            ("null", ("learned", "zeros")),
             ("remat", ("none", "blocks")),
             ("attention_implementation", typing.get_args(Implementation)),
         ):
-            _check_choice(self, where, key, allowed)
+            check_choice(self, where, key, allowed)
         if not 0 <= self.remat_levels <= len(channels):
             raise ValueError(
                 f"{where}.remat_levels = {self.remat_levels} is not allowed: 0 (all levels) "
                 f"to {len(channels)} are."
-            )
-        if self.text_dim is not None:
-            _check_positive(self, where, "text_dim")
-        elif self.text_width is not None:
-            raise ValueError(
-                f"{where}.text_width = {self.text_width} is not allowed with text_dim = None: "
-                "None is."
             )
         if not set(levels) <= set(range(len(channels))):
             raise ValueError(
@@ -86,15 +78,43 @@ class DenoiserConfig:
                 f"{len(channels) - 1} are."
             )
         for level, number in enumerate(channels):
-            _check_divides(where, "groups", self.groups, number, f"channels of level {level}")
+            check_divides(where, "groups", self.groups, number, f"channels of level {level}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiserConfig(AnyUNetConfig):
+    """What the U-Nets of pixels have in common.
+
+    Attributes beside those of AnyUNetConfig:
+      text_dim: width of the incoming text tokens; None for a network without text.
+      text_width: width the tokens are projected to first; None uses them as they are.
+      null: what replaces a dropped prompt: a learned token or zeros.
+      low_res: whether the network also receives a low-resolution image and its noise level.
+    """
+
+    text_dim: int | None = 4096
+    text_width: int | None = None
+    null: Literal["learned", "zeros"] = "learned"
+    low_res: bool = False
+
+    def _validate_common(self, where: str, channels: tuple[int, ...], levels: tuple[int, ...]):
+        self._validate_blocks(where, channels, levels)
+        check_choice(self, where, "null", ("learned", "zeros"))
+        if self.text_dim is not None:
+            check_positive(self, where, "text_dim")
+        elif self.text_width is not None:
+            raise ValueError(
+                f"{where}.text_width = {self.text_width} is not allowed with text_dim = None: "
+                "None is."
+            )
 
     def _check_heads(self, where: str, key: str, channels: dict[int, int]) -> None:
         value = getattr(self, key)
         for level, number in channels.items():
-            _check_divides(where, key, value, number, f"channels of level {level}")
+            check_divides(where, key, value, number, f"channels of level {level}")
         if self.text_dim is not None:
             width = self.text_width or self.text_dim
-            _check_divides(where, key, value, width, "channels of the text tokens")
+            check_divides(where, key, value, width, "channels of the text tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +149,9 @@ class UNetConfig(DenoiserConfig):
 
     def validate(self, where: str = "unet") -> None:
         """Raises ValueError for values that cannot work; `where` prefixes the keys."""
-        _check_positive(self, where, "width", "num_blocks", "head_dim")
-        _check_positive_tuple(self, where, "multipliers")
-        _check_even(where, "width", self.width)
+        check_positive(self, where, "width", "num_blocks", "head_dim")
+        check_positive_tuple(self, where, "multipliers")
+        check_even(where, "width", self.width)
         self._validate_common(where, self.channels, self.attention_levels)
         attending = sorted({*self.attention_levels, len(self.channels) - 1})
         self._check_heads(where, "head_dim", {i: self.channels[i] for i in attending})
@@ -167,9 +187,9 @@ class EfficientUNetConfig(DenoiserConfig):
 
     def validate(self, where: str = "efficient_unet") -> None:
         """Raises ValueError for values that cannot work; `where` prefixes the keys."""
-        _check_positive(self, where, "heads")
-        _check_positive_tuple(self, where, "channels", "num_blocks")
-        _check_even(where, "channels[0]", self.channels[0])
+        check_positive(self, where, "heads")
+        check_positive_tuple(self, where, "channels", "num_blocks")
+        check_even(where, "channels[0]", self.channels[0])
         for key in ("num_blocks", "strides"):
             if len(getattr(self, key)) != len(self.channels):
                 raise ValueError(
@@ -200,9 +220,9 @@ class AdapterConfig:
       time_width: width of the time embedding.
       image_dim: width of the image encoder's tokens.
       text_dim: width of the text encoder's tokens.
-      bound: s in r = s tanh(raw / s), the largest possible |r|. None leaves r unbounded: nothing in
+      limit: s in r = s tanh(raw / s), the largest possible |r|. None leaves r unbounded: nothing in
         the training loss then stops it from growing, and samples deteriorate. Training drives |r|
-        to whatever the bound is, and the larger it is the less pictures follow their prompts
+        to whatever the limit is, and the larger it is the less pictures follow their prompts
         (docs/evidence.md).
       attention_implementation: as that of the denoisers.
     """
@@ -216,25 +236,25 @@ class AdapterConfig:
     time_width: int = 256
     image_dim: int = 768
     text_dim: int = 512
-    bound: float | None = 0.3
+    limit: float | None = 0.3
     attention_implementation: Implementation = dataclasses.field(default="auto", metadata=FREE)
 
     def validate(self, where: str = "adapter") -> None:
         """Raises ValueError for values that cannot work; `where` prefixes the keys."""
         keys = ("image_channels", "patch_size", "width", "num_blocks", "heads", "mlp_ratio")
-        _check_positive(self, where, *keys, "time_width", "image_dim", "text_dim")
-        _check_even(where, "time_width", self.time_width)
-        _check_divides(where, "heads", self.heads, self.width, "channels of width")
-        _check_multiple(f"{where}.width", self.width, 4)
-        _check_choice(self, where, "attention_implementation", typing.get_args(Implementation))
-        if self.bound is not None and self.bound <= 0:
+        check_positive(self, where, *keys, "time_width", "image_dim", "text_dim")
+        check_even(where, "time_width", self.time_width)
+        check_divides(where, "heads", self.heads, self.width, "channels of width")
+        check_multiple(f"{where}.width", self.width, 4)
+        check_choice(self, where, "attention_implementation", typing.get_args(Implementation))
+        if self.limit is not None and self.limit <= 0:
             raise ValueError(
-                f"{where}.bound = {self.bound} is not allowed: a positive number or None is."
+                f"{where}.limit = {self.limit} is not allowed: a positive number or None is."
             )
 
     def check_resolution(self, resolution: int, where: str = "resolution") -> None:
         """Raises ValueError unless images of resolution x resolution fit; `where` names the key."""
-        _check_multiple(where, resolution, self.patch_size)
+        check_multiple(where, resolution, self.patch_size)
 
 
 def imagen_base() -> UNetConfig:
@@ -265,39 +285,3 @@ def small_adapter(
         image_dim=encoder_width,
         text_dim=encoder_width,
     )
-
-
-def _check_choice(config: object, where: str, key: str, allowed: tuple[str, ...]) -> None:
-    value = getattr(config, key)
-    if value not in allowed:
-        raise ValueError(f"{where}.{key} = {value!r} is not allowed: one of {allowed} is.")
-
-
-def _check_positive(config: object, where: str, *keys: str) -> None:
-    for key in keys:
-        if getattr(config, key) < 1:
-            raise ValueError(f"{where}.{key} = {getattr(config, key)} is not allowed: >= 1 is.")
-
-
-def _check_positive_tuple(config: object, where: str, *keys: str) -> None:
-    for key in keys:
-        value = getattr(config, key)
-        if not value or min(value) < 1:
-            raise ValueError(f"{where}.{key} = {value} is not allowed: integers >= 1 are.")
-
-
-def _check_even(where: str, key: str, value: int) -> None:
-    if value % 2:
-        raise ValueError(f"{where}.{key} = {value} is not allowed: an even number is.")
-
-
-def _check_divides(where: str, key: str, value: int, number: int, what: str) -> None:
-    if number % value:
-        raise ValueError(
-            f"{where}.{key} = {value} is not allowed: a divisor of the {number} {what} is."
-        )
-
-
-def _check_multiple(where: str, value: int, factor: int) -> None:
-    if value < factor or value % factor:
-        raise ValueError(f"{where} = {value} is not allowed: a multiple of {factor} is.")

@@ -18,7 +18,7 @@ from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from contextdiff_jax.parallel import last_words
+from contextdiff_jax.parallel import abort_reasons
 from contextdiff_jax.parallel.mesh import BATCH_AXES
 from contextdiff_jax.system import notices
 
@@ -90,14 +90,14 @@ def start(processes: Processes) -> None:
     """Joins the other processes, if there are any. Must come before any use of devices.
 
     When a process does not join in time or is lost later, JAX ends this one (SIGABRT), and
-    last_words.py adds a sentence that says which it was; likewise, also for one process, where C++
-    is refused memory. A process that ends by itself waits up to 30 s for the others to end too;
+    abort_reasons.py adds a sentence that says which it was; likewise, also for one process, where
+    C++ is refused memory. A process that ends by itself waits up to 30 s for the others to end too;
     then they are ended in the same way.
 
     Raises ValueError where the flags do not go together.
     """
     processes.validate()
-    notices.stderr = last_words.attach(processes.join_timeout_s)
+    notices.stderr = abort_reasons.attach(processes.join_timeout_s)
     if processes.mode == "none" or (processes.explicit and processes.num_processes == 1):
         return
     if not processes.explicit and os.environ.get("SLURM_NTASKS") == "1":

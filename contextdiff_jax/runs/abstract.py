@@ -5,7 +5,6 @@ parameter stage can be counted, lowered and compiled on a laptop.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -44,6 +43,7 @@ class AbstractEncoders:
 
     def __init__(self, config: Config, stored: bool = False):
         self._config, self._stored = config, stored
+        self._made: dict[str, TextEncoder | StoredTokens] = {}
 
     def text(self) -> TextEncoder | StoredTokens:
         """Returns what encodes text for denoisers."""
@@ -53,12 +53,13 @@ class AbstractEncoders:
         """Returns what encodes text for adapters."""
         return self._text("clip" if "clip" in text_references(self._config) else "text")
 
-    @functools.cache  # noqa: B019 (lives as long as the encoders do)
     def _text(self, name: str) -> TextEncoder | StoredTokens:
-        ref = text_references(self._config)[name]
-        return (_stored_tokens if self._stored else _text_encoder)(self._config, ref)
+        if name not in self._made:
+            ref = text_references(self._config)[name]
+            make = _stored_tokens if self._stored else _text_encoder
+            self._made[name] = make(self._config, ref)
+        return self._made[name]
 
-    @functools.cache  # noqa: B019
     def clip_image(self) -> ImageEncoder:
         """Returns what encodes pictures for adapters."""
         ref = self._config.encoders.clip

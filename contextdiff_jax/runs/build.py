@@ -4,7 +4,6 @@ Only the entry points use this module; it is where the parts of the project meet
 """
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -89,6 +88,7 @@ class LoadedEncoders:
         """embeddings: tokens that come with the batches; no text encoder is loaded then."""
         self._config, self._locate, self._embeddings = config, locate, embeddings
         self._dtype = compute_dtype(config)
+        self._loaded: dict[str, Any] = {}
 
     def text(self) -> TextEncoder | StoredTokens:
         """Returns what encodes text for denoisers."""
@@ -98,13 +98,19 @@ class LoadedEncoders:
         """Returns what encodes text for adapters."""
         return self._text("clip" if "clip" in text_references(self._config) else "text")
 
-    @functools.cache  # noqa: B019 (lives as long as the encoders do)
     def clip_image(self) -> ImageEncoder:
         """Returns what encodes pictures for adapters."""
-        return load_image_encoder(self._locate(self._config.encoders.clip), self._dtype)
+        if "image" not in self._loaded:
+            folder = self._locate(self._config.encoders.clip)
+            self._loaded["image"] = load_image_encoder(folder, self._dtype)
+        return self._loaded["image"]
 
-    @functools.cache  # noqa: B019
     def _text(self, name: str) -> TextEncoder | StoredTokens:
+        if name not in self._loaded:
+            self._loaded[name] = self._load_text(name)
+        return self._loaded[name]
+
+    def _load_text(self, name: str) -> TextEncoder | StoredTokens:
         if self._embeddings is not None:
             stored = self._embeddings.metadata.encoders[name]
             return StoredTokens(stored.identity, stored.width, stored.max_length)
@@ -178,7 +184,7 @@ def loop_settings(config: Config, run: RunConfig) -> LoopSettings:
         seed=config.seed,
         log_every=run.log_every,
         save_every=run.save_every,
-        keep=run.keep,
+        checkpoints_kept=run.checkpoints_kept,
         preview_every=run.task.preview_every,
         diagnose_every=run.task.diagnosed_every,
     )

@@ -10,7 +10,7 @@ from contextdiff_jax.parallel.device_errors import out_of_memory
 
 
 @contextlib.contextmanager
-def named(config: Config, name: str, mesh: jax.sharding.Mesh) -> Iterator[None]:
+def explained(config: Config, name: str, mesh: jax.sharding.Mesh) -> Iterator[None]:
     """Turns what JAX raises in training run `name` for want of memory into one sentence.
 
     Raises ValueError, because the same command would end likewise, with the knobs left to turn.

@@ -75,7 +75,7 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
         metadata["history"] = [*saved.get("history", []), *changed]
         resumption.warn_of_new_length(saved, metadata, name)
     notices.doing(f"starting and compiling run {name}")
-    with device_memory.named(config, name, mesh):
+    with device_memory.explained(config, name, mesh):
         trainer = Trainer(task, build.loop_settings(config, run), directory, mesh, metadata)
 
     index, count = distributed.batch_part(mesh)
@@ -94,7 +94,7 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
         )
 
     try:
-        with device_memory.named(config, name, mesh):
+        with device_memory.explained(config, name, mesh):
             trainer.train(open_batches)
     finally:
         notices.doing(f"ending run {name}")

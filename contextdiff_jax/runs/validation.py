@@ -63,10 +63,11 @@ def _check_cascade(config: Config) -> None:
         )
     for before, after in itertools.pairwise(names):
         drawn, run = config.runs[before].data.resolution, config.runs[after]
-        if run.task.enlarges and run.task.low_resolution != drawn:
+        key, side = run.task.enlarges or ("", drawn)
+        if side != drawn:
             raise ConfigError(
-                f"config.runs.{after}.task.low_resolution = {run.task.low_resolution}: must be "
-                f"{drawn}, the resolution of {before!r}, the stage before it"
+                f"config.runs.{after}.task.{key} = {side}: must be {drawn}, the resolution of "
+                f"{before!r}, the stage before it"
             )
     _check_prompts(config, names)
     samples = config.samples
@@ -95,7 +96,7 @@ def _check_prompts(config: Config, stages: list[str]) -> None:
 
 
 def _validate_run(config: Config, run: RunConfig, where: str) -> None:
-    for key in ("batch_size", "steps", "log_every", "save_every", "keep"):
+    for key in ("batch_size", "steps", "log_every", "save_every", "checkpoints_kept"):
         if getattr(run, key) < 1:
             raise ConfigError(f"{where}.{key} = {getattr(run, key)}: must be at least 1")
     run.optimizer.validate(f"{where}.optimizer")

@@ -24,6 +24,11 @@ class Pixels:
         """The shape of one x0, (H, W, C)."""
         return (self.resolution, self.resolution, self.channels)
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one picture as the data has it, (H, W, C)."""
+        return self.shape
+
     def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Returns x0 float32 of pictures (B, H, W, C) uint8. key: of spaces that draw; not read."""
         del key

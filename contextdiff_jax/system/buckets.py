@@ -34,7 +34,7 @@ def of_bucket(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in _LIBRARIES
 
 
-def hopeless(error: BaseException) -> bool:
+def is_permanent(error: BaseException) -> bool:
     """Whether rights are missing, or the thing itself: trying again cannot help."""
     code = getattr(error, "code", None)
     return (
@@ -57,7 +57,7 @@ def named(path: epath.PathLike, cannot: str) -> Iterator[None]:
         if isinstance(error, Unavailable) or not (in_bucket(path) and of_bucket(error)):
             raise
         sentence = f"{path} cannot {cannot}: {first_line(error)}"
-        if hopeless(error):
+        if is_permanent(error):
             raise ValueError(
                 f"{sentence} (is it there, and has this account the rights?)"
             ) from error

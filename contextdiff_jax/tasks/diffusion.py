@@ -29,7 +29,7 @@ from contextdiff_jax.sampling import loop
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.guidance import match_batch
 from contextdiff_jax.sampling.noise import sample_keys
-from contextdiff_jax.spaces.pixels import Pixels
+from contextdiff_jax.spaces.pixels import Pixels, from_uint8
 from contextdiff_jax.tasks import objective
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.training.task import Batch, Metrics, Params
@@ -74,7 +74,7 @@ class DiffusionTask:
     @property
     def most_augmentation(self) -> float | None:
         """The largest noise level that a picture to enlarge had in training; None without one."""
-        levels = [getattr(condition, "augmentation", None) for condition in self.conditions]
+        levels = [condition.most_augmentation for condition in self.conditions]
         return max((level for level in levels if level is not None), default=None)
 
     # -- what is frozen -----------------------------------------------------------------------
@@ -137,7 +137,7 @@ class DiffusionTask:
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of a training batch: uint8 pictures and the conditions' arrays."""
-        image = jax.ShapeDtypeStruct((batch_size, *self.space.shape), jnp.uint8)
+        image = jax.ShapeDtypeStruct((batch_size, *self.space.image_shape), jnp.uint8)
         return {"image": image} | self._condition_shapes(batch_size)
 
     def sampled_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -154,7 +154,7 @@ class DiffusionTask:
         making = [condition for condition in self.conditions if condition.of_picture]
         for number, condition in enumerate(making):
             own = key if key is None or not number else jax.random.fold_in(key, number)
-            found |= condition.of_target(self.space.encode(batch["image"]), own)
+            found |= condition.of_target(from_uint8(batch["image"]), own)
         return found
 
     def of_before(self, images: jax.Array, level: float, keys: jax.Array) -> dict[str, jax.Array]:

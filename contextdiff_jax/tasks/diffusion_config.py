@@ -40,10 +40,10 @@ class DiffusionConfig:
     without an adapter it is simple.
     loss_weight is the weight on the squared error of x0, whatever the network predicts; not read
     by objective bound.
-    consistency: weight of a further term of objective simple, mean[(b_t(x0) - b_t(x0_hat))^2 /
-        (1 - ab_t)], without a gradient into x0_hat. A sampler knows x0_hat alone: where the adapter
-        makes something else of it than of x0, samples are biased. Not in the paper; 0 is the
-        paper's objective. It costs another call of CLIP and adapter.
+    relation_consistency: weight of a further term of objective simple, mean[(b_t(x0) -
+        b_t(x0_hat))^2 / (1 - ab_t)], without a gradient into x0_hat. A sampler knows x0_hat
+        alone: where the adapter makes something else of it than of x0, samples are biased. Not in
+        the paper; 0 is the paper's objective. It costs another call of CLIP and adapter.
     drop_condition: share of examples whose condition is hidden from the denoiser (never from
     the adapter). drop_both: share of examples whose condition is hidden from both, which trains
     purely unconditional sampling.
@@ -54,7 +54,7 @@ class DiffusionConfig:
     prediction: Literal["x0", "eps", "v"] = "v"
     objective: Literal["simple", "bound", "mixed"] = "simple"
     loss_weight: WeightName = "x0"
-    consistency: float = 0.0
+    relation_consistency: float = 0.0
     drop_condition: float = 0.1
     drop_both: float = 0.0
 
@@ -62,12 +62,12 @@ class DiffusionConfig:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
         if self.num_steps < 2:
             raise ValueError(f"{where}.num_steps = {self.num_steps}: must be at least 2")
-        if not 0 <= self.consistency < math.inf:
-            raise ValueError(f"{where}.consistency = {self.consistency}: must be at least 0")
-        if self.consistency and self.objective != "simple":
+        key, value = f"{where}.relation_consistency", self.relation_consistency
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{key} = {value}: must be at least 0")
+        if value and self.objective != "simple":
             raise ValueError(
-                f"{where}.consistency = {self.consistency}: must be 0, objective "
-                f"{self.objective!r} does not read it"
+                f"{key} = {value}: must be 0, objective {self.objective!r} does not read it"
             )
         for key in ("drop_condition", "drop_both"):
             if not 0 <= getattr(self, key) <= 1:

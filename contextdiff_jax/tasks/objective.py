@@ -57,9 +57,9 @@ def simple_loss(
     error = _error(process, draw, x_t, predicted)
     weight = weights.loss_weight(config.loss_weight, process.prediction, process.schedule, draw.t)
     loss, metrics = jnp.mean(weight * error), _metrics(process, draw, bias, x_t, error)
-    if config.consistency and process.relation is not None:
+    if config.relation_consistency and process.relation is not None:
         gap = _consistency_gap(process, draw, bias, x_t, predicted)
-        return loss + config.consistency * gap, metrics | {"consistency_gap": gap}
+        return loss + config.relation_consistency * gap, metrics | {"consistency_gap": gap}
     return loss, metrics
 
 

@@ -32,13 +32,17 @@ class SuperResolutionConfig(DiffusionTaskConfig):
     """
 
     reads_text: ClassVar[bool] = True
-    enlarges: ClassVar[bool] = True
     conditions: ClassVar[tuple[type[Condition], ...]] = (Text, LowResolution)
 
     kind: Literal["super_resolution"] = "super_resolution"
     efficient_unet: EfficientUNetConfig
     low_resolution: int = 64
     augmentation: float = 1.0
+
+    @property
+    def enlarges(self) -> tuple[str, int]:
+        """The field with the side of the pictures that it enlarges, and that side."""
+        return "low_resolution", self.low_resolution
 
     def validate(self, where: str, data: DataConfig, use_adapter: bool) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""

@@ -2,8 +2,8 @@
 
 A member is a frozen dataclass that derives from TaskConfig, has the field
 `kind: Literal[TAG] = TAG` and is decorated with `@register`. Every file of this folder is imported
-when a tag is looked up, so a new one needs no entry anywhere; a task that is defined elsewhere is
-registered when its file is imported.
+when a tag is looked up, so a new one needs no entry anywhere. A package of somebody else's names
+the modules of its tasks as entry points of the group "contextdiff_jax.tasks".
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import importlib
 import pathlib
 import pkgutil
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import jax.numpy as jnp
@@ -67,14 +68,12 @@ class TaskConfig:
     """What a run optimises. The defaults are those of a task that draws nothing.
 
     draws: whether its runs are stages of the pipeline's cascade.
-    enlarges: whether it draws larger versions of what the stage before it drew.
     reads_text: whether `data.embeddings` may stand for its text encoders.
     conditions: of its pictures: each the condition itself, or its type where the config alone does
         not make it. None: they are known only once the task is built.
     """
 
     draws: ClassVar[bool] = False
-    enlarges: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
     conditions: ClassVar[tuple[Condition | type[Condition], ...] | None] = None
 
@@ -94,6 +93,11 @@ class TaskConfig:
     def usable(self, source: Source) -> Source:
         """Returns the source with what the task cannot use as damaged samples."""
         return source
+
+    @property
+    def enlarges(self) -> tuple[str, int] | None:
+        """The field with the side of the pictures that it enlarges, and that side; None if none."""
+        return None
 
     @property
     def encoder_config(self) -> CLIPConfig | None:
@@ -129,12 +133,14 @@ class TaskConfig:
         return True
 
 
-Config = TypeVar("Config", bound=type[TaskConfig])
+GROUP = "contextdiff_jax.tasks"
+
+Member = TypeVar("Member", bound=type[TaskConfig])
 
 _REGISTERED: dict[str, type[TaskConfig]] = {}
 
 
-def register(config: Config) -> Config:
+def register(config: Member) -> Member:
     """Decorates a member of the union. Raises ValueError where its tag is another one's."""
     fields = {field.name: field for field in dataclasses.fields(config)}
     kind = fields["kind"].default
@@ -149,6 +155,8 @@ def registered() -> Mapping[str, type[TaskConfig]]:
     """Returns the members of the union by their tags."""
     for module in pkgutil.iter_modules([str(pathlib.Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")
+    for plugin in metadata.entry_points(group=GROUP):
+        plugin.load()
     return dict(sorted(_REGISTERED.items()))
 
 

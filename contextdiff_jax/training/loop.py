@@ -18,7 +18,7 @@ from contextdiff_jax.parallel.audit import audit, report
 from contextdiff_jax.parallel.mesh import BATCH_AXES
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated, shardings_of
-from contextdiff_jax.pictures import side_by_side
+from contextdiff_jax.spaces.pictures import side_by_side
 from contextdiff_jax.system import interruption
 from contextdiff_jax.system.progress import Progress, duration, phase
 from contextdiff_jax.training import failure, overview
@@ -63,7 +63,7 @@ class LoopSettings:
     seed: int
     log_every: int
     save_every: int
-    keep: int
+    checkpoints_kept: int
     preview_every: int
     diagnose_every: int
 
@@ -87,7 +87,7 @@ class Trainer:
         self.directory = epath.Path(directory)
         self.metadata = metadata
         self.optimizer = make_optimizer(settings.optimizer, settings.steps)
-        self.checkpoints = Checkpoints(self.directory / "checkpoints", settings.keep)
+        self.checkpoints = Checkpoints(self.directory / "checkpoints", settings.checkpoints_kept)
         self._init_key = stream_key(settings.seed, "init")
         self._shapes, self._shardings = abstract_state(task, self.optimizer, self._init_key, mesh)
         self._frozen_shardings = shardings_of(task.boxed_frozen(), mesh)

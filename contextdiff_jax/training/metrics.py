@@ -18,7 +18,7 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
-from contextdiff_jax.pictures import write_png
+from contextdiff_jax.spaces.pictures import write_png
 from contextdiff_jax.system.atomic_write import cleared
 from contextdiff_jax.system.buckets import in_bucket
 

@@ -7,7 +7,6 @@ import pytest
 
 from benchmarks import data_loader
 from contextdiff_jax.data.sources import open_source
-from tests.data.conftest import picture_bytes, tiny_shards, write_tar  # noqa: F401  (fixtures)
 
 
 def settings(path, *flags):

@@ -36,7 +36,7 @@ def run(module: str, arguments: list[str]) -> list:
         if child == 0:
             _become(module, arguments, out.fileno(), writer)
         os.close(writer)
-        told = err.read()  # to the end of parallel/last_words.py too, which outlives the child
+        told = err.read()  # to the end of parallel/abort_reasons.py too, which outlives the child
         _, status = os.waitpid(child, 0)
         out.seek(0)
         texts = [text.decode(errors="replace") for text in (out.read(), told)]

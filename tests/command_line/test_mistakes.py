@@ -115,8 +115,8 @@ MISTAKES = [
     ),
     (
         "main",
-        [QUICK, "--workdir={tmp}/w", "--config.runs.base.task.diffusion.consistency=nan"],
-        "consistency=nan: must be a finite number",
+        [QUICK, "--workdir={tmp}/w", "--config.runs.base.task.diffusion.relation_consistency=nan"],
+        "relation_consistency=nan: must be a finite number",
     ),
     ("main", [QUICK, "--workdir={tmp}/w", "--run=bsae"], "clip, base, sr; did you mean base?"),
     # Seeds.

@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from configs import classes
 from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.conditions.low_resolution import LowResolution
 from contextdiff_jax.conditions.requests import (
@@ -16,12 +17,11 @@ from contextdiff_jax.conditions.requests import (
     values_of,
 )
 from contextdiff_jax.conditions.text import Text
-from contextdiff_jax.config import ConfigError, SamplesConfig
+from contextdiff_jax.config import ConfigError, SamplesConfig, from_config_dict
 from contextdiff_jax.runs.build import asked_conditions
 from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.tasks.diffusion_config import PreviewConfig
 from contextdiff_jax.tasks.text_to_image import TextToImageConfig
-from tests.tasks.conftest import clip_folder, make_config, make_task  # noqa: F401
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def test_none_is_each_conditions_null():
     assert values_of(requests, Text) == ["a", ""]
 
 
-def test_a_task_collates_what_its_own_conditions_are_given(make_task):  # noqa: F811
+def test_a_task_collates_what_its_own_conditions_are_given(make_task):
     task = make_task("sr")
     task = dataclasses.replace(task, conditions=(*task.conditions, Kind()))
     requests = [{"text": "a red circle", "kind": 2, "of_another_stage": 7}, null_request(BOTH)]
@@ -99,7 +99,7 @@ def test_a_task_collates_what_its_own_conditions_are_given(make_task):  # noqa: 
         np.testing.assert_array_equal(found[name], array)
 
 
-def test_the_config_says_the_conditions_of_the_task_it_builds(make_config, make_task):  # noqa: F811
+def test_the_config_says_the_conditions_of_the_task_it_builds(make_config, make_task):
     config = make_config()
     for stage in ("base", "sr"):
         said = asked_conditions(config, [stage])
@@ -124,7 +124,7 @@ class Picky(TextToImageConfig):
 @pytest.mark.parametrize(
     ("key", "prompts"), [("samples.prompts", {}), ("runs.base.task.preview.prompts", {"every": 1})]
 )
-def test_what_a_run_draws_at_its_end_is_checked_at_its_start(key, prompts, make_config):  # noqa: F811
+def test_what_a_run_draws_at_its_end_is_checked_at_its_start(key, prompts, make_config):
     config, wrong = make_config(), ("rose", "daisy")
     run = config.runs["base"]
     fields = {f.name: getattr(run.task, f.name) for f in dataclasses.fields(run.task)}
@@ -141,6 +141,19 @@ def test_what_a_run_draws_at_its_end_is_checked_at_its_start(key, prompts, make_
         ConfigError, match=f"config.{key}: request 2 has text = 'daisy': must be one of rose, tulip"
     ):
         validate(config, files=False, platform=None)
+
+
+def test_a_class_is_checked_by_the_config_alone():
+    """No network is built: an export's description is enough."""
+    task = from_config_dict(classes.get_config("test")).runs["base"].task
+    (label,) = dataclasses.replace(task, classes=("rose", "tulip")).conditions
+    check_requests([{"label": "rose"}, {"label": ""}, {"label": None}], [label])
+    with pytest.raises(
+        ValueError, match="2 has label = 'rse': must be one of rose, tulip; did you"
+    ):
+        check_requests([{"label": "rose"}, {"label": "rse"}], [label])
+    with pytest.raises(ValueError, match="request 1 has label = 3: must be a text"):
+        check_requests([{"label": 3}], [label])
 
 
 def test_a_request_in_one_line_for_people():

@@ -175,6 +175,16 @@ def test_flip_mirrors_about_half(list_source):
     assert not any((batch["image"][:, :, -1] == 255).all(axis=(1, 2)).any() for batch in plain)
 
 
+def test_what_lies_over_a_picture_is_mirrored_with_it(list_source):
+    class Mapped(list_source):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            return dataclasses.replace(example, maps={"red": example.image[..., 0].copy()})
+
+    for batch in take(Mapped(8), 10, config=dataclasses.replace(CONFIG, flip=True)):
+        np.testing.assert_array_equal(batch["red"], batch["image"][..., 0])
+
+
 def test_a_damaged_sample_is_replaced_by_the_next_of_the_order(list_source):
     sound = indices(take(list_source(10), 5))
     report = SkipReport()

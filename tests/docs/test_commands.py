@@ -90,7 +90,10 @@ def test_every_command_in_the_text_is_one_that_its_program_takes(name, forks):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_and_preset_is_there(name):
     text = (ROOT / name).read_text()
+    printed = re.findall(r"^# configs/(\w+)\.py$", text, re.M)  # tutorials write some
     for config, preset in re.findall(r"configs/(\w+)\.py(?::(\w+))?", text):
+        if config in printed:
+            continue
         module = importlib.import_module(f"configs.{config}")
         assert preset in module.PRESETS, f"configs/{config}.py:{preset}"
 

@@ -110,3 +110,32 @@ def t5_folder(torch_t5, tmp_path_factory):
     folder = tmp_path_factory.mktemp("t5")
     torch_t5.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def latent_models(latent_oracles):
+    """{name: random model of diffusers}; the U-Net has 12 input blocks, as the published ones."""
+    import diffusers
+
+    deep = {
+        **latent_oracles.UNET_1,
+        "block_out_channels": (8, 16, 16, 16),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    }
+    return {
+        "unet": latent_oracles.randomized(diffusers.UNet2DConditionModel(**deep)),
+        "ldm": latent_oracles.randomized(diffusers.UNet2DConditionModel(**latent_oracles.UNET_LDM)),
+        "kl": latent_oracles.randomized(diffusers.AutoencoderKL(**latent_oracles.KL)),
+        "vq": latent_oracles.randomized(diffusers.VQModel(**latent_oracles.VQ)),
+    }
+
+
+@pytest.fixture(scope="session")
+def latent_folders(latent_models, tmp_path_factory):
+    """{name: folder as diffusers writes it}."""
+    found = {}
+    for name, model in latent_models.items():
+        found[name] = tmp_path_factory.mktemp(name)
+        model.save_pretrained(found[name])
+    return found

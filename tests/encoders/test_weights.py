@@ -314,9 +314,13 @@ def test_quantized_weights_are_refused(copied):
 def test_missing_files_are_named(clip_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere' does not exist"):
         load_clip(tmp_path / "nowhere")
-    (tmp_path / "pytorch_model.bin").touch()
-    message = "neither model.safetensors nor model.safetensors.index.json; it has pytorch_model.bin"
+    (tmp_path / "tokenizer.json").touch()
+    message = "neither model.safetensors nor model.safetensors.index.json; it has tokenizer.json"
     with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        load_clip(tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    message = r"pytorch_model.bin' is a pickle, .* \S*pytorch_model.bin \S*/model.safetensors$"
+    with pytest.raises(ValueError, match=message):
         load_clip(tmp_path)
     shutil.copy(clip_folder / "model.safetensors", tmp_path)
     with pytest.raises(FileNotFoundError, match="config.json' does not exist"):

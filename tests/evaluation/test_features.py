@@ -10,7 +10,6 @@ from contextdiff_jax.data.example import SkipReport
 from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.evaluation import features
 from contextdiff_jax.system.interruption import Interrupted
-from tests.data.conftest import picture_bytes  # noqa: F401  (fixture)
 
 COUNT = 2 * features.CHUNK + 10
 RECORD = {"network": "mean"}

@@ -15,7 +15,7 @@ from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import MeshConfig
 from contextdiff_jax.tasks.task_config import with_networks
 from contextdiff_jax.training.checkpoints import load_tree, save_tree
-from tests.tasks.conftest import build_loaded
+from tests.fixtures.tiny_tasks import build_loaded
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from contextdiff_jax.generation.cascade import Cascade, Stage
 from contextdiff_jax.generation.generate import Noise, describe, generate
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.system.interruption import Interrupted
-from tests.tasks.conftest import awake, clip_folder, make_config, make_task  # noqa: F401
 
 NOISE = Noise(seed=3, batch_size=4)
 REQUESTS = [{"text": f"number {n}"} for n in range(11)]

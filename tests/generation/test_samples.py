@@ -68,6 +68,12 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(cascade, asked, sent
     assert not cascade.asked
 
 
+def test_requests_are_checked_before_anything_is_drawn(cascade):
+    with pytest.raises(ValueError, match="request 2 names 'txt': must name text; did you mean"):
+        cascade.draw([PROMPT, {"txt": "a"}])
+    assert not cascade.asked
+
+
 @pytest.mark.parametrize(("asked", "found"), [(None, 0.1), (0.0, 0.0), (0.5, 0.5)])
 def test_an_evaluation_draws_by_the_exports_level_too(asked, found, monkeypatch, make_config):
     config = dataclasses.replace(make_config(), samples=OWN)

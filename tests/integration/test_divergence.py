@@ -4,7 +4,7 @@ from contextdiff_jax.training.checkpoints import newest_metadata
 
 RATE = "config.runs.clip.optimizer.learning_rate"
 FLAGS = ("--config=configs/quickstart.py:test", "--run=clip", "--config.runs.clip.save_every=1")
-FLAGS += ("--config.runs.clip.keep=4",)
+FLAGS += ("--config.runs.clip.checkpoints_kept=4",)
 
 
 def test_a_diverged_run_goes_on_at_a_lower_learning_rate(run, tmp_path):

@@ -81,7 +81,7 @@ def train(workdir, mesh, steps, pause=0.0):
         seed=3,
         log_every=1,  # a mean over steps would differ where a run was stopped between two
         save_every=4,
-        keep=2,
+        checkpoints_kept=2,
         preview_every=4,
         diagnose_every=4,
     )

@@ -20,7 +20,7 @@ TINY = AdapterConfig(
     time_width=16,
     image_dim=24,
     text_dim=20,
-    bound=0.7,
+    limit=0.7,
 )
 RNG = np.random.default_rng(7)
 X0 = RNG.uniform(-1, 1, (3, 8, 12, 3)).astype(np.float32)
@@ -70,7 +70,7 @@ def torch_adapter(oracle, params, config):
     raw = oracle.dense(params["out"], oracle.layer_norm(params["norm_out"], h))
     raw = raw.reshape(3, 6, size * size, 3).transpose(2, 3).reshape(3, 6, -1).transpose(1, 2)
     raw = functional.fold(raw, X0.shape[1:3], size, stride=size)
-    return oracle.numpy_image(config.bound * torch.tanh(raw / config.bound))
+    return oracle.numpy_image(config.limit * torch.tanh(raw / config.limit))
 
 
 def test_forward_is_torch_s(tiny, oracle):
@@ -102,16 +102,16 @@ def test_a_new_adapter_is_zero_and_everything_learns_once_its_last_layer_moves()
     assert still == {"['key']['bias']", "['context_key']['bias']"}
 
 
-@pytest.mark.parametrize("bound", [0.25, 1.0, None])
-def test_relation_is_bounded_by_s_and_only_then(random_params, bound):
-    module = Adapter(dataclasses.replace(TINY, bound=bound))
+@pytest.mark.parametrize("limit", [0.25, 1.0, None])
+def test_relation_is_bounded_by_s_and_only_then(random_params, limit):
+    module = Adapter(dataclasses.replace(TINY, limit=limit))
     params = random_params(module, *INPUTS)
     params["out"] = jax.tree.map(lambda p: 100 * p, params["out"])
     largest = np.max(np.abs(module.apply({"params": params}, *INPUTS)))
-    if bound is None:
+    if limit is None:
         assert largest > 10
     else:
-        assert 0.99 * bound < largest <= bound
+        assert 0.99 * limit < largest <= limit
 
 
 def test_padding_does_not_matter_and_maps_are_distributions_over_the_real_tokens(tiny):

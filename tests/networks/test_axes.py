@@ -9,8 +9,12 @@ import pytest
 
 from contextdiff_jax.networks import axes
 from contextdiff_jax.networks.adapter import Adapter
+from contextdiff_jax.networks.autoencoder import Autoencoder
 from contextdiff_jax.networks.config import contextdiff_adapter, imagen_base, imagen_sr
 from contextdiff_jax.networks.efficient_unet import EfficientUNet
+from contextdiff_jax.networks.latent_config import kl_f8, stable_diffusion_1, taef2, vq_f8
+from contextdiff_jax.networks.latent_unet import LatentUNet
+from contextdiff_jax.networks.tiny_autoencoder import TinyAutoencoder
 from contextdiff_jax.networks.unet import UNet
 
 TEXT = jnp.zeros((1, 4, 4096))
@@ -32,8 +36,31 @@ def adapter(_):
     return Adapter(contextdiff_adapter()), (*inputs, jnp.zeros((1, 77, 512)))
 
 
+def latent(scan):
+    module = LatentUNet(dataclasses.replace(stable_diffusion_1(), scan_blocks=scan))
+    return module, (jnp.zeros((1, 8, 8, 4)), jnp.ones(1), jnp.zeros((1, 77, 768)))
+
+
+def first_stage_kl(_):
+    return Autoencoder(kl_f8()), (jnp.zeros((1, 8, 8, 3)),)
+
+
+def first_stage_vq(_):
+    return Autoencoder(vq_f8()), (jnp.zeros((1, 8, 8, 3)),)
+
+
+def first_stage_tiny(_):
+    return TinyAutoencoder(taef2()), (jnp.zeros((1, 8, 8, 3)),)
+
+
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("network", [base, super_resolution, adapter])
+@pytest.mark.parametrize(
+    "network",
+    [
+        *(base, super_resolution, adapter, latent),
+        *(first_stage_kl, first_stage_vq, first_stage_tiny),
+    ],
+)
 def test_every_parameter_is_named(network, scan):
     module, inputs = network(scan)
     boxed = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]

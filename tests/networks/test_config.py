@@ -62,7 +62,7 @@ def test_imagen_sizes():
         (AdapterConfig(), {"width": 30, "heads": 2}, "net.width = 30 .* multiple of 4"),
         (AdapterConfig(), {"time_width": 5}, "net.time_width = 5 .* even"),
         (AdapterConfig(), {"attention_implementation": ""}, "net.attention_implementation = '' "),
-        (AdapterConfig(), {"bound": 0.0}, "net.bound = 0.0 .* positive number or None"),
+        (AdapterConfig(), {"limit": 0.0}, "net.limit = 0.0 .* positive number or None"),
     ],
 )
 def test_values_that_cannot_work_are_named(config, changes, message):

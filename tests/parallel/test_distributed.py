@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from contextdiff_jax.parallel import distributed, last_words
+from contextdiff_jax.parallel import abort_reasons, distributed
 from contextdiff_jax.parallel.distributed import Processes
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding
@@ -87,8 +87,8 @@ def aborted(status):
         ("INTERNAL: something\nnew", r"another process failed \(INTERNAL: something new\)"),
     ],
 )
-def test_the_last_words_are_explained(status, sentence):
-    assert re.match(sentence, last_words.explain(aborted(status), 7))
+def test_the_abort_reasons_are_explained(status, sentence):
+    assert re.match(sentence, abort_reasons.explain(aborted(status), 7))
 
 
 ABORT = "\n\nFatal Python error: Aborted\n\nThread 0x1 (most recent call first):\n  File x\n"
@@ -104,15 +104,17 @@ ABORT = "\n\nFatal Python error: Aborted\n\nThread 0x1 (most recent call first):
     ],
 )
 def test_an_abort_for_want_of_memory_is_no_lost_process(words):
-    said = last_words.explain(f"step 4: loss 1\n{words}{ABORT}", 7)
+    said = abort_reasons.explain(f"step 4: loss 1\n{words}{ABORT}", 7)
     assert re.match("the memory of this machine, or a limit .*does not suffice: ", said)
     assert words.splitlines()[-1].strip() in said
 
 
 def test_another_abort_is_of_this_process():
-    said = last_words.explain(f"bad_alloc, long ago{chr(10) * 3}{'line' + chr(10)}" * 9 + ABORT, 7)
+    said = abort_reasons.explain(
+        f"bad_alloc, long ago{chr(10) * 3}{'line' + chr(10)}" * 9 + ABORT, 7
+    )
     assert said.startswith("the memory")
-    said = last_words.explain("bad_alloc, long ago\n" + 30 * "step: loss 1\n" + ABORT, 7)
+    said = abort_reasons.explain("bad_alloc, long ago\n" + 30 * "step: loss 1\n" + ABORT, 7)
     assert said == "a library ended this process (SIGABRT); the lines above say why"
 
 
@@ -135,7 +137,7 @@ def test_a_lone_process_that_is_refused_memory_says_so_last():
 
 
 def test_other_ends_need_no_explanation():
-    assert last_words.explain("contextdiff_jax: stopped on request at step 2, saved", 7) is None
+    assert abort_reasons.explain("contextdiff_jax: stopped on request at step 2, saved", 7) is None
 
 
 START = """

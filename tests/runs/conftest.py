@@ -10,9 +10,7 @@ from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.encoders.tokenizers import train_tokenizer
 from contextdiff_jax.runs.prepare import Job
 from contextdiff_jax.tasks.diffusion_config import PreviewConfig
-from tests.data.conftest import picture_bytes, write_tar  # noqa: F401  (fixtures)
-from tests.tasks.conftest import CAPTIONS, WIDTH, clip_folder, make_config  # noqa: F401
-from tests.tasks.conftest import make_task as make_task  # noqa: F401
+from tests.fixtures.tiny_tasks import CAPTIONS, WIDTH
 
 SAMPLES, DAMAGED = 11, 4
 

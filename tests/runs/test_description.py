@@ -3,12 +3,15 @@
 import copy
 import json
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from configs import quickstart
+from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.runs.export import read_export
 from contextdiff_jax.training.checkpoints import CheckpointError
 from tests.conftest import ROOT
@@ -87,7 +90,7 @@ REFUSED = {
         at(f"{TASK}.unet.width", 2**40),
         "unet.width = 1099511627776: must",
     ),
-    "width NaN": (at(f"{TASK}.adapter.bound", float("nan")), "holds the number NaN"),
+    "width NaN": (at(f"{TASK}.adapter.limit", float("nan")), "holds the number NaN"),
     "levels": (
         at(f"{TASK}.unet.multipliers", [1] * 99),
         "multipliers has 99 entries: must be",
@@ -168,6 +171,12 @@ def test_what_an_export_writes_is_read(export):
         read.config.runs["base"].task.unet.width
         == CONTENT["config"]["runs"]["base"]["task"]["unet"]["width"]
     )
+
+
+def test_an_export_of_format_1_is_read_in_the_new_form(tmp_path):
+    shutil.copy(pathlib.Path(__file__).parent / "format_1.json", tmp_path / "export.json")
+    read, _ = read_export(tmp_path)
+    assert read.config == from_config_dict(quickstart.get_config("test"))
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -28,7 +28,7 @@ from contextdiff_jax.tasks.contrastive import ContrastiveTask
 from contextdiff_jax.training.optimizer import OptimizerConfig, make_optimizer
 from contextdiff_jax.training.state import TrainState, abstract_state
 from contextdiff_jax.training.step import jit_train_step, make_train_step
-from tests.tasks.conftest import build_loaded
+from tests.fixtures.tiny_tasks import build_loaded
 
 CAPTIONS = ("a red circle", "a blue square", "two green birds", "nothing at all") * 2
 EVERY_SHAPE = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if 1 < np.prod(s) <= 8]

@@ -91,7 +91,7 @@ def test_consistency_by_hand_and_whom_it_teaches():
         return objective.simple_loss(config, Process(SCHEDULE, "x0", relation), denoise, draw)[0]
 
     def extra(phi, w):
-        with_it = dataclasses.replace(plain, consistency=2.0)
+        with_it = dataclasses.replace(plain, relation_consistency=2.0)
         return loss_of(with_it, phi, w) - loss_of(plain, phi, w)
 
     factor = np.mean(

@@ -11,7 +11,7 @@ from contextdiff_jax.compilation.model_flops import equations
 from contextdiff_jax.training.optimizer import OptimizerConfig, make_optimizer
 from contextdiff_jax.training.state import new_state
 from contextdiff_jax.training.step import make_train_step
-from tests.tasks.conftest import build_loaded
+from tests.fixtures.tiny_tasks import build_loaded
 
 PRODUCTS = {"dot_general", "conv_general_dilated"}
 # Softmax, norms, sinusoids, the relation's bound, Adam.

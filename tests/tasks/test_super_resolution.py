@@ -11,8 +11,8 @@ from PIL import Image
 
 from contextdiff_jax.conditions.low_resolution import augment, downsample
 from contextdiff_jax.data.decode import to_square
-from contextdiff_jax.pictures import to_uint8
 from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.spaces.pictures import to_uint8
 from contextdiff_jax.spaces.pixels import from_uint8
 
 

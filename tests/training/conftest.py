@@ -73,7 +73,7 @@ def make_trainer(tmp_path):
             "seed": 3,
             "log_every": 2,
             "save_every": 4,
-            "keep": 2,
+            "checkpoints_kept": 2,
             "preview_every": 0,
             "diagnose_every": 0,
         } | changes

@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from contextdiff_jax.pictures import grid, side_by_side, to_uint8
+from contextdiff_jax.spaces.pictures import grid, side_by_side, to_uint8
 from contextdiff_jax.system.progress import Progress, duration
 from contextdiff_jax.training import metrics
 

@@ -26,21 +26,20 @@ _TIMES = 10_000  # of a diffusion; 1000 are usual, 4000 were published
 _DEVICES = 2**20
 _FACTOR = 10**6  # of losses, gradients and guidance
 
-_DENOISER = {
+_ANY_UNET = {
     "image_channels": 64,
     "groups": _WIDTH,
-    "text_dim": _WIDTH,
-    "text_width": _WIDTH,
     "remat_levels": 12,
     "attention_levels": 12,
     "num_blocks": 64,
 }
+_DENOISER = {**_ANY_UNET, "text_dim": _WIDTH, "text_width": _WIDTH}
 
 LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
         "Config": {"seed": LARGEST_SEED},
         "RunConfig": {
-            **dict.fromkeys(("steps", "log_every", "save_every", "keep"), _COUNT),
+            **dict.fromkeys(("steps", "log_every", "save_every", "checkpoints_kept"), _COUNT),
             "batch_size": _BATCH,
         },
         "DiffusionTaskConfig": {"diagnose_every": _COUNT},
@@ -71,6 +70,32 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
             "head_dim": _WIDTH,
         },
         "EfficientUNetConfig": {**_DENOISER, "channels": _WIDTH, "strides": 16, "heads": _HEADS},
+        "LatentUNetConfig": {
+            **_ANY_UNET,
+            "channels": _WIDTH,
+            "num_blocks": 16,
+            "heads": _HEADS,
+            "depth": 24,  # of every block's transformer
+            "context_dim": _WIDTH,
+            "sample_size": _SIDE,
+        },
+        "AutoencoderConfig": {
+            "image_channels": 64,
+            "channels": _WIDTH,
+            "num_blocks": 64,
+            "attention_levels": 12,
+            "latent_channels": 1024,
+            "codes": 2**20,
+            "groups": _WIDTH,
+            "scaling_factor": _FACTOR,
+            "sample_size": _SIDE,
+        },
+        "TinyAutoencoderConfig": {
+            "image_channels": 64,
+            "latent_channels": 1024,
+            "width": _WIDTH,
+            **dict.fromkeys(("encoder_blocks", "decoder_blocks"), 64),
+        },
         "AdapterConfig": {
             "image_channels": 64,
             "patch_size": _SIDE,
@@ -78,9 +103,9 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
             "num_blocks": _DEPTH,
             "heads": _HEADS,
             "mlp_ratio": 64,
-            "bound": _FACTOR,
+            "limit": _FACTOR,
         },
-        "DiffusionConfig": {"num_steps": _TIMES, "consistency": _FACTOR},
+        "DiffusionConfig": {"num_steps": _TIMES, "relation_consistency": _FACTOR},
         "SamplerConfig": {
             **dict.fromkeys(("num_steps", "offset", "final_timestep"), _TIMES),
             **dict.fromkeys(("guidance_scale", "guidance_low", "guidance_high"), _FACTOR),
@@ -117,6 +142,8 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
 What is said of a class holds for those derived from it.
 """
 
+_KEY = "most"
+
 MOST_LEVELS = 12
 """Entries of a tuple of numbers: each is of one level of a network."""
 
@@ -130,6 +157,11 @@ MOST_CHARACTERS = 10_000
 """Of one text."""
 
 
+def most(value: int) -> dict[str, int]:
+    """Returns the metadata of a field whose limit stands beside it, not in the table."""
+    return {_KEY: value}
+
+
 def check_limits(section: Any, where: str) -> None:
     """Raises ValueError naming the first field (as `where`.field) of a dataclass above its limit.
 
@@ -137,6 +169,7 @@ def check_limits(section: Any, where: str) -> None:
     """
     bases = reversed(type(section).__mro__)
     largest = {k: v for base in bases for k, v in LIMITS.get(base.__name__, {}).items()}
+    largest |= {f.name: f.metadata[_KEY] for f in dataclasses.fields(section) if _KEY in f.metadata}
     for field in dataclasses.fields(section):
         value, key = getattr(section, field.name), f"{where}.{field.name}"
         if isinstance(value, dict) and len(value) > MOST_RUNS:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contextdiff_jax.pil_resizing import pil_bicubic, pil_lanczos, resize_square
+from contextdiff_jax.spaces.pil_resizing import pil_bicubic, pil_lanczos, resize_square
 
 BY_PIL = {pil_lanczos: Image.Resampling.LANCZOS, pil_bicubic: Image.Resampling.BICUBIC}
 

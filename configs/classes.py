@@ -1,0 +1,178 @@
+"""Pictures of a class: CIFAR-10's ten at 32x32, sized for one GPU or TPU host.
+
+  tfds build cifar10 --file_format=array_record
+  python -m contextdiff_jax.main --config=configs/classes.py --workdir=runs/classes
+
+Presets for a laptop: classes.py:scenes is the 40 combinations of colour and shape of rendered
+scenes at 16x16, without any download; classes.py:flowers is a folder of flower photographs with
+the class in the column "class_name" (--config.data_path=PATH). classes.py:test is a few steps of
+scenes. The adapter needs an image encoder: the pipeline trains a CLIP on the classes' names first.
+Without the adapter: --config.use_adapter=False.
+"""
+
+import dataclasses
+
+from contextdiff_jax import config as cfg
+from contextdiff_jax.conditions.class_label import LabelConfig
+from contextdiff_jax.data.config import COLOURS, SHAPES, DataConfig, ScenesConfig
+from contextdiff_jax.encoders.config import equal_towers
+from contextdiff_jax.networks.config import UNetConfig, small_adapter
+from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.tasks.class_to_image import ClassToImageConfig
+from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
+
+PRESETS = ("", "scenes", "flowers", "test")
+
+CIFAR10 = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+SCENES = tuple(f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES)
+FLOWERS = ("daisy", "dandelion", "roses", "sunflowers", "tulips")
+
+WIDTH = 64  # of the encoder and of what is learned of a class, in the small presets
+
+
+def get_config(preset: str = ""):
+    cfg.check_preset(preset, PRESETS)
+    config = {"": _cifar10, "flowers": _flowers}.get(preset, _scenes)()
+    return cfg.to_config_dict(_short(config) if preset == "test" else config)
+
+
+def _config(name: str, classes: tuple[str, ...], runs: dict[str, cfg.RunConfig]) -> cfg.Config:
+    drawn = classes[:: max(1, len(classes) // 16)]
+    return cfg.Config(
+        name=f"classes_{name}",
+        pipeline=("clip", "base"),
+        runs=runs,
+        samples=cfg.SamplesConfig(prompts=(*drawn, "")),
+    )
+
+
+def _optimizer(learning_rate: float, warmup: int, ema: float) -> cfg.OptimizerConfig:
+    return cfg.OptimizerConfig(
+        learning_rate=learning_rate, warmup_steps=warmup, decay="cosine", ema_decay=ema
+    )
+
+
+def _cifar10() -> cfg.Config:
+    width = 256
+    data = DataConfig(source="tfds", path="cifar10", resolution=32, caption_fields=("label",))
+    clip = cfg.RunConfig(
+        task=ContrastiveConfig(
+            clip=equal_towers(width, 4, 8, image_size=32, patch_size=4, max_length=8),
+            tokenizer=TokenizerConfig(vocab_size=300, sample=5_000),
+        ),
+        data=data,
+        batch_size=256,
+        steps=3000,
+        optimizer=_optimizer(1e-3, 50, 0.98),
+    )
+    task = ClassToImageConfig(
+        classes=CIFAR10,
+        label=LabelConfig(width=512, adapter_width=width, channels=128),
+        unet=UNetConfig(
+            width=128,
+            multipliers=(1, 2, 2, 2),
+            num_blocks=3,
+            attention_levels=(1, 2),
+            text_dim=512,
+            text_width=None,
+        ),
+        adapter=small_adapter(256, 4, patch_size=4, encoder_width=width),
+        diffusion=DiffusionConfig(prediction="v", loss_weight="snr_plus_1"),
+        sampler=SamplerConfig(name="ddim", num_steps=50, guidance_scale=1.5, threshold="static"),
+        preview=PreviewConfig(every=5000, prompts=CIFAR10),
+        diagnose_every=5000,
+    )
+    base = cfg.RunConfig(
+        task=task,
+        data=dataclasses.replace(data, flip=True),
+        batch_size=128,
+        steps=100_000,
+        optimizer=dataclasses.replace(_optimizer(2e-4, 5000, 0.9999), decay="constant"),
+        save_every=5000,
+    )
+    return _config("cifar10", CIFAR10, {"clip": clip, "base": base})
+
+
+def _scenes() -> cfg.Config:
+    scenes = ScenesConfig(pairs=0.0, bare=1.0)
+    data = DataConfig(source="scenes", resolution=16, scenes=scenes)
+    return _config("scenes", SCENES, _small_runs(data, SCENES, steps=2500))
+
+
+def _flowers() -> cfg.Config:
+    data = DataConfig(source="folder", resolution=32, caption_fields=("class_name",), flip=True)
+    return _config("flowers", FLOWERS, _small_runs(data, FLOWERS, steps=3000))
+
+
+def _small_runs(data: DataConfig, classes: tuple[str, ...], steps: int) -> dict[str, cfg.RunConfig]:
+    """A CLIP and a base for two CPU cores."""
+    side = data.resolution
+    clip = cfg.RunConfig(
+        task=ContrastiveConfig(
+            clip=equal_towers(WIDTH, 2, 4, image_size=side, patch_size=4, max_length=8),
+            tokenizer=TokenizerConfig(vocab_size=300, sample=2_000),
+        ),
+        data=data,
+        batch_size=128,
+        steps=150,
+        optimizer=_optimizer(2e-3, 25, 0.98),
+        log_every=50,
+        save_every=75,
+    )
+    task = ClassToImageConfig(
+        classes=classes,
+        label=LabelConfig(width=WIDTH, adapter_width=WIDTH, channels=32, side=2, groups=8),
+        unet=UNetConfig(
+            width=24,
+            multipliers=(1, 2) if side < 32 else (1, 2, 2),
+            num_blocks=1,
+            attention_levels=(1,) if side < 32 else (2,),
+            head_dim=16,
+            groups=8,
+            text_dim=WIDTH,
+            text_width=None,
+            scan_blocks=False,
+        ),
+        adapter=small_adapter(64, 2, patch_size=4, encoder_width=WIDTH),
+        diffusion=DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1"),
+        sampler=SamplerConfig(name="ddim", num_steps=25, guidance_scale=3.0, threshold="static"),
+        preview=PreviewConfig(every=1000, prompts=classes[:9], num_steps=10),
+        diagnose_every=1000,
+    )
+    base = cfg.RunConfig(
+        task=task,
+        data=data,
+        batch_size=16,
+        steps=steps,
+        optimizer=_optimizer(4e-3, 100, 0.99),
+        save_every=500,
+    )
+    return {"clip": clip, "base": base}
+
+
+def _short(config: cfg.Config) -> cfg.Config:
+    """The same code path in a few steps of fewer layers, for the tests."""
+    runs = {
+        name: dataclasses.replace(run, steps=4, batch_size=8, log_every=2, save_every=2)
+        for name, run in config.runs.items()
+    }
+    clip, base = runs["clip"].task, runs["base"].task
+    one_layer = dataclasses.replace(clip.clip, text_layers=1, vision_layers=1)
+    return dataclasses.replace(
+        config,
+        runs={
+            "clip": cfg.with_task(runs["clip"], clip=one_layer),
+            "base": cfg.with_task(
+                runs["base"],
+                adapter=dataclasses.replace(base.adapter, num_blocks=1),
+                preview=dataclasses.replace(base.preview, every=4, num_steps=2),
+                sampler=dataclasses.replace(base.sampler, num_steps=2),
+                diagnose_every=4,
+            ),
+        },
+        samples=cfg.SamplesConfig(prompts=(SCENES[0], "", SCENES[7]), batch_size=2),
+    )

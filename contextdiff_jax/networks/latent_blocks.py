@@ -1,0 +1,288 @@
+"""Blocks of latent diffusion's U-Net and first stages (Rombach et al. 2022).
+
+They differ from ``blocks``: the time is added, resampling is a layer of its own, attention to the
+image and to the condition are two, and projections of queries, keys and values have no bias.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from contextdiff_jax.networks import axes
+from contextdiff_jax.networks.attention import split_heads
+from contextdiff_jax.networks.dot_product_attention import (
+    Implementation,
+    attend,
+    attention_weights,
+    weighted_sum,
+)
+from contextdiff_jax.networks.layers import (
+    Conv,
+    Dense,
+    GroupNorm,
+    Initializer,
+    LayerNorm,
+    lecun,
+    upsample_nearest,
+    zeros,
+)
+
+# Collection that sites keep their attention weights in.
+ATTENTION = "attention"
+_WIDEST_CUDNN_HEAD = 128  # Stable Diffusion has 160, LDM up to 960; the TPU kernel has them all
+# First stages' norms, and the norm that enters a transformer. ResBlocks of the U-Net have 1e-5.
+FINE_EPSILON = 1e-6
+
+
+class AddedResBlock(nn.Module):
+    """GroupNorm-SiLU-convolution twice, with a shortcut; the embedding is added in between.
+
+    Attributes:
+      channels: output channels.
+      groups: groups of the norms.
+      epsilon: of the norms.
+      out_init: initializer of the second convolution's kernel.
+      dtype: compute dtype, also that of the output.
+    """
+
+    channels: int
+    groups: int = 32
+    epsilon: float = 1e-5
+    out_init: Initializer = zeros
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
+        """Maps x (B, H, W, C), embedding (B, E) float32 or None, to (B, H, W, channels)."""
+        x = x.astype(self.dtype)
+        h = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm_1")(x))
+        h = Conv(self.channels, dtype=self.dtype, name="conv_1")(h)
+        if embedding is not None:
+            dense = Dense(
+                self.channels, (axes.EMBED, axes.CONV_OUT), dtype=self.dtype, name="embedding"
+            )
+            h = h + dense(nn.silu(embedding))[:, None, None]
+        h = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm_2")(h))
+        h = Conv(self.channels, kernel_init=self.out_init, dtype=self.dtype, name="conv_2")(h)
+        if x.shape[-1] != self.channels:
+            x = Conv(self.channels, kernel_size=1, dtype=self.dtype, name="shortcut")(x)
+        return x + h
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a 3x3 convolution of stride 2.
+
+    Attributes:
+      symmetric: whether one pixel is padded on every side (the U-Net), or only right and below
+        (first stages).
+      dtype: compute dtype.
+    """
+
+    symmetric: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, C), H and W even, to (B, H/2, W/2, C)."""
+        side = (1, 1) if self.symmetric else (0, 1)
+        conv = Conv(x.shape[-1], stride=2, padding=(side, side), dtype=self.dtype, name="conv")
+        return conv(x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width by repeating pixels, then a 3x3 convolution.
+
+    Attributes:
+      dtype: compute dtype.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, C) to (B, 2H, 2W, C)."""
+        return Conv(x.shape[-1], dtype=self.dtype, name="conv")(upsample_nearest(x))
+
+
+class SiteAttention(nn.Module):
+    """Multi-head attention to the tokens themselves or to a context: a site with a name.
+
+    The name is the module's path, e.g. "down_0/block_1/attn/block_0/cross".
+
+    Attributes:
+      heads: number of heads; must divide the input width.
+      use_bias: whether the projections of queries, keys and values have biases.
+      out_init: initializer of the output projection's kernel.
+      kept: names of sites that keep their weights (B, heads, Q, K) float32 in the collection
+        ATTENTION; these compute attention plainly.
+      dtype: compute dtype.
+      implementation: of the attention, see dot_product_attention. With "cudnn", heads wider than
+        128, which it does not have, take "xla".
+    """
+
+    heads: int
+    use_bias: bool = False
+    out_init: Initializer = lecun
+    kept: tuple[str, ...] = ()
+    dtype: Any = jnp.float32
+    implementation: Implementation = "auto"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attends from x (B, Q, C) to itself, or to context (B, L, D) where it is given.
+
+        context_mask: (B, L) bool, True for what may be attended; None means all. Returns
+        (B, Q, C).
+        """
+        channels = x.shape[-1]
+
+        def project(tokens: jax.Array, source: str, name: str) -> jax.Array:
+            dense = Dense(
+                channels, (source, axes.HEADS), self.use_bias, dtype=self.dtype, name=name
+            )
+            return split_heads(dense(tokens), self.heads)
+
+        source = axes.EMBED if context is None else axes.CONTEXT
+        tokens = x if context is None else context
+        query = project(x, axes.EMBED, "query")
+        key, value = project(tokens, source, "key"), project(tokens, source, "value")
+        if "/".join(self.path) in self.kept:
+            weights = attention_weights(query, key, context_mask)
+            self.sow(ATTENTION, "weights", weights, reduce_fn=lambda _, new: new)
+            attended = weighted_sum(weights, value)
+        else:
+            wide = channels // self.heads > _WIDEST_CUDNN_HEAD
+            implementation = (
+                "xla" if wide and self.implementation == "cudnn" else self.implementation
+            )
+            attended = attend(query, key, value, context_mask, implementation)
+        out = Dense(
+            channels,
+            (axes.HEADS, axes.EMBED),
+            kernel_init=self.out_init,
+            dtype=self.dtype,
+            name="out",
+        )
+        return out(attended.reshape(x.shape))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-LayerNorm block: self-attention, attention to the context, a gated MLP.
+
+    Attributes:
+      heads: attention heads.
+      kept, dtype, implementation: as SiteAttention's.
+    """
+
+    heads: int
+    kept: tuple[str, ...] = ()
+    dtype: Any = jnp.float32
+    implementation: Implementation = "auto"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: jax.Array, context_mask: jax.Array | None
+    ) -> jax.Array:
+        """Maps x (B, Q, C) to the same shape; context (B, L, D), context_mask (B, L) or None."""
+        settings = {
+            "kept": self.kept,
+            "dtype": self.dtype,
+            "implementation": self.implementation,
+        }
+        h = LayerNorm(dtype=self.dtype, name="norm_1")(x)
+        x = x + SiteAttention(self.heads, **settings, name="self")(h)
+        h = LayerNorm(dtype=self.dtype, name="norm_2")(x)
+        x = x + SiteAttention(self.heads, **settings, name="cross")(h, context, context_mask)
+        h = LayerNorm(dtype=self.dtype, name="norm_3")(x)
+        width = 4 * x.shape[-1]
+        h = Dense(2 * width, (axes.EMBED, axes.MLP), dtype=self.dtype, name="mlp_in")(h)
+        value, gate = jnp.split(h, 2, axis=-1)
+        h = value * jax.nn.gelu(gate, approximate=False)
+        return x + Dense(x.shape[-1], (axes.MLP, axes.EMBED), dtype=self.dtype, name="mlp_out")(h)
+
+
+class SpatialTransformer(nn.Module):
+    """Residual transformer over the positions of a feature map.
+
+    Attributes:
+      heads: attention heads.
+      depth: transformer blocks.
+      groups: groups of the norm.
+      linear: whether linear layers or 1x1 convolutions enter and leave it; the same computation.
+      kept, dtype, implementation: as SiteAttention's.
+    """
+
+    heads: int
+    depth: int = 1
+    groups: int = 32
+    linear: bool = False
+    kept: tuple[str, ...] = ()
+    dtype: Any = jnp.float32
+    implementation: Implementation = "auto"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: jax.Array, context_mask: jax.Array | None
+    ) -> jax.Array:
+        """Maps x (B, H, W, C) to the same shape; context (B, L, D), context_mask (B, L) or None."""
+        batch, height, width, channels = x.shape
+        h = GroupNorm(self.groups, FINE_EPSILON, self.dtype, name="norm")(x)
+        h = self._projected(h, (axes.CONV_IN, axes.EMBED), lecun, "proj_in")
+        h = h.reshape(batch, height * width, channels)
+        for index in range(self.depth):
+            h = TransformerBlock(
+                self.heads, self.kept, self.dtype, self.implementation, name=f"block_{index}"
+            )(h, context, context_mask)
+        h = h.reshape(x.shape)
+        return x + self._projected(h, (axes.EMBED, axes.CONV_OUT), zeros, "proj_out")
+
+    def _projected(
+        self, h: jax.Array, names: tuple[str, str], init: Initializer, name: str
+    ) -> jax.Array:
+        settings = {"kernel_init": init, "dtype": self.dtype, "name": name}
+        if self.linear:
+            return Dense(h.shape[-1], names, **settings)(h)
+        return Conv(h.shape[-1], kernel_size=1, **settings)(h)
+
+
+class LatentUNetBlock(nn.Module):
+    """One ResBlock, optionally followed by a transformer; concatenates a skip where one is given.
+
+    Attributes:
+      channels: output channels.
+      heads: attention heads, or None for no transformer.
+      transformer: further keyword arguments of SpatialTransformer.
+      groups: groups of the norms.
+      dtype: compute dtype.
+    """
+
+    channels: int
+    heads: int | None = None
+    transformer: dict[str, Any] | None = None
+    groups: int = 32
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        h: jax.Array,
+        skip: jax.Array | None,
+        embedding: jax.Array,
+        context: jax.Array,
+        context_mask: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the pair that UNetBlock does."""
+        if skip is not None:
+            h = jnp.concatenate([h, skip], axis=-1)
+        h = AddedResBlock(self.channels, self.groups, dtype=self.dtype, name="res")(h, embedding)
+        if self.heads is not None:
+            transformer = SpatialTransformer(self.heads, **(self.transformer or {}), name="attn")
+            h = transformer(h, context, context_mask)
+        return h, (h if skip is None else None)

@@ -1,0 +1,213 @@
+"""Latents: x0 is what a frozen first stage encodes a picture to, normalized.
+
+The stage's own latents are normalized once each way, by one factor (Stable Diffusion) or by the
+mean and the standard deviation of each channel, measured on the data a run is trained on. Either is
+part of the trained weights: latents of another normalization are another space.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from contextdiff_jax.networks.autoencoder import Autoencoder
+from contextdiff_jax.networks.tiny_autoencoder import TinyAutoencoder
+from contextdiff_jax.spaces.pixels import from_uint8
+from contextdiff_jax.spaces.tiling import decode_in_tiles
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """x0 = (latents - mean) / std, each with one number for every channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def validate(self, channels: int, where: str = "normalization") -> None:
+        """Raises ValueError for values that cannot work; `where` prefixes the keys."""
+        for key in ("mean", "std"):
+            value = getattr(self, key)
+            if len(value) != channels or not np.isfinite(value).all():
+                raise ValueError(
+                    f"{where}.{key} = {value} is not allowed: {channels} numbers are, one for "
+                    "each channel of the latents."
+                )
+        if min(self.std) <= 0:
+            raise ValueError(f"{where}.std = {self.std} is not allowed: positive numbers are.")
+
+
+def scaled(channels: int, factor: float) -> Normalization:
+    """Returns the normalization that multiplies every channel by `factor`."""
+    return Normalization((0.0,) * channels, (1.0 / factor,) * channels)
+
+
+def measured(batches: Iterable[np.ndarray]) -> Normalization:
+    """Returns mean and standard deviation of each channel of latents (B, h, w, c), over all.
+
+    Sums in float64, about the first batch's mean. Raises ValueError where there are none, or a
+    channel is constant.
+    """
+    count, offset, total, squares = 0, None, 0.0, 0.0
+    for batch in batches:
+        flat = np.asarray(batch, np.float64).reshape(-1, batch.shape[-1])
+        offset = flat.mean(0) if offset is None else offset
+        count += len(flat)
+        total += (flat - offset).sum(0)
+        squares += np.square(flat - offset).sum(0)
+    if offset is None:
+        raise ValueError("there are no latents to measure")
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - np.square(mean), 0.0))
+    if not (std > 0).all():
+        raise ValueError(f"channel {int(np.argmin(std))} of the latents is constant")
+    return Normalization(tuple(map(float, mean + offset)), tuple(map(float, std)))
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSpace:
+    """Latents of square pictures. `bind` gives it parameters; encode, decode, pixels need them.
+
+    stage: the first stage. resolution: side of the pictures in pixels.
+    normalization: None multiplies by the stage's scaling factor.
+    tile, overlap: sides in latents; latents with a larger side than `tile` are decoded in tiles
+      that overlap. Of a stage with norms the tiles are close to the whole, not the same: each has
+      statistics of its own. None decodes any size whole.
+    cheap: a tiny decoder of the same stage's latents, for `pixels`; None decodes by the stage.
+    params: {"stage": ..., "cheap": ...} of the modules above, the latter where there is one.
+    bounds: x0 has none: nothing may be clipped or thresholded.
+    """
+
+    stage: Autoencoder | TinyAutoencoder
+    resolution: int
+    normalization: Normalization | None = None
+    tile: int | None = None
+    overlap: int = 16
+    cheap: TinyAutoencoder | None = None
+    params: Any = dataclasses.field(default=None, compare=False, repr=False)
+    bounds: ClassVar[tuple[float, float] | None] = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one x0, (h, w, latent_channels)."""
+        side = self.resolution // self.stage.config.reduction
+        return (side, side, self.stage.config.latent_channels)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one picture, (H, W, C)."""
+        return (self.resolution, self.resolution, self.stage.config.image_channels)
+
+    def validate(self, where: str = "space") -> None:
+        """Raises ValueError for settings that cannot work; `where` prefixes the keys."""
+        config = self.stage.config
+        if self.resolution < config.reduction or self.resolution % config.reduction:
+            raise ValueError(
+                f"{where}.resolution = {self.resolution} is not allowed: a multiple of "
+                f"{config.reduction} is."
+            )
+        if self.normalization is not None:
+            self.normalization.validate(config.latent_channels, f"{where}.normalization")
+        if self.tile is not None:
+            self._validate_tiles(where)
+        if self.cheap is None:
+            return
+        for key in ("latent_channels", "reduction", "image_channels"):
+            own, other = getattr(config, key), getattr(self.cheap.config, key)
+            if own != other:
+                raise ValueError(
+                    f"{where}.cheap has {key} = {other}, the stage has {own}: it must decode the "
+                    "stage's latents."
+                )
+
+    def _validate_tiles(self, where: str) -> None:
+        if self.stage.config.tiles == "none":
+            raise ValueError(
+                f"{where}.tile = {self.tile} is not allowed for this stage: its norms span the "
+                "picture, of which tiles would see parts; None is."
+            )
+        if self.tile < 1:
+            raise ValueError(f"{where}.tile = {self.tile} is not allowed: >= 1 or None is.")
+        if not 0 <= self.overlap < self.tile:
+            raise ValueError(
+                f"{where}.overlap = {self.overlap} is not allowed: 0 to tile - 1 = "
+                f"{self.tile - 1} are."
+            )
+
+    def bind(self, params: Any) -> "LatentSpace":
+        """Returns the space with parameters, traced ones too: {"stage": ..., "cheap": ...}."""
+        return dataclasses.replace(self, params=params)
+
+    def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Returns x0 (B, h, w, c) float32 of pictures (B, H, W, C), uint8 or in [-1, 1].
+
+        key: draws from the stage's Gaussian, each time anew; None takes its mean. Stages without
+        one do not read it.
+        """
+        self._check_images(images.shape)
+        if images.dtype == jnp.uint8:
+            images = from_uint8(images)
+        latents, log_variance = self._apply("stage", "encode", images)
+        if key is not None and log_variance is not None:
+            noise = jax.random.normal(key, latents.shape, latents.dtype)
+            latents = latents + jnp.exp(0.5 * log_variance) * noise
+        return self.normalized(latents)
+
+    def decode(self, x0: jax.Array) -> jax.Array:
+        """Returns the pictures (B, H, W, C) float32 in [-1, 1] that x0 (B, h, w, c) stands for."""
+        latents = self.raw(x0)
+
+        def whole(part: jax.Array) -> jax.Array:
+            return self._apply("stage", "decode", part)
+
+        if self.tile is not None and max(latents.shape[1:3]) > self.tile:
+            reduction = self.stage.config.reduction
+            pictures = decode_in_tiles(whole, latents, self.tile, self.overlap, reduction)
+        else:
+            pictures = whole(latents)
+        return jnp.clip(pictures, -1.0, 1.0)
+
+    def pixels(self, x0: jax.Array) -> jax.Array:
+        """Returns what CLIP looks at: pictures by the cheap decoder where there is one.
+
+        Differentiable in x0, except through the codes of a VQ stage. The cheap decoder reads
+        latents in the units of the stage's scaling factor.
+        """
+        if self.cheap is None:
+            return self.decode(x0)
+        latents = self.raw(x0) * self.stage.config.scaling_factor
+        return jnp.clip(self._apply("cheap", "decode", latents), -1.0, 1.0)
+
+    def normalized(self, latents: jax.Array) -> jax.Array:
+        """Returns x0 of the stage's own latents, float32."""
+        mean, std = self._statistics()
+        return (latents.astype(jnp.float32) - mean) / std
+
+    def raw(self, x0: jax.Array) -> jax.Array:
+        """Returns the stage's own latents of x0, float32; ValueError for those of another."""
+        channels = self.stage.config.latent_channels
+        if x0.shape[-1] != channels:
+            raise ValueError(f"latents have shape {x0.shape}: the last axis must be {channels}.")
+        mean, std = self._statistics()
+        return x0.astype(jnp.float32) * std + mean
+
+    def _check_images(self, shape: tuple[int, ...]) -> None:
+        factor, channels = self.stage.config.reduction, self.stage.config.image_channels
+        if len(shape) != 4 or shape[-1] != channels or shape[1] % factor or shape[2] % factor:
+            raise ValueError(
+                f"pictures have shape {shape}: must be (B, H, W, {channels}) with H and W "
+                f"multiples of {factor}."
+            )
+
+    def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        config = self.stage.config
+        known = self.normalization or scaled(config.latent_channels, config.scaling_factor)
+        return np.asarray(known.mean, np.float32), np.asarray(known.std, np.float32)
+
+    def _apply(self, name: str, method: str, *inputs: jax.Array) -> Any:
+        if self.params is None:
+            raise ValueError("the latent space has no parameters: bind() gives it some")
+        module = getattr(self, name)
+        return module.apply({"params": self.params[name]}, *inputs, method=method)

@@ -1,0 +1,75 @@
+"""Pictures of a class: the captions of the data are the names of its classes."""
+
+import dataclasses
+from typing import Literal
+
+from contextdiff_jax.conditions.class_label import (
+    ClassLabel,
+    LabelConfig,
+    LabelledSource,
+    must_be_of,
+)
+from contextdiff_jax.conditions.condition import Condition
+from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.data.example import Source
+from contextdiff_jax.networks.config import UNetConfig
+from contextdiff_jax.networks.unet import UNet
+from contextdiff_jax.tasks.diffusion import DiffusionTask
+from contextdiff_jax.tasks.diffusion_config import DiffusionTaskConfig, check_width
+from contextdiff_jax.tasks.task_config import Parts, register
+
+
+@register
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassToImageConfig(DiffusionTaskConfig):
+    """unet: the denoiser. The other sections: see DiffusionTaskConfig.
+
+    classes: their names, as the data has them for captions (`data.caption_fields` chooses a column,
+    a TFDS class label gives its names). Samples with another caption are skipped, and counted.
+    label: sizes of what is learned of a class; its widths are the text_dim of the networks.
+    """
+
+    kind: Literal["class_to_image"] = "class_to_image"
+    classes: tuple[str, ...]
+    unet: UNetConfig
+    label: LabelConfig = LabelConfig()
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The condition "label", known of the config alone."""
+        return (ClassLabel(self.classes, self.label),)
+
+    def validate(self, where: str, data: DataConfig, use_adapter: bool) -> None:
+        """Raises ValueError naming the first key below `where` whose value is not allowed."""
+        self.label.validate(f"{where}.label")
+        super().validate(where, data, use_adapter)
+        if len(self.classes) < 2 or not all(name.strip() for name in self.classes):
+            raise ValueError(f"{where}.classes = {self.classes!r}: must be two names or more")
+        if len(set(self.classes)) < len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise ValueError(f"{where}.classes has {twice!r} twice: must be different names")
+        for prompt in self.preview.prompts:
+            if prompt.strip() and prompt not in self.classes:
+                raise ValueError(
+                    f"{where}.preview.prompts has {prompt!r}: {must_be_of(prompt, self.classes)}"
+                )
+        check_width(f"{where}.unet.text_dim", self.unet.text_dim, self.label.width)
+        if use_adapter:
+            width = self.label.adapter_width
+            check_width(f"{where}.adapter.text_dim", self.adapter.text_dim, width)
+
+    def usable(self, source: Source) -> Source:
+        """Returns the source without the samples that have no class."""
+        return LabelledSource(source, self.classes)
+
+    def build(self, parts: Parts) -> DiffusionTask:
+        """Returns the task with the condition "label"."""
+        if parts.use_adapter:
+            width = parts.encoders.clip_image().width
+            check_width(f"{parts.where}.task.adapter.image_dim", self.adapter.image_dim, width)
+        label = ClassLabel(self.classes, self.label, parts.use_adapter, parts.dtype)
+        return DiffusionTask(
+            denoiser=UNet(self.unet, dtype=parts.dtype),
+            conditions=(label,),
+            **self.shared_parts(parts),
+        )
