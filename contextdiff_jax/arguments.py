@@ -1,7 +1,12 @@
 """Files and folders that flags name, checked before any long work."""
 
+from collections.abc import Sequence
+
+import numpy as np
 from etils import epath
 
+from contextdiff_jax.data.decode import decode_image
+from contextdiff_jax.data.example import DamagedSample
 from contextdiff_jax.system import buckets
 from contextdiff_jax.system.suggestions import nearest_path
 
@@ -49,3 +54,18 @@ def read_lines(path: epath.PathLike, flag: str) -> list[str]:
     if not lines[-1]:
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
+
+
+def read_images(files: Sequence[str], side: int, flag: str) -> np.ndarray:
+    """Returns pictures (N, side, side, 3) uint8 of image files, cut to their central square.
+
+    Raises ValueError naming the flag and the first that is not there or is no picture.
+    """
+    pictures = []
+    for name in files:
+        data = existing_file(name, flag).read_bytes()
+        try:
+            pictures.append(decode_image(data, name, side)[0])
+        except DamagedSample as damaged:
+            raise ValueError(f"--{flag}={name}: {damaged.reason}") from damaged
+    return np.stack(pictures)

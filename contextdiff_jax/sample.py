@@ -1,28 +1,63 @@
-"""Draws pictures for prompts through the whole cascade of an export.
+"""Draws pictures through the whole cascade of an export, one for each request.
 
   python -m contextdiff_jax.sample --export=runs/quickstart/export --output=pictures \
       --prompt="a red circle left of a blue square" --seed=1
 
-The same seed gives the same picture whatever the batch size or the number of devices. An empty
-prompt is the null condition. Flags that are left out are what the export's config says: its
-samples.seed, .batch_size and .augmentation, its samplers, its dtype. Exit codes: see
-contextdiff_jax/entry.py.
+A request gives a value for each condition of the export: --prompt where that is text, --label where
+it is a class, and --requests=FILE for all, one a line: {"text": "a red circle"}. An empty prompt is
+the null condition, as null is in a file. The same seed gives the same picture whatever the batch
+size or the number of devices. Flags that are left out are what the export's config says: its
+samples.seed, .batch_size and .augmentation, its samplers, its dtype.
+
+With --invert the first stage turns given pictures into noise, each under its own request, and draws
+them again from it, by DDIM:
+
+  python -m contextdiff_jax.sample --export=EXPORT --output=pictures --invert=red.png \
+      --prompt="a red circle" --edit="a blue circle" --sampler=num_steps=200
+
+Exit codes: see contextdiff_jax/entry.py.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 from absl import flags, logging
 from etils import epath
 
 from contextdiff_jax import entry
-from contextdiff_jax.arguments import existing_folder, read_lines
+from contextdiff_jax.arguments import existing_folder, read_images, read_lines
+from contextdiff_jax.conditions.requests import Request
 from contextdiff_jax.generation.cascade import Cascade, write_pictures
+from contextdiff_jax.generation.inversion import Inverted, check_invertible, invert_pictures
+from contextdiff_jax.generation.request_flags import Wanted, wanted
 from contextdiff_jax.parallel import distributed
+from contextdiff_jax.runs.build import asked_conditions
+from contextdiff_jax.runs.description import Export
+from contextdiff_jax.runs.export import read_export
+from contextdiff_jax.spaces.pictures import grid, write_png
 from contextdiff_jax.system import notices
 
 _EXPORT = flags.DEFINE_string("export", None, "Folder written by contextdiff_jax.export or main.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for STAGE/NNNN.png and STAGE/grid.png.")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given again for more.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "A text file with one prompt per line.")
-_REPEAT = flags.DEFINE_integer("repeat", 1, "Pictures per prompt.", lower_bound=1)
+_LABEL = flags.DEFINE_multi_string("label", [], "The name of a class; may be given again for more.")
+_REQUESTS = flags.DEFINE_string(
+    "requests",
+    None,
+    "A file with one JSON object per line, which names every condition of the export: "
+    '{"text": "a red circle"}. null is no condition.',
+)
+_REPEAT = flags.DEFINE_integer("repeat", 1, "Pictures per request.", lower_bound=1)
+_INVERT = flags.DEFINE_multi_string(
+    "invert",
+    [],
+    "A picture to turn into noise and to draw again by the first stage, one per request; "
+    "STAGE/inverted.png shows them side by side.",
+)
+_EDIT = flags.DEFINE_multi_string(
+    "edit", [], "A prompt or label to draw the noise of an --invert under as well, one for each."
+)
 _SEED = entry.define_seed("seed", None, "Seed of all noise; the export's by default.")
 _BATCH = flags.DEFINE_integer(
     "batch_size", None, "Pictures drawn at a time; the export's by default.", lower_bound=1
@@ -43,22 +78,40 @@ flags.mark_flags_as_required(["export", "output"])
 
 def main() -> None:
     entry.join(_PROCESSES())
-    prompts = _prompts()
+    asked = wanted(_prompts(), _LABEL.value, _REQUESTS.value, _EDIT.value)
+    _check_inversion(len(asked.requests))
     existing_folder(_EXPORT.value, "export")
     entry.check_writable(_OUTPUT.value, "output")
     notices.doing("loading the export")
-    cascade = Cascade.load(_EXPORT.value, dtype=_DTYPE.value, sampler=_SAMPLER.value)
+    opened = read_export(_EXPORT.value)
+    stages = list(opened[0].stages)[: 1 if _INVERT.value else None]
+    asked.check(asked_conditions(opened[0].config, stages))
+    pictures = _pictures(opened[0])
+    settings = {"dtype": _DTYPE.value, "sampler": _SAMPLER.value, "opened": opened}
+    cascade = Cascade.load(_EXPORT.value, **settings).until(stages[-1])
+    asked.check(cascade.conditions)
     notices.doing("drawing pictures")
+    if pictures is None:
+        _draw(cascade, [request for request in asked.requests for _ in range(_REPEAT.value)])
+    else:
+        _invert(cascade, pictures, asked)
+    distributed.wait_for_all("pictures")  # else JAX takes the one that writes for lost
+
+
+def _draw(cascade: Cascade, requests: Sequence[Request]) -> None:
     drawn = cascade.draw(
-        prompts,
+        requests,
         seed=_SEED.value,
         batch_size=_BATCH.value,
         augmentation=_AUGMENTATION.value,
     )
     for name, images in drawn.items() if distributed.is_main() else ():
-        write_pictures(epath.Path(_OUTPUT.value) / name, images, prompts)
-        logging.info("wrote %d pictures and grid.png to %s/%s", len(images), _OUTPUT.value, name)
-    distributed.wait_for_all("pictures")  # else JAX takes the one that writes for lost
+        _write(name, images, requests)
+
+
+def _write(stage: str, images: np.ndarray, requests: Sequence[Request]) -> None:
+    write_pictures(epath.Path(_OUTPUT.value) / stage, images, requests)
+    logging.info("wrote %d pictures and grid.png to %s/%s", len(images), _OUTPUT.value, stage)
 
 
 def _prompts() -> list[str]:
@@ -66,11 +119,58 @@ def _prompts() -> list[str]:
     for prompt in prompts:
         if "\n" in prompt:  # prompts.txt, and a file of prompts, have one a line
             raise ValueError(f"--prompt={prompt!r}: must be one line")
-    if _PROMPTS.value is not None:
-        prompts += read_lines(_PROMPTS.value, "prompts")
-    if not prompts:
-        raise ValueError("no prompts: give --prompt=TEXT or --prompts=FILE")
-    return [prompt for prompt in prompts for _ in range(_REPEAT.value)]
+    return prompts + ([] if _PROMPTS.value is None else read_lines(_PROMPTS.value, "prompts"))
+
+
+# -- inversion --------------------------------------------------------------------------------
+
+
+def _check_inversion(count: int) -> None:
+    """Raises ValueError for flags that do not go together with --invert, or need it."""
+    inverted, edits = len(_INVERT.value), len(_EDIT.value)
+    if not inverted:
+        if edits:
+            raise ValueError(f"--edit={_EDIT.value[0]}: give --invert=IMAGE, which it edits")
+        return
+    if inverted != count:
+        raise ValueError(f"{inverted} --invert for {count} requests: must be as many")
+    if edits not in (0, inverted):
+        raise ValueError(f"{edits} --edit for {inverted} --invert: must be as many")
+    unread = {"seed": _SEED.value, "augmentation": _AUGMENTATION.value}
+    unread["repeat"] = None if _REPEAT.value == 1 else _REPEAT.value
+    for flag, value in unread.items():
+        if value is not None:
+            raise ValueError(f"--{flag}={value}: not with --invert, which draws no noise")
+
+
+def _pictures(export: Export) -> np.ndarray | None:
+    """Returns the pictures to invert (N, H, W, 3) uint8, None where there are none."""
+    if not _INVERT.value:
+        return None
+    first = check_invertible(export, _SAMPLER.value)
+    return read_images(_INVERT.value, export.config.runs[first].data.resolution, "invert")
+
+
+def _invert(cascade: Cascade, pictures: np.ndarray, asked: Wanted) -> None:
+    edited = asked.edited(cascade.conditions)
+    inverted = invert_pictures(cascade, pictures, asked.requests, edited, _BATCH.value)
+    _log_errors(inverted)
+    if distributed.is_main():
+        name = cascade.stages[0].name
+        images = inverted.redrawn if inverted.edited is None else inverted.edited
+        _write(name, images, edited or asked.requests)
+        rows = inverted.rows()
+        columns = len(rows) // len(pictures)
+        write_png(epath.Path(_OUTPUT.value) / name / "inverted.png", grid(rows, columns))
+
+
+def _log_errors(inverted: Inverted) -> None:
+    errors = inverted.errors()
+    worst = int(np.argmax(errors))
+    logging.info(
+        "round trip of %d pictures: RMS %.2f of 255 grey levels, at most %.2f (%s)",
+        *(len(errors), float(np.sqrt(np.mean(errors**2))), errors[worst], _INVERT.value[worst]),
+    )
 
 
 if __name__ == "__main__":

@@ -118,6 +118,12 @@ class ClassLabel(Condition):
     def _tokens(self) -> ClassTokens:
         return ClassTokens(len(self.classes), self.config, self.dtype)
 
+    def check(self, value: Any) -> None:
+        """Raises ValueError for what is no name of a class."""
+        Condition.check(value)
+        if value.strip() and value not in self.classes:
+            raise ValueError(must_be_of(value, self.classes))
+
     def collate(self, values: Sequence[str], warn: bool = False) -> dict[str, np.ndarray]:
         """Returns "label" (B,) int32 and "label_present" (B,) bool of names of classes.
 

@@ -57,6 +57,16 @@ class Condition:
 
     # -- host side ----------------------------------------------------------------------------
 
+    @staticmethod
+    def check(value: Any) -> None:
+        """Raises ValueError, saying what it must be, for a request's value that is not allowed.
+
+        Where `conditions` of a task's config has the condition itself and not its type, this may be
+        a method that reads its fields.
+        """
+        if not isinstance(value, str):
+            raise ValueError("must be a text")
+
     def collate(self, values: Sequence[Any], warn: bool = False) -> dict[str, np.ndarray]:
         """Returns the arrays that `encode` reads, for values of examples or requests.
 

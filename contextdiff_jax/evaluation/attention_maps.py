@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from contextdiff_jax.arguments import existing_file
-from contextdiff_jax.data.decode import decode_image
-from contextdiff_jax.data.example import DamagedSample
+from contextdiff_jax.arguments import read_images
+from contextdiff_jax.conditions.requests import of_captions
 from contextdiff_jax.evaluation import heatmaps
 from contextdiff_jax.evaluation.evaluation import Evaluation
 from contextdiff_jax.evaluation.results import Gallery, Result, Table
@@ -46,21 +45,6 @@ def choose_words(stage: Stage, prompts: Sequence[str], words: Sequence[str]) -> 
             f"word {lost[0]!r}: no prompt has it within its {tokenizer.max_length} tokens"
         )
     return chosen
-
-
-def read_images(files: Sequence[str], side: int) -> np.ndarray:
-    """Returns pictures (N, side, side, 3) uint8 of image files, cut to their central square.
-
-    Raises ValueError naming the first that is not there or is no picture.
-    """
-    pictures = []
-    for name in files:
-        data = existing_file(name, "image").read_bytes()
-        try:
-            pictures.append(decode_image(data, name, side)[0])
-        except DamagedSample as damaged:
-            raise ValueError(f"--image={name}: {damaged.reason}") from damaged
-    return np.stack(pictures)
 
 
 def attention_maps(stage: Stage, pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
@@ -143,7 +127,7 @@ def plan_heatmaps(evaluation: Evaluation) -> Callable[[], Result]:
     words = choose_words(stage, prompts, settings.words)
     given = None
     if settings.images:
-        given = read_images(settings.images, stage.task.resolution)
+        given = read_images(settings.images, stage.task.resolution, "image")
 
     def work() -> Result:
         pictures = _drawn(evaluation, prompts) if given is None else given
@@ -156,8 +140,9 @@ def plan_heatmaps(evaluation: Evaluation) -> Callable[[], Result]:
 
 def _drawn(evaluation: Evaluation, prompts: tuple[str, ...]) -> np.ndarray:
     settings = evaluation.settings
-    drawn = evaluation.cascade.draw(
-        prompts,
+    cascade = evaluation.cascade
+    drawn = cascade.draw(
+        of_captions(prompts, cascade.conditions),
         seed=settings.seed,
         batch_size=settings.batch_size,
         augmentation=evaluation.augmentation,

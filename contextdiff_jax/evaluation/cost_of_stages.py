@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.compilation.model_flops import model_flops
+from contextdiff_jax.conditions.requests import null_request
 from contextdiff_jax.evaluation import cost_table
 from contextdiff_jax.evaluation.cost_table import StageCost
 from contextdiff_jax.evaluation.curves import read_runs
@@ -86,12 +87,12 @@ def _take_turns(
 ) -> list[list[float]]:
     """Returns seconds per picture of each side's turns, after one run of each to warm up."""
     batch_size = cascade.whole_batch(batch_size, batch_size)
-    prompts = ["a picture"] * batch_size
+    requests = [null_request(cascade.conditions)] * batch_size
     before = None
     if number:
         side = cascade.stages[number - 1].task.resolution
         before = jnp.zeros((batch_size, side, side, 3))
-    inputs = cascade.inputs(number, prompts, np.arange(batch_size), 0, before)
+    inputs = cascade.inputs(number, requests, np.arange(batch_size), 0, before)
 
     def seconds(stage: Stage) -> float:
         begin = time.perf_counter()

@@ -10,6 +10,7 @@ from absl import logging
 from etils import epath
 
 import contextdiff_jax
+from contextdiff_jax.conditions.requests import check_requests, of_captions
 from contextdiff_jax.config import Config
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import SkipReport, Source
@@ -21,7 +22,7 @@ from contextdiff_jax.generation.cascade import Cascade
 from contextdiff_jax.generation.generate import Noise, Pictures, describe, generate
 from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
 from contextdiff_jax.parallel import distributed
-from contextdiff_jax.runs.build import Locate
+from contextdiff_jax.runs.build import Locate, asked_conditions
 from contextdiff_jax.runs.description import Export
 from contextdiff_jax.runs.export import read_export
 from contextdiff_jax.system.interruption import Interrupted, Watch
@@ -126,7 +127,9 @@ class Evaluation:
     def cascade(self) -> Cascade:
         """The stages up to the measured one, on the devices."""
         settings = self.settings
-        cascade = Cascade.load(settings.export, dtype=settings.dtype, sampler=settings.sampler)
+        cascade = Cascade.load(
+            settings.export, dtype=settings.dtype, sampler=settings.sampler, opened=self._export
+        )
         return cascade.until(self.stage)
 
     @functools.cached_property
@@ -163,7 +166,17 @@ class Evaluation:
         """Returns one caption per sample: of --captions, or of `data`.
 
         count: how many, if --count does not say; None takes all, of data at most MOST_BY_DEFAULT.
+
+        Raises ValueError for one that the export cannot draw.
         """
+        found = self._found_captions(data, count)
+        stages = list(self._export[0].stages)
+        read = asked_conditions(self.config, stages[: stages.index(self.stage) + 1])
+        if read is not None:
+            check_requests(of_captions(found, read), read, "caption")
+        return found
+
+    def _found_captions(self, data: DataConfig, count: int | None) -> tuple[str, ...]:
         settings = self.settings
         asked = settings.count or count
         if settings.captions:
@@ -179,12 +192,12 @@ class Evaluation:
         self, captions: tuple[str, ...], folder: str, cascade: Cascade | None = None
     ) -> Pictures:
         """Draws a picture per caption into OUTPUT/folder, or goes on with it."""
-        settings = self.settings
+        settings, cascade = self.settings, cascade or self.cascade
         noise = Noise(settings.seed, self.augmentation, settings.batch_size)
         return generate(
-            cascade or self.cascade,
+            cascade,
             self.networks,
-            captions,
+            of_captions(captions, cascade.conditions),
             self.output / folder,
             noise,
             self.watch,

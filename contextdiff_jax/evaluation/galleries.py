@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from contextdiff_jax.conditions.requests import one_line
 from contextdiff_jax.evaluation.results import Gallery
 from contextdiff_jax.generation.generate import Pictures
 
@@ -26,7 +27,7 @@ def chosen_gallery(
     """Returns the pictures at these places with their captions, and agreement (N,) if given."""
     items = []
     for place in places:
-        caption = pictures.captions[place]
+        caption = one_line(pictures.requests[place])
         if agreement is not None:
             caption = f"{agreement[place]:.3f}  {caption}"
         items.append((f"{folder}/{stage}/{pictures.path(stage, place).name}", caption))

@@ -13,7 +13,15 @@ from absl import logging
 from etils import epath
 from tqdm import tqdm
 
+from contextdiff_jax.conditions.condition import Condition
+from contextdiff_jax.conditions.requests import (
+    Request,
+    check_requests,
+    null_request,
+    of_captions,
+)
 from contextdiff_jax.config import Config, SamplesConfig
+from contextdiff_jax.generation.request_files import write_requests
 from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
 from contextdiff_jax.generation.stage_weights import check_weights
 from contextdiff_jax.parallel import distributed
@@ -21,7 +29,8 @@ from contextdiff_jax.parallel.audit import audit, report
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated, shardings_of
-from contextdiff_jax.runs.build import LoadedEncoders, build_task
+from contextdiff_jax.runs.build import LoadedEncoders, Locate, build_task
+from contextdiff_jax.runs.description import Export
 from contextdiff_jax.runs.export import load_stage, read_export
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.noise import sample_keys
@@ -66,7 +75,7 @@ class Stage:
 
 
 class Cascade:
-    """The stages of an export, from the prompt to the largest picture.
+    """The stages of an export, from the request to the largest picture.
 
     samples: seed, batch size and augmentation where a call does not say.
     """
@@ -88,8 +97,11 @@ class Cascade:
         *,
         dtype: str | None = None,
         sampler: Sequence[str] = (),
+        opened: tuple[Export, Locate] | None = None,
     ) -> "Cascade":
         """Reads an export. sampler: settings such as "num_steps=20" or "base.guidance_scale=3".
+
+        opened: what `read_export` returned of it, where it was called before.
 
         Weights lie on the mesh that the config names, where the devices here fit it; else each
         device holds them whole, and a warning says so. Stages share their encoders.
@@ -98,7 +110,7 @@ class Cascade:
         for a description that is not allowed, a sampler setting that does not exist, or weights
         that are not finite, do not fit their networks, or cannot fit the devices.
         """
-        export, locate = read_export(folder)
+        export, locate = opened or read_export(folder)
         config = export.config
         if dtype is not None:
             config = dataclasses.replace(config, dtype=dtype)
@@ -139,26 +151,31 @@ class Cascade:
             stages.append(stage if same else dataclasses.replace(stage, sampler=sampler))
         return Cascade(stages, self._mesh, self.samples)
 
+    @property
+    def conditions(self) -> list[Condition]:
+        """The conditions of all stages; a request names them, see conditions/requests.py."""
+        return [condition for stage in self.stages for condition in stage.task.conditions]
+
     def draw(
         self,
-        prompts: Sequence[str],
+        requests: Sequence[Request],
         *,
         seed: int | None = None,
         batch_size: int | None = None,
         augmentation: float | None = None,
     ) -> dict[str, np.ndarray]:
-        """Returns {stage: images (N, H, W, 3) in [-1, 1]} for N prompts.
+        """Returns {stage: images (N, H, W, 3) in [-1, 1]} for N requests.
 
-        A picture depends on (seed, its place in `prompts`), not on batch size or devices.
+        A picture depends on (seed, its place in `requests`), not on batch size or devices.
         seed: in 0..2^32 - 1. augmentation: noise level in [0, 1] of the low-resolution condition,
         0 is clean. What is None is what the export's config says (`samples`).
 
-        Raises ValueError for a seed or a level outside its range.
+        Raises ValueError for a seed or a level outside its range, and as `check_requests` does.
         """
         drawn: dict[str, list[np.ndarray]] = {stage.name: [] for stage in self.stages}
         batch_size = self.samples.batch_size if batch_size is None else batch_size
-        parts = self.stream(prompts, seed=seed, batch_size=batch_size, augmentation=augmentation)
-        batches = -(-len(prompts) // self.whole_batch(batch_size, len(prompts)))
+        parts = self.stream(requests, seed=seed, batch_size=batch_size, augmentation=augmentation)
+        batches = -(-len(requests) // self.whole_batch(batch_size, len(requests)))
         for _, images in tqdm(parts, "sampling", batches, unit="batch", disable=None):
             for name, part in images.items():
                 drawn[name].append(part)
@@ -166,7 +183,7 @@ class Cascade:
 
     def stream(
         self,
-        prompts: Sequence[str],
+        requests: Sequence[Request],
         *,
         seed: int | None = None,
         batch_size: int | None = None,
@@ -175,19 +192,20 @@ class Cascade:
     ) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
         """Returns an iterator over (places, {stage: images (b, H, W, 3)}): `draw`, batch by batch.
 
-        Memory does not grow with the number of prompts. A batch whose places are all in `done` is
+        Memory does not grow with the number of requests. A batch whose places are all in `done` is
         left out; the others are just those of an undisturbed run, to the bit.
         """
         seed = check_seed(self.samples.seed if seed is None else seed, "seed")
         batch_size = self.samples.batch_size if batch_size is None else batch_size
         augmentation = self.samples.augmentation if augmentation is None else augmentation
         self._check_augmentation(augmentation)
-        batch_size = self.whole_batch(batch_size, len(prompts))
-        starts = range(0, len(prompts), batch_size)
-        batches = (range(start, min(start + batch_size, len(prompts))) for start in starts)
-        self.stages[0].task.collate(prompts, warn=True)  # names words cut off
+        check_requests(requests, self.conditions)
+        batch_size = self.whole_batch(batch_size, len(requests))
+        starts = range(0, len(requests), batch_size)
+        batches = (range(start, min(start + batch_size, len(requests))) for start in starts)
+        self.stages[0].task.collate_requests(requests, warn=True)  # names words cut off
         return (
-            (places, self._draw_batch(prompts, places, batch_size, seed, augmentation))
+            (places, self._draw_batch(requests, places, batch_size, seed, augmentation))
             for places in batches
             if not all(place in done for place in places)
         )
@@ -211,14 +229,15 @@ class Cascade:
 
     def _draw_batch(
         self,
-        prompts: Sequence[str],
+        requests: Sequence[Request],
         places: range,
         batch_size: int,
         seed: int,
         augmentation: float,
     ) -> dict[str, np.ndarray]:
         # The last batch is filled up so that it runs the same compiled program.
-        padded = [prompts[place] for place in places] + [""] * (batch_size - len(places))
+        filling = [null_request(self.conditions)] * (batch_size - len(places))
+        padded = [requests[place] for place in places] + filling
         indices = places.start + np.arange(batch_size)
         drawn, images = {}, None
         for number, stage in enumerate(self.stages):
@@ -230,7 +249,7 @@ class Cascade:
     def inputs(
         self,
         number: int,
-        prompts: Sequence[str],
+        requests: Sequence[Request],
         indices: np.ndarray,
         seed: int,
         before: jax.Array | None,
@@ -241,7 +260,7 @@ class Cascade:
         indices (b,): the pictures' places. before: the images (b, h, w, 3) of the stage before.
         """
         stage, sharding = self.stages[number], batch_sharding(self._mesh)
-        batch = distributed.place(stage.task.collate(prompts), sharding)
+        batch = distributed.place(stage.task.collate_requests(requests), sharding)
         # A stage's noise is its own, by its number.
         keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(sample_keys(seed, indices))
         made = {}
@@ -343,28 +362,32 @@ def _for_this_machine(config: Config) -> Config:
 
 
 def write_pictures(
-    folder: epath.PathLike, images: np.ndarray, prompts: Sequence[str], columns: int | None = None
+    folder: epath.PathLike,
+    images: np.ndarray,
+    requests: Sequence[Request],
+    columns: int | None = None,
 ) -> None:
-    """Writes NNNN.png per image, grid.png, and prompts.txt with one prompt a line, in order."""
+    """Writes NNNN.png per image, grid.png, and what `write_requests` writes."""
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     for index, image in enumerate(to_uint8(images)):
         write_png(folder / f"{index:04d}.png", image)
     write_png(folder / "grid.png", grid(images, columns))
-    (folder / "prompts.txt").write_bytes("".join(f"{prompt}\n" for prompt in prompts).encode())
+    write_requests(folder, requests)
 
 
 def draw_samples(export: epath.PathLike, samples: SamplesConfig, output: epath.PathLike) -> None:
     """Draws a config's sample prompts through the cascade into `output`/STAGE."""
     cascade = Cascade.load(export)
+    requests = of_captions(samples.prompts, cascade.conditions)
     drawn = cascade.draw(
-        samples.prompts,
+        requests,
         seed=samples.seed,
         batch_size=samples.batch_size,
         augmentation=samples.augmentation,
     )
     for name, images in drawn.items() if distributed.is_main() else ():
-        write_pictures(epath.Path(output) / name, images, samples.prompts)
+        write_pictures(epath.Path(output) / name, images, requests)
     distributed.wait_for_all("samples")  # else JAX takes the one that writes for lost
     logging.info("samples are in %s", output)

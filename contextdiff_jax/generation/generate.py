@@ -1,10 +1,10 @@
-"""Pictures for many captions, one each: resumable, exactly as many, in memory that does not grow.
+"""Pictures for many requests, one each: resumable, exactly as many, in memory that does not grow.
 
-    FOLDER/manifest.json       what the pictures are of: export, samplers, seed, captions
-    FOLDER/captions.json       the captions, in order
-    FOLDER/STAGE/NNNNNN.png    the picture of caption NNNNNN, lossless, one folder per stage
+    FOLDER/manifest.json       what the pictures are of: export, samplers, seed, requests
+    FOLDER/requests.jsonl      the requests, in order
+    FOLDER/STAGE/NNNNNN.png    the picture of request NNNNNN, lossless, one folder per stage
 
-A picture is there whole or not at all, under its caption's number, so that nothing counts twice.
+A picture is there whole or not at all, under its request's number, so that nothing counts twice.
 The same call goes on where it was stopped, and ends in the pictures of an undisturbed run.
 """
 
@@ -19,13 +19,14 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from contextdiff_jax.conditions.requests import Request, check_requests
 from contextdiff_jax.data.decode import open_image
 from contextdiff_jax.generation import manifest
 from contextdiff_jax.generation.cascade import Cascade, Stage
+from contextdiff_jax.generation.request_files import lines_of
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.spaces.pictures import to_uint8, write_png
 from contextdiff_jax.system.interruption import Interrupted, Vote, Watch
-from contextdiff_jax.system.printable import printable_json
 from contextdiff_jax.system.progress import ProgressLog
 
 _WRITERS = 4  # threads; PNG's compression lets go of Python's lock
@@ -33,7 +34,7 @@ _WRITERS = 4  # threads; PNG's compression lets go of Python's lock
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """What a picture depends on beside its caption and the networks.
+    """What a picture depends on beside its request and the networks.
 
     seed: of all noise. augmentation: level in [0, 1] of the low-resolution condition, 0 is clean.
     batch_size: pictures drawn at a time; it does not change them beyond rounding.
@@ -46,14 +47,14 @@ class Noise:
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """The finished pictures of a folder: one per caption and stage."""
+    """The finished pictures of a folder: one per request and stage."""
 
     folder: epath.Path
-    captions: tuple[str, ...]
+    requests: tuple[Request, ...]
     stages: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.captions)
+        return len(self.requests)
 
     def digest(self) -> str:
         """Returns what tells these pictures from others, of their manifest."""
@@ -80,47 +81,49 @@ def _network(stage: Stage) -> str:
 def generate(
     cascade: Cascade,
     networks: Mapping[str, Any],
-    captions: Sequence[str],
+    requests: Sequence[Request],
     folder: epath.PathLike,
     noise: Noise,
     watch: Watch,
 ) -> Pictures:
-    """Draws what is missing of one picture per caption, through every stage; the same resumes.
+    """Draws what is missing of one picture per request, through every stage; the same resumes.
 
     networks: what `describe` returned of the cascade. All processes must call it.
 
-    Raises ValueError where the folder holds pictures of something else, naming the difference, or
-    where a picture is not finite; Interrupted once the watch was triggered.
+    Raises ValueError where a request is not allowed, where the folder holds pictures of something
+    else, naming the difference, or where a picture is not finite; Interrupted once the watch was
+    triggered.
     """
+    check_requests(requests, cascade.conditions)
     folder = epath.Path(folder)
     names = tuple(stage.name for stage in cascade.stages)
     manifest.begin(
         folder,
-        _manifest(cascade, networks, captions, noise),
+        _manifest(cascade, networks, requests, noise),
         "pictures",
         subfolders=names,
-        texts={"captions.json": printable_json(list(captions), indent=0)},
+        texts={"requests.jsonl": lines_of(requests)},
     )
-    done = _finished(folder / names[-1], len(captions))
+    done = _finished(folder / names[-1], len(requests))
     distributed.wait_for_all(f"{folder} is looked through")
-    if len(done) < len(captions):
-        _draw_missing(cascade, captions, folder, noise, done, watch)
-    return Pictures(folder, tuple(captions), names)
+    if len(done) < len(requests):
+        _draw_missing(cascade, requests, folder, noise, done, watch)
+    return Pictures(folder, tuple(requests), names)
 
 
 def _draw_missing(
     cascade: Cascade,
-    captions: Sequence[str],
+    requests: Sequence[Request],
     folder: epath.Path,
     noise: Noise,
     done: frozenset[int],
     watch: Watch,
 ) -> None:
     if done:
-        logging.info("%s: %d of %d pictures are there", folder, len(done), len(captions))
-    progress = ProgressLog(len(captions), len(done), "pictures")
+        logging.info("%s: %d of %d pictures are there", folder, len(done), len(requests))
+    progress = ProgressLog(len(requests), len(done), "pictures")
     vote, drawn = Vote(), len(done)
-    parts = cascade.stream(captions, **dataclasses.asdict(noise), done=done)
+    parts = cascade.stream(requests, **dataclasses.asdict(noise), done=done)
     with concurrent.futures.ThreadPoolExecutor(_WRITERS) as writers:
         for places, images in parts:
             _check_finite(images, places)
@@ -132,13 +135,13 @@ def _draw_missing(
             new = sum(place not in done for place in places)
             drawn += new
             progress(new)
-            if vote.stop(watch.triggered) and drawn < len(captions):
+            if vote.stop(watch.triggered) and drawn < len(requests):
                 raise Interrupted(drawn, "picture")
     distributed.wait_for_all(f"{folder} is finished")
 
 
 def _manifest(
-    cascade: Cascade, networks: Mapping[str, Any], captions: Sequence[str], noise: Noise
+    cascade: Cascade, networks: Mapping[str, Any], requests: Sequence[Request], noise: Noise
 ) -> dict[str, Any]:
     stages = {
         stage.name: {
@@ -149,7 +152,7 @@ def _manifest(
         for stage in cascade.stages
     }
     return {
-        "captions": {"count": len(captions), "sha256": _digest(list(captions))},
+        "requests": {"count": len(requests), "sha256": _digest(lines_of(requests))},
         "seed": noise.seed,
         "augmentation": noise.augmentation,
         "stages": stages,

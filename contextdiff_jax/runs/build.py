@@ -5,7 +5,7 @@ Only the entry points use this module; it is where the parts of the project meet
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from etils import epath
 
 import contextdiff_jax
+from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.config import Config, EncoderRef, RunConfig
 from contextdiff_jax.data.embeddings import Embeddings
 from contextdiff_jax.data.example import Source
@@ -39,6 +40,14 @@ Locate = Callable[[EncoderRef], epath.Path]
 def diffusion_runs(config: Config) -> list[str]:
     """Returns the pipeline's runs that draw, in order: the stages of its cascade."""
     return [name for name in config.pipeline if config.runs[name].task.draws]
+
+
+def asked_conditions(
+    config: Config, stages: Iterable[str]
+) -> list[Condition | type[Condition]] | None:
+    """Returns the conditions of the pictures of these runs, None where a task does not say them."""
+    found = [config.runs[name].task.conditions for name in stages]
+    return None if None in found else [condition for each in found for condition in each]
 
 
 def text_runs(config: Config) -> list[str]:

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 import jax
 from etils import epath
 
+from contextdiff_jax.conditions.requests import check_requests, of_captions
 from contextdiff_jax.config import Config, ConfigError, RunConfig
 from contextdiff_jax.networks.dot_product_attention import check_implementation
 from contextdiff_jax.runs.build import (
     RUN_PREFIX,
+    asked_conditions,
     compute_dtype,
     diffusion_runs,
     text_references,
@@ -68,6 +70,7 @@ def _check_cascade(config: Config) -> None:
                 f"config.runs.{after}.task.{key} = {side}: must be {drawn}, the resolution of "
                 f"{before!r}, the stage before it"
             )
+    _check_prompts(config, names)
     samples = config.samples
     if samples.batch_size < 1:
         raise ConfigError(f"config.samples.batch_size = {samples.batch_size}: must be at least 1")
@@ -75,6 +78,22 @@ def _check_cascade(config: Config) -> None:
         raise ConfigError(
             f"config.samples.augmentation = {samples.augmentation}: must be in [0, 1], 0 is clean"
         )
+
+
+def _check_prompts(config: Config, stages: list[str]) -> None:
+    """What is drawn at the end, and on the way there, must be allowed from the start."""
+    drawn = {"config.samples.prompts": (config.samples.prompts, stages)}
+    for name in stages:
+        prompts = config.runs[name].task.preview_prompts
+        drawn[f"config.runs.{name}.task.preview.prompts"] = (prompts, [name])
+    for where, (prompts, drawing) in drawn.items():
+        conditions = asked_conditions(config, drawing)
+        if not prompts or not drawing or conditions is None:
+            continue
+        try:
+            check_requests(of_captions(prompts, conditions), conditions)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
 
 
 def _validate_run(config: Config, run: RunConfig, where: str) -> None:

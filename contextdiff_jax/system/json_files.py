@@ -1,9 +1,10 @@
 """JSON files that strangers may have made: read whole and within bounds, or refused by name."""
 
+import codecs
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
@@ -12,6 +13,8 @@ from contextdiff_jax.system.buckets import in_bucket
 
 _MOST_BYTES = 64 * 2**20
 _MOST_KEY_CHARACTERS = 1000
+
+Pairs = Callable[[Sequence[tuple[str, Any]]], dict[str, Any]]
 
 
 def read_object(path: epath.PathLike, *, finite: bool = True) -> dict[str, Any]:
@@ -23,17 +26,39 @@ def read_object(path: epath.PathLike, *, finite: bool = True) -> dict[str, Any]:
     regular file, larger than 64 MiB, no JSON in UTF-8, nested too deeply for Python, no object, or
     where a key of it is over-long or cannot be printed.
     """
-    text = read_regular(path, _MOST_BYTES)
     numbers = {"parse_float": _finite, "parse_constant": _finite} if finite else {}
+    return _object(read_regular(path, _MOST_BYTES), repr(os.fspath(path)), _checked, **numbers)
+
+
+def read_object_lines(path: epath.PathLike, most: int) -> list[dict[str, Any]]:
+    r"""Returns the objects of a JSON-lines file, one a line (ended by \n or \r\n), at most `most`.
+
+    A byte order mark is dropped. Raises as `read_object` does of each line, and where a line is
+    blank or names a key twice, of which the first would be lost.
+    """
+    lines = read_regular(path, _MOST_BYTES).removeprefix(codecs.BOM_UTF8).split(b"\n")
+    if not lines[-1].strip():
+        lines.pop()
+    if len(lines) > most:
+        raise ValueError(f"{os.fspath(path)!r} has {len(lines):,} lines: must be at most {most:,}")
+    found = []
+    for number, line in enumerate(lines, 1):
+        where = f"line {number} of {os.fspath(path)!r}"
+        if not line.strip():
+            raise ValueError(f"{where} is blank: must hold a JSON object")
+        found.append(_object(line, where, _unique, parse_float=_finite, parse_constant=_finite))
+    return found
+
+
+def _object(text: bytes, where: str, pairs: Pairs, **numbers: Any) -> dict[str, Any]:
     try:
-        content = json.loads(text, object_pairs_hook=_checked, **numbers)
+        content = json.loads(text, object_pairs_hook=pairs, **numbers)
     except RecursionError as error:
-        raise ValueError(f"{os.fspath(path)!r} is not JSON that can be read: too deep") from error
+        raise ValueError(f"{where} is not JSON that can be read: too deep") from error
     except ValueError as error:  # of UnicodeDecodeError too, and of numbers of many digits
-        raise ValueError(f"{os.fspath(path)!r} is not JSON that can be read: {error}") from error
+        raise ValueError(f"{where} is not JSON that can be read: {error}") from error
     if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise ValueError(f"{os.fspath(path)!r} holds a {kind}: must hold a JSON object")
+        raise ValueError(f"{where} holds a {type(content).__name__}: must hold a JSON object")
     return content
 
 
@@ -67,3 +92,12 @@ def _checked(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         if len(key) > _MOST_KEY_CHARACTERS or not key.isprintable():
             raise ValueError(f"the key {key[:60]!r} is over-long or cannot be printed")
     return dict(pairs)
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = _checked(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise ValueError(f"it names {twice!r} twice")
+    return found

@@ -182,11 +182,17 @@ def check_limits(section: Any, where: str) -> None:
             _check_item(item, largest.get(field.name), key)
 
 
-def _check_item(item: Any, largest: int | None, key: str) -> None:
-    if isinstance(item, str) and (len(item) > MOST_CHARACTERS or "\0" in item):
+def check_text(text: str, where: str) -> None:
+    """Raises ValueError naming `where` for a text that is too long, or holds NUL."""
+    if len(text) > MOST_CHARACTERS or "\0" in text:
         raise ValueError(
-            f"{key} = {item[:60]!r}...: must be at most {MOST_CHARACTERS} characters, no NUL"
+            f"{where} = {text[:60]!r}...: must be at most {MOST_CHARACTERS} characters, no NUL"
         )
+
+
+def _check_item(item: Any, largest: int | None, key: str) -> None:
+    if isinstance(item, str):
+        check_text(item, key)
     # Not "abs(item) > largest": NaN is above no number.
     if largest is not None and isinstance(item, (int, float)) and not abs(item) <= largest:
         raise ValueError(f"{key} = {item}: must be at most {largest:,}")

@@ -29,8 +29,11 @@ def printable_lines(text: object) -> str:
     return _NO_CONTROLS.sub(lambda part: _escaped(part[0]), str(text))
 
 
-def printable_json(value: Any, indent: int) -> str:
-    """Returns what json.loads reads back exactly, other scripts than ours left readable."""
+def printable_json(value: Any, indent: int | None) -> str:
+    """Returns what json.loads reads back exactly, other scripts than ours left readable.
+
+    indent: None writes one line.
+    """
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return "".join(
         char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text

@@ -9,6 +9,7 @@ from contextdiff_jax.conditions.class_label import (
     LabelledSource,
     must_be_of,
 )
+from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import Source
 from contextdiff_jax.networks.config import UNetConfig
@@ -32,6 +33,11 @@ class ClassToImageConfig(DiffusionTaskConfig):
     classes: tuple[str, ...]
     unet: UNetConfig
     label: LabelConfig = LabelConfig()
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The condition "label", known of the config alone."""
+        return (ClassLabel(self.classes, self.label),)
 
     def validate(self, where: str, data: DataConfig, use_adapter: bool) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""

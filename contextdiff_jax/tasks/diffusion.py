@@ -20,6 +20,7 @@ from contextdiff_jax.conditions.condition import (
     attended,
     hidden,
 )
+from contextdiff_jax.conditions.requests import Request, values_of
 from contextdiff_jax.diffusion.bound_step import Drawn, bound_step
 from contextdiff_jax.diffusion.process import Denoise, Keep, Process, Relation
 from contextdiff_jax.diffusion.schedules import Schedule
@@ -126,6 +127,13 @@ class DiffusionTask:
         """Returns the arrays of the conditions that captions give."""
         given = (condition for condition in self.conditions if condition.captioned)
         return _merged(condition.collate(captions, warn) for condition in given)
+
+    def collate_requests(
+        self, requests: Sequence[Request], warn: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Returns the arrays of the conditions that requests give; others are not read."""
+        asked = (condition for condition in self.conditions if not condition.of_picture)
+        return _merged(each.collate(values_of(requests, each), warn) for each in asked)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of a training batch: uint8 pictures and the conditions' arrays."""

@@ -6,7 +6,9 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
+from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.conditions.low_resolution import LowResolution, downsample
+from contextdiff_jax.conditions.text import Text
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.networks.config import EfficientUNetConfig
 from contextdiff_jax.networks.efficient_unet import EfficientUNet
@@ -30,6 +32,7 @@ class SuperResolutionConfig(DiffusionTaskConfig):
     """
 
     reads_text: ClassVar[bool] = True
+    conditions: ClassVar[tuple[type[Condition], ...]] = (Text, LowResolution)
 
     kind: Literal["super_resolution"] = "super_resolution"
     efficient_unet: EfficientUNetConfig

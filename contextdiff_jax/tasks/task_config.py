@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import jax.numpy as jnp
 from etils import epath
 
+from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import Source
 from contextdiff_jax.encoders.config import CLIPConfig
@@ -68,10 +69,13 @@ class TaskConfig:
 
     draws: whether its runs are stages of the pipeline's cascade.
     reads_text: whether `data.embeddings` may stand for its text encoders.
+    conditions: of its pictures: each the condition itself, or its type where the config alone does
+        not make it. None: they are known only once the task is built.
     """
 
     draws: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
+    conditions: ClassVar[tuple[Condition | type[Condition], ...] | None] = None
 
     # -- before it is built -------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal
 
+from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.conditions.text import Text
 from contextdiff_jax.networks.config import UNetConfig
 from contextdiff_jax.networks.unet import UNet
@@ -17,6 +18,7 @@ class TextToImageConfig(DiffusionTaskConfig):
     """unet: the denoiser. The other sections: see DiffusionTaskConfig."""
 
     reads_text: ClassVar[bool] = True
+    conditions: ClassVar[tuple[type[Condition], ...]] = (Text,)
 
     kind: Literal["text_to_image"] = "text_to_image"
     unet: UNetConfig

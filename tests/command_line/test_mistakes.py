@@ -213,8 +213,41 @@ MISTAKES = [
     ("sample", [*EXPORT, "--prompts={tmp}/folder"], "folder: is a folder, must be a file"),
     ("sample", [*EXPORT, "--prompts={tmp}/promts.txt"], "did you mean {tmp}/prompts.txt?"),
     ("sample", [*EXPORT, "--prompts={tmp}/bytes.txt"], "bytes.txt: line 2 is no UTF-8 text"),
+    ("sample", [*EXPORT, "--requests={tmp}/promts.txt"], "did you mean {tmp}/prompts.txt?"),
+    (
+        "sample",
+        [*EXPORT, "--requests={tmp}/prompts.txt"],
+        "line 1 of '{tmp}/prompts.txt' is not JSON",
+    ),
+    ("sample", [*EXPORT, "--prompt=x", "--label=x"], "--prompt and --label are given: must be one"),
+    # Inversion.
+    (
+        "sample",
+        [*EXPORT, "--prompt=x", "--prompt=y", "--invert={tmp}/none.png"],
+        "1 --invert for 2 requests: must be as many",
+    ),
+    (
+        "sample",
+        [*EXPORT, "--prompt=x", "--invert={tmp}/none.png", "--edit=y", "--edit=z"],
+        "2 --edit for 1 --invert: must be as many",
+    ),
+    (
+        "sample",
+        [*EXPORT, "--prompt=x", "--edit=y"],
+        "--edit=y: give --invert=IMAGE, which it edits",
+    ),
+    (
+        "sample",
+        [*EXPORT, "--prompt=x", "--invert={tmp}/none.png", "--seed=1"],
+        "--seed=1: not with --invert, which draws no noise",
+    ),
+    (
+        "sample",
+        [*EXPORT, "--prompt=x", "--invert={tmp}/none.png", "--repeat=2"],
+        "--repeat=2: not with --invert",
+    ),
     ("sample", [*EXPORT, "--prompt=a\nb"], "--prompt='a\\nb': must be one line"),
-    ("sample", [*EXPORT], "no prompts: give --prompt=TEXT or --prompts=FILE"),
+    ("sample", [*EXPORT], "no requests: give --prompt=TEXT, --prompts=FILE, --label=NAME or --req"),
     (
         "main",
         ["--config=configs/emoji.py:cpu", "--workdir={tmp}/w", "--config.data_path=**"],

@@ -9,15 +9,15 @@ MANIFEST = {"seed": 1, "stages": {"base": {"steps": 4}}}
 
 def test_a_begun_folder_is_gone_on_with_and_rid_of_half_files(tmp_path):
     folder = tmp_path / "deep" / "pictures"
-    call = {"subfolders": ("base",), "texts": {"captions.json": "[]"}}
+    call = {"subfolders": ("base",), "texts": {"requests.jsonl": "[]"}}
     manifest.begin(folder, MANIFEST, "pictures", **call)
     whole, half = folder / "base" / "0.png", folder / "base" / "1.png.abc.tmp"
     whole.write_bytes(b"whole")
     half.write_bytes(b"half")
-    (folder / "captions.json").write_text("kept")
+    (folder / "requests.jsonl").write_text("kept")
     manifest.begin(folder, MANIFEST, "pictures", **call)
     assert whole.exists() and not half.exists()
-    assert (folder / "captions.json").read_text() == "kept"
+    assert (folder / "requests.jsonl").read_text() == "kept"
 
 
 def test_a_folder_of_something_else_is_refused_untouched(tmp_path):

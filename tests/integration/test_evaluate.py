@@ -54,7 +54,7 @@ def test_exactly_one_picture_per_caption(measured):
     for folder in ("scenes", "fid", "sweep/2", "sweep/3"):
         files = sorted(path.name for path in (measured / folder / "base").iterdir())
         assert files == [f"{place:06d}.png" for place in range(COUNT)]
-        assert len(json.loads((measured / folder / "captions.json").read_text())) == COUNT
+        assert len((measured / folder / "requests.jsonl").read_text().splitlines()) == COUNT
     assert not (measured / "fid/sr").exists()
 
 
@@ -79,7 +79,8 @@ def test_the_clip_score_is_that_of_transformers(quickstart, measured):
     folder = quickstart[0] / "clip/encoder"
     model = transformers.CLIPModel.from_pretrained(folder).eval()
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-    captions = json.loads((measured / "fid/captions.json").read_text())
+    lines = (measured / "fid/requests.jsonl").read_text().splitlines()
+    captions = [json.loads(line)["text"] for line in lines]
     files = [measured / f"fid/base/{place:06d}.png" for place in range(COUNT)]
     pixels = np.stack([np.asarray(Image.open(file)) for file in files]) / 255.0
     mean = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -246,7 +247,7 @@ def test_statistics_of_other_features_are_refused(field, settings, measured, tmp
 def test_pictures_of_other_captions_in_the_same_folder_are_refused(settings, measured):
     before = (measured / "results.json").read_bytes()
     sentence = refused(settings(output=str(measured), caption_seed=5))
-    assert "holds pictures of something else: pictures.captions.sha256" in sentence
+    assert "holds pictures of something else: pictures.requests.sha256" in sentence
     assert (measured / "results.json").read_bytes() == before
 
 

@@ -1,6 +1,7 @@
 """From one command to pictures: training, resuming, exporting, sampling, checking."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -125,6 +126,44 @@ def test_prompts_from_a_file_long_ones_cut_with_a_warning(quickstart, run, tmp_p
     assert len(list((tmp_path / "out/base").glob("0*.png"))) == 3
 
 
+def test_requests_from_a_file_draw_what_prompts_do(quickstart, run, tmp_path):
+    flags = [f"--export={quickstart[0] / 'export'}", "--sampler=num_steps=2", "--seed=1"]
+    done = run("sample", *flags, "--prompt=a red circle", "--prompt=", f"--output={tmp_path}/a")
+    assert done.returncode == 0, done.stderr
+    written = tmp_path / "a/sr/requests.jsonl"
+    assert written.read_text() == '{"text": "a red circle"}\n{"text": ""}\n'
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text('{"text": "a red circle"}\n{"text": null}\n')
+    done = run("sample", *flags, f"--requests={requests}", f"--output={tmp_path}/b")
+    assert done.returncode == 0, done.stderr
+    for name in ("base/0000.png", "sr/0000.png", "sr/0001.png", "sr/prompts.txt"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_pictures_are_inverted_by_the_first_stage_and_edited(quickstart, run, tmp_path):
+    given = [quickstart[0] / f"samples/base/000{n}.png" for n in (0, 2)]
+    flags = [f"--invert={path}" for path in given] + ["--sampler=base.num_steps=50"]
+    flags += ["--prompt=a red circle", "--prompt=a blue square"]
+    flags += [f"--export={quickstart[0] / 'export'}", f"--output={tmp_path}"]
+    done = run("sample", *flags)
+    assert done.returncode == 0, done.stderr
+    told = re.search(r"round trip of 2 pictures: RMS (\S+) of 255", done.stderr)
+    redrawn = [pixels(tmp_path / f"base/000{n}.png") for n in (0, 1)]
+    errors = np.stack(redrawn) - np.stack([pixels(path) for path in given])
+    found = np.sqrt(np.mean(errors**2))
+    assert found < 10 and float(told[1]) == pytest.approx(found, abs=0.01)
+    assert not (tmp_path / "sr").exists()
+    done = run("sample", *flags, "--edit=a green cross", "--edit=")
+    assert done.returncode == 0, done.stderr
+    rows = pixels(tmp_path / "base/inverted.png")  # with gaps of 2 pixels
+    assert rows.shape == (2 * 18 + 2, 3 * 18 + 2, 3)
+    shown = [rows[20:36, left : left + 16] for left in (2, 20, 38)]
+    edited = pixels(tmp_path / "base/0001.png")
+    for part, expected in zip(shown, (pixels(given[1]), redrawn[1], edited), strict=True):
+        assert np.abs(part - expected).max() <= 1
+    assert (tmp_path / "base/prompts.txt").read_text() == "a green cross\n\n"
+
+
 def test_a_bfloat16_export_draws_nearly_the_same(quickstart, run, tmp_path):
     export = tmp_path / "export"
     done = run("export", f"--workdir={quickstart[0]}", f"--output={export}", "--dtype=bfloat16")
@@ -158,7 +197,21 @@ def test_a_bfloat16_export_draws_nearly_the_same(quickstart, run, tmp_path):
         ("sample", ["--prompt=x", "--sampler=stepz=3"], 2, "field must be one of"),
         ("sample", ["--prompt=x", "--sampler=top.eta=1"], 2, "stage must be one of base, sr"),
         ("sample", ["--prompt=x", "--augmentation=2"], 2, "--augmentation=2: must be a number"),
-        ("sample", [], 2, "no prompts: give --prompt=TEXT or --prompts=FILE"),
+        (
+            "sample",
+            ["--label=rose"],
+            2,
+            "--label gives 'label', this export's pictures are of text",
+        ),
+        ("sample", ["--prompt=x", "--invert=no.png"], 2, "--invert=no.png: no such file"),
+        ("sample", ["--prompt=x", "--invert=pyproject.toml"], 2, "toml: no usable image: unknown"),
+        (
+            "sample",
+            ["--prompt=x", "--invert=docs/emoji.png", "--sampler=name=ddpm"],
+            2,
+            "stage 'base' cannot invert pictures by sampler ddpm with eta 0: must be ddim",
+        ),
+        ("sample", [], 2, "no requests: give --prompt=TEXT, --prompts=FILE, --label=NAME or "),
     ],
 )
 def test_sampling_refuses_in_one_sentence(module, flags, code, sentence, quickstart, run, tmp_path):
