@@ -171,7 +171,9 @@ def test_its_condition_learns_and_reaches_the_pictures(trained):
     table = weights["conditions"]["colour"]["table"]
     start = cascade.stages[0].task.init(jax.random.key(0))["conditions"]["colour"]["table"].value
     assert table.shape == start.shape
-    red, blue = (cascade.draw([p], seed=0)["base"] for p in ("a red circle", "a blue circle"))
+    red, blue = (
+        cascade.draw([{"colour": p}], seed=0)["base"] for p in ("a red circle", "a blue circle")
+    )
     assert np.abs(red - blue).max() > 1e-3
 
 
