@@ -74,6 +74,8 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
         changed = resumption.check_same_run(saved, metadata, name)
         metadata["history"] = [*saved.get("history", []), *changed]
         resumption.warn_of_new_length(saved, metadata, name)
+    if distributed.is_main():
+        run.task.go_on(directory)
     notices.doing(f"starting and compiling run {name}")
     with device_memory.explained(config, name, mesh):
         trainer = Trainer(task, build.loop_settings(config, run), directory, mesh, metadata)
@@ -100,7 +102,7 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
         notices.doing(f"ending run {name}")
         _write_report(report, directory / _report_name())
         trainer.checkpoints.close()
-    if not run.task.is_finished(directory):
+    if not distributed.from_main(run.task.is_finished(directory)):
         # From the checkpoint: the state itself may lie on devices of other processes.
         weights, _ = newest_ema(directory / "checkpoints")
         if distributed.is_main():
@@ -153,5 +155,5 @@ def _saved(config: Config, name: str, workdir: epath.Path) -> tuple[dict[str, An
 
 
 def _is_finished(run: RunConfig, saved: dict[str, Any] | None, directory: epath.Path) -> bool:
-    """Whether the last step is saved and, for a contrastive run, its encoder written."""
+    """Whether the last step is saved, and what the task writes then is there."""
     return saved is not None and saved["step"] >= run.steps and run.task.is_finished(directory)

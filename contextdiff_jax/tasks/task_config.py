@@ -119,7 +119,7 @@ class TaskConfig:
         """Returns the task. Raises ValueError for parts that do not fit."""
         raise NotImplementedError
 
-    # -- when its run ends --------------------------------------------------------------------
+    # -- when its run ends: all three, or none ------------------------------------------------
 
     def finish(self, task: Task, weights: Params, folder: epath.Path) -> None:
         """Writes what other runs read of it to the run's folder; weights: EMA, on the host."""
@@ -127,6 +127,9 @@ class TaskConfig:
     def is_finished(self, folder: epath.Path) -> bool:
         """Whether all that `finish` writes is there."""
         return True
+
+    def go_on(self, folder: epath.Path) -> None:
+        """Makes `is_finished` False: the run has more steps than when `finish` wrote."""
 
 
 GROUP = "contextdiff_jax.tasks"
