@@ -49,7 +49,7 @@ class SuperResolutionConfig(DiffusionTaskConfig):
                 f"{where}.diffusion.prediction = {self.diffusion.prediction!r}: must be 'x0' where "
                 f"{where}.efficient_unet.residual is True"
             )
-        if data.resolution % self.low_resolution:
+        if self.low_resolution < 1 or data.resolution % self.low_resolution:
             raise ValueError(
                 f"{where}.low_resolution = {self.low_resolution}: must divide "
                 f"{where.rpartition('.')[0]}.data.resolution = {data.resolution}"

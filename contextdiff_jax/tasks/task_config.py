@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import pathlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -77,6 +77,9 @@ class TaskConfig:
 
     def validate(self, where: str, data: DataConfig, use_adapter: bool) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
+
+    def check_prompts(self, prompts: Sequence[str], where: str) -> None:
+        """Raises ValueError naming the first prompt (of the key `where`) that it cannot draw."""
 
     def networks(self) -> dict[str, NetworkConfig]:
         """Returns the sections of networks, by their fields; not those left out (None)."""
@@ -151,11 +154,20 @@ def register(config: Member) -> Member:
 
 
 def registered() -> Mapping[str, type[TaskConfig]]:
-    """Returns the members of the union by their tags."""
+    """Returns the members of the union by their tags.
+
+    Raises ValueError naming the module of another package that cannot be imported.
+    """
     for module in pkgutil.iter_modules([str(pathlib.Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")
     for plugin in metadata.entry_points(group=GROUP):
-        plugin.load()
+        try:
+            plugin.load()
+        except Exception as error:  # whatever another package raises
+            raise ValueError(
+                f"the tasks of another package, {plugin.value!r}, cannot be imported: {error!r}; "
+                "mend or uninstall it"
+            ) from error
     return dict(sorted(_REGISTERED.items()))
 
 
