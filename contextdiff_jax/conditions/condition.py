@@ -71,8 +71,7 @@ class Condition:
     def init(self, key: jax.Array) -> Any:
         """Returns its trainable parameters, boxed with logical axis names; {} for none.
 
-        Those of what the adapter alone reads are its entry "adapter": with objective mixed they
-        train as the adapter does.
+        Its entry "adapter" is what the adapter alone reads: it trains as the adapter does.
         """
         return {}
 

@@ -31,6 +31,7 @@ from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.spaces.pixels import Pixels, from_uint8
 from contextdiff_jax.tasks import objective
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
+from contextdiff_jax.training.shares import of_adapter
 from contextdiff_jax.training.task import Batch, Metrics, Params
 
 _LAST_SHARE = 40  # the last T / 40 steps, where an unbounded adapter hides its cost
@@ -223,8 +224,8 @@ class DiffusionTask:
             return of(objective.bound_loss, params)
         if self.config.objective == "simple" or self.adapter is None:
             return of(objective.simple_loss, params)
-        simple, metrics = of(objective.simple_loss, _held(params, of_adapter=True))
-        bits, more = of(objective.bound_loss, _held(params, of_adapter=False))
+        simple, metrics = of(objective.simple_loss, _held(params, adapter=True))
+        bits, more = of(objective.bound_loss, _held(params, adapter=False))
         return simple + bits, metrics | more
 
     def _drop(self, key: jax.Array, count: int) -> tuple[dict[str, jax.Array], Keep]:
@@ -363,18 +364,12 @@ class DiffusionTask:
         return self.sample(params, frozen, batch, keys, self.preview_sampler)
 
 
-def _held(params: Params, of_adapter: bool) -> Params:
-    """Returns the parameters, of which the adapter's, or all but these, get no gradient.
-
-    The adapter's are its own, and what conditions have for it alone (`Condition.init`).
-    """
-
-    def hold(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        keys = [getattr(entry, "key", None) for entry in path[:3]]
-        for_adapter = keys[0] == "adapter" or (keys[0] == "conditions" and "adapter" in keys[2:])
-        return jax.lax.stop_gradient(leaf) if for_adapter == of_adapter else leaf
-
-    return jax.tree.map_with_path(hold, params)
+def _held(params: Params, adapter: bool) -> Params:
+    """Returns the parameters, of which the adapter's, or all but these, get no gradient."""
+    return jax.tree.map_with_path(
+        lambda path, leaf: jax.lax.stop_gradient(leaf) if of_adapter(path) == adapter else leaf,
+        params,
+    )
 
 
 def _denoiser_inputs(

@@ -176,7 +176,9 @@ def test_mistakes_name_the_key_the_value_and_what_is_allowed(key, value, sentenc
 def test_samples_of_no_class_are_refused_before_training():
     values = classes.get_config("scenes").to_dict()
     values["samples"]["prompts"] = ("", "a red circle", "a red circl")
-    with pytest.raises(ValueError, match="config.samples.prompts has 'a red circl': .*did you mean"):
+    with pytest.raises(
+        ValueError, match="config.samples.prompts has 'a red circl': .*did you mean"
+    ):
         validate(cfg.from_config_dict(values))
 
 
