@@ -31,7 +31,7 @@ class Trained:
 
 @pytest.fixture
 def trained_to(tmp_path, monkeypatch):
-    """Returns trained_to(value) -> the workdir: the run `clip` has come to weights of that value."""
+    """Returns trained_to(value) -> the workdir; the run `clip` ended with weights of that value."""
     config = from_config_dict(quickstart.get_config("test"))
     tokenizer = TokenizerConfig(vocab_size=300, sample=50)
     clip = with_task(config.runs["clip"], tokenizer=tokenizer)
