@@ -58,7 +58,10 @@ REFUSED = {
         renamed("base", "../../x"),
         "has the name '../../x': must be at most 100 letters",
     ),
-    "an unknown key": (at(f"{BASE}.evil", "y" * 10**6), "config.runs.base.evil = 'yyy"),
+    "a long value of an unknown key": (
+        at(f"{BASE}.evil", "y" * 10**6),
+        "config.runs.base.evil = 'yyy",
+    ),
     "a path down": (renamed("base", "x/y"), "has the name 'x/y': must be"),
     "an absolute path": (renamed("base", "/tmp/x"), "has the name '/tmp/x': must be"),
     "the folder above": (renamed("base", ".."), "has the name '..': must be"),
