@@ -212,7 +212,7 @@ def _read_section(section: type, value: Any, where: str) -> Any:
     unknown = sorted(set(value) - set(fields))
     if unknown:
         raise ConfigError(
-            f"{where}.{unknown[0]} = {value[unknown[0]]!r}: unknown key; "
+            f"{where}.{unknown[0]} = {shown(value[unknown[0]])}: unknown key; "
             f"{where} has {_listing(sorted(fields))}{nearest(str(unknown[0]), fields)}"
         )
     missing = [
@@ -236,7 +236,10 @@ def _read_section(section: type, value: Any, where: str) -> Any:
 
 def _task(kind: Any, where: str) -> type[TaskConfig]:
     """Returns the member of the tagged union that `kind` names."""
-    known = registered()
+    try:
+        known = registered()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if not isinstance(kind, str) or kind not in known:
         near = nearest(str(kind), known)
         raise ConfigError(f"{where} = {shown(kind)}: must be one of {_listing(known)}{near}")

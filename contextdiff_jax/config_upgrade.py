@@ -31,9 +31,8 @@ def _upgraded_run(run: Any) -> Any:
     if not isinstance(run, Mapping) or not isinstance(run.get("task"), str):
         return run
     kind = run["task"]
-    if kind not in _READ_BY:
-        return {**run, "task": {"kind": kind}}
-    keys = _READ_BY[kind] + (() if kind == "contrastive" else _DRAWING)
+    keys = _READ_BY.get(kind, ())  # of an unknown kind nothing is read: its name is refused
+    keys += _DRAWING if kind in _READ_BY and kind != "contrastive" else ()
     # A section that is None was left out: the task has its own default.
     read = {
         key: _renamed(run[key], _RENAMED.get(key, {})) for key in keys if run.get(key) is not None

@@ -83,6 +83,7 @@ def test_an_unknown_preset_lists_the_known(name):
             None,
             r"base.task.adapter is missing; task 'text_to_image'",
         ),
+        ("runs.sr.task.low_resolution", 0, r"low_resolution = 0: must divide .*resolution = 64"),
         ("runs.sr.task.low_resolution", 24, r"low_resolution = 24: must divide .*resolution = 64"),
         (
             "runs.sr.task.diffusion.prediction",

@@ -100,7 +100,7 @@ class ClassTokens(nn.Module):
 class ClassLabel(Condition):
     """One of `classes`, by its name; "" is no class.
 
-    config: None leaves out what the adapter reads.
+    for_adapter: whether there is an adapter that reads it.
     """
 
     name: ClassVar[str] = "label"

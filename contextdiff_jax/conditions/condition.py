@@ -43,14 +43,12 @@ class Condition:
     """One condition; the defaults are those of one without parameters that captions give.
 
     name: of its value in a request to sample.
-    null: the value that stands for no condition.
     captioned: whether the captions of the data are its values.
     droppable: whether training hides it at times, and guidance too.
     of_picture: whether it is made of the picture itself, or of the one a stage before drew.
     """
 
     name: ClassVar[str]
-    null: ClassVar[Any] = ""
     captioned: ClassVar[bool] = True
     droppable: ClassVar[bool] = True
     of_picture: ClassVar[bool] = False
@@ -81,7 +79,10 @@ class Condition:
     # -- parameters ---------------------------------------------------------------------------
 
     def init(self, key: jax.Array) -> Any:
-        """Returns its trainable parameters, boxed with logical axis names; {} for none."""
+        """Returns its trainable parameters, boxed with logical axis names; {} for none.
+
+        Its entry "adapter" is what the adapter alone reads: it trains as the adapter does.
+        """
         return {}
 
     def encoders(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Bits per dimension of held-out images under a stage of an export: resumable, each image once.
 
     FOLDER/manifest.json   the weights, the data and the protocol that the numbers belong to
-    FOLDER/*.npz           the terms of finished images, read by evaluation.likelihood_rows
+    FOLDER/*.npz           the terms of finished images, read by evaluation.bound_rows
 
 An image's number depends on its place in the data and the seed, not on batch size or devices.
 """

@@ -1,6 +1,6 @@
 """From the config to what runs: encoders, tasks, loop settings.
 
-Only the entry points use this module; it is where the parts of the project meet.
+It is where the parts of the project meet.
 """
 
 import dataclasses

@@ -79,6 +79,8 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
         resumption.warn_of_new_length(saved, metadata, name)
     begun = start(config, name, task, workdir, saved)
     metadata |= begun.record
+    if distributed.is_main():
+        run.task.go_on(directory)
     notices.doing(f"starting and compiling run {name}")
     with device_memory.explained(config, name, mesh):
         settings = build.loop_settings(config, run)
@@ -107,7 +109,7 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
         notices.doing(f"ending run {name}")
         _write_report(report, directory / _report_name())
         trainer.checkpoints.close()
-    if not run.task.is_finished(directory):
+    if not distributed.from_main(run.task.is_finished(directory)):
         # From the checkpoint: the state itself may lie on devices of other processes.
         weights, _ = whole_ema(directory)
         if distributed.is_main():
@@ -174,5 +176,5 @@ def _saved(config: Config, name: str, workdir: epath.Path) -> tuple[dict[str, An
 
 
 def _is_finished(run: RunConfig, saved: dict[str, Any] | None, directory: epath.Path) -> bool:
-    """Whether the last step is saved and, for a contrastive run, its encoder written."""
+    """Whether the last step is saved, and what the task writes then is there."""
     return saved is not None and saved["step"] >= run.steps and run.task.is_finished(directory)

@@ -1,6 +1,7 @@
 """Pictures of a class: the captions of the data are the names of its classes."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 from contextdiff_jax.conditions.class_label import (
@@ -43,20 +44,24 @@ class ClassToImageConfig(DiffusionTaskConfig):
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
         self.label.validate(f"{where}.label")
         super().validate(where, data, use_adapter)
-        if len(self.classes) < 2 or not all(name.strip() for name in self.classes):
+        if len(self.classes) < 2:
             raise ValueError(f"{where}.classes = {self.classes!r}: must be two names or more")
+        if not all(name.strip() for name in self.classes):
+            raise ValueError(f"{where}.classes has a blank name: that stands for no class")
         if len(set(self.classes)) < len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise ValueError(f"{where}.classes has {twice!r} twice: must be different names")
-        for prompt in self.preview.prompts:
-            if prompt.strip() and prompt not in self.classes:
-                raise ValueError(
-                    f"{where}.preview.prompts has {prompt!r}: {must_be_of(prompt, self.classes)}"
-                )
+        self.check_prompts(self.preview.prompts, f"{where}.preview.prompts")
         check_width(f"{where}.unet.text_dim", self.unet.text_dim, self.label.width)
         if use_adapter:
             width = self.label.adapter_width
             check_width(f"{where}.adapter.text_dim", self.adapter.text_dim, width)
+
+    def check_prompts(self, prompts: Sequence[str], where: str) -> None:
+        """Raises ValueError naming the first prompt that is none of the classes."""
+        for prompt in prompts:
+            if prompt.strip() and prompt not in self.classes:
+                raise ValueError(f"{where} has {prompt!r}: {must_be_of(prompt, self.classes)}")
 
     def usable(self, source: Source) -> Source:
         """Returns the source without the samples that have no class."""

@@ -105,6 +105,10 @@ class ContrastiveConfig(TaskConfig):
         """Whether the encoder is written, all of it."""
         return (folder / ENCODER_FOLDER / _MARK).exists()
 
+    def go_on(self, folder: epath.Path) -> None:
+        """Takes the mark away; the encoder can be read until it is written anew."""
+        (folder / ENCODER_FOLDER / _MARK).unlink(missing_ok=True)
+
 
 @dataclasses.dataclass(frozen=True)
 class ContrastiveTask:

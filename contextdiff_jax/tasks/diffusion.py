@@ -32,6 +32,7 @@ from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.spaces.pixels import Pixels, from_uint8
 from contextdiff_jax.tasks import objective
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
+from contextdiff_jax.training.shares import of_adapter
 from contextdiff_jax.training.task import Batch, Metrics, Params
 
 _LAST_SHARE = 40  # the last T / 40 steps, where an unbounded adapter hides its cost
@@ -213,13 +214,16 @@ class DiffusionTask:
         t = objective.draw_times(self.schedule, time_key, x0.shape[0])
         noise = jax.random.normal(noise_key, x0.shape)
         batch = {**batch, **self.of_target(batch, condition_key)}
-        never, keep = self._drop(drop_key, x0.shape[0])
+        shown, keep = self._drop(drop_key, x0.shape[0])
         draw = objective.Draw(x0, t, noise, keep)
+        fixed = self._given(params, frozen, batch)  # encoded once, also of two losses
+        for name in params.get("conditions", {}):
+            del fixed[name]
 
         def of(loss, params: Params) -> tuple[jax.Array, Metrics]:
-            given = self._given(params, frozen, batch)
+            given = self._given(params, frozen, batch, fixed)
             given = {
-                name: each if name not in never else hidden(each, never[name])
+                name: each if name not in shown else hidden(each, shown[name])
                 for name, each in given.items()
             }
             return loss(self.config, *self._functions(params, frozen, given), draw)
@@ -228,9 +232,8 @@ class DiffusionTask:
             return of(objective.bound_loss, params)
         if self.config.objective == "simple" or self.adapter is None:
             return of(objective.simple_loss, params)
-        adapter, stop = params["adapter"], jax.lax.stop_gradient
-        simple, metrics = of(objective.simple_loss, params | {"adapter": stop(adapter)})
-        bits, more = of(objective.bound_loss, stop(params) | {"adapter": adapter})
+        simple, metrics = of(objective.simple_loss, _held(params, adapter=True))
+        bits, more = of(objective.bound_loss, _held(params, adapter=False))
         return simple + bits, metrics | more
 
     def _drop(self, key: jax.Array, count: int) -> tuple[dict[str, jax.Array], Keep]:
@@ -282,17 +285,25 @@ class DiffusionTask:
         """
         return self._functions(params, frozen, self._given(params, frozen, batch))
 
-    def _given(self, params: Params, frozen: Any, batch: Batch) -> dict[str, Given]:
-        own = params.get("conditions", {})
+    def _given(
+        self, params: Params, frozen: Any, batch: Batch, known: Mapping[str, Given] | None = None
+    ) -> dict[str, Given]:
+        """Returns what the conditions give the networks, by their names; known: not made anew."""
+        own, found = params.get("conditions", {}), known or {}
         return {
-            condition.name: condition.encode(own.get(condition.name, {}), frozen, batch)
-            for condition in self.conditions
+            each.name: found[each.name]
+            if each.name in found
+            else each.encode(own.get(each.name, {}), frozen, batch)
+            for each in self.conditions
         }
 
     def _functions(
         self, params: Params, frozen: Any, given: Mapping[str, Given]
     ) -> tuple[Process, Denoise]:
+        droppable = [condition.name for condition in self.conditions if condition.droppable]
+
         def denoise(x: jax.Array, t: jax.Array, keep: Keep) -> jax.Array:
+            keep = keep if isinstance(keep, Mapping) else dict.fromkeys(droppable, keep)
             inputs = _denoiser_inputs(match_batch(dict(given), x.shape[0]), keep)
             return self.denoiser.apply(
                 {"params": params["denoiser"]}, x, t.astype(jnp.float32), **inputs
@@ -361,18 +372,24 @@ class DiffusionTask:
         return self.sample(params, frozen, batch, keys, self.preview_sampler)
 
 
-def _denoiser_inputs(given: Mapping[str, Given], keep: Keep | None) -> dict[str, jax.Array]:
+def _held(params: Params, adapter: bool) -> Params:
+    """Returns the parameters, of which the adapter's, or all but these, get no gradient."""
+    return jax.tree.map_with_path(
+        lambda path, leaf: jax.lax.stop_gradient(leaf) if of_adapter(path) == adapter else leaf,
+        params,
+    )
+
+
+def _denoiser_inputs(
+    given: Mapping[str, Given], keep: Mapping[str, jax.Array] | None
+) -> dict[str, jax.Array]:
     """Returns the denoiser's arguments beside x and t.
 
-    keep: where it sees what can be hidden, by condition or of all; None leaves the argument out.
+    keep: by condition, where it sees what can be hidden; None leaves the argument out.
     """
     inputs = _merged(each.inputs for each in given.values())
-    visible = {
-        name: jnp.ones(each.present.shape, bool)
-        if keep is None or (isinstance(keep, Mapping) and name not in keep)
-        else (keep[name] if isinstance(keep, Mapping) else keep)
-        for name, each in given.items()
-    }
+    visible = {name: jnp.ones(each.present.shape, bool) for name, each in given.items()}
+    visible |= keep or {}
     read = attended(given, visible)
     if read is None:
         return inputs

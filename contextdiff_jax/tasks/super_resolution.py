@@ -1,7 +1,7 @@
 """Super-resolution: the same process, conditioned on text and on a low-resolution picture."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ class SuperResolutionConfig(DiffusionTaskConfig):
                 f"{where}.diffusion.prediction = {self.diffusion.prediction!r}: must be 'x0' where "
                 f"{where}.efficient_unet.residual is True"
             )
-        if data.resolution % self.low_resolution:
+        if self.low_resolution < 1 or data.resolution % self.low_resolution:
             raise ValueError(
                 f"{where}.low_resolution = {self.low_resolution}: must divide "
                 f"{where.rpartition('.')[0]}.data.resolution = {data.resolution}"
@@ -75,7 +75,7 @@ class SuperResolutionConfig(DiffusionTaskConfig):
 class SuperResolutionTask(DiffusionTask):
     """A diffusion task that is told how true its pictures stay to what they enlarge."""
 
-    def diagnose(self, params: Params, frozen: jax.Array, batch: Batch, key: jax.Array) -> Metrics:
+    def diagnose(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Metrics:
         """Adds how far the upsampled result is from its input, once downsampled (0 is perfect).
 
         A model that ignores its input scores like two unrelated pictures (`unrelated`).

@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import pathlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -82,6 +82,9 @@ class TaskConfig:
     def validate(self, where: str, data: DataConfig, use_adapter: bool) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
 
+    def check_prompts(self, prompts: Sequence[str], where: str) -> None:
+        """Raises ValueError naming the first prompt (of the key `where`) that it cannot draw."""
+
     def networks(self) -> dict[str, NetworkConfig]:
         """Returns the sections of networks, by their fields; not those left out (None)."""
         return {}
@@ -123,7 +126,7 @@ class TaskConfig:
         """Returns the task. Raises ValueError for parts that do not fit."""
         raise NotImplementedError
 
-    # -- when its run ends --------------------------------------------------------------------
+    # -- when its run ends: all three, or none ------------------------------------------------
 
     def finish(self, task: Task, weights: Params, folder: epath.Path) -> None:
         """Writes what other runs read of it to the run's folder; weights: EMA, on the host."""
@@ -131,6 +134,9 @@ class TaskConfig:
     def is_finished(self, folder: epath.Path) -> bool:
         """Whether all that `finish` writes is there."""
         return True
+
+    def go_on(self, folder: epath.Path) -> None:
+        """Makes `is_finished` False: the run has more steps than when `finish` wrote."""
 
 
 GROUP = "contextdiff_jax.tasks"
@@ -152,11 +158,20 @@ def register(config: Member) -> Member:
 
 
 def registered() -> Mapping[str, type[TaskConfig]]:
-    """Returns the members of the union by their tags."""
+    """Returns the members of the union by their tags.
+
+    Raises ValueError naming the module of another package that cannot be imported.
+    """
     for module in pkgutil.iter_modules([str(pathlib.Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")
     for plugin in metadata.entry_points(group=GROUP):
-        plugin.load()
+        try:
+            plugin.load()
+        except Exception as error:  # whatever another package raises
+            raise ValueError(
+                f"the tasks of another package, {plugin.value!r}, cannot be imported: {error!r}; "
+                "mend or uninstall it"
+            ) from error
     return dict(sorted(_REGISTERED.items()))
 
 

@@ -9,6 +9,7 @@ import jax
 import optax
 
 from contextdiff_jax.system.resumed import ADVISED, advised_if
+from contextdiff_jax.training.shares import of_adapter
 
 _LOWER = advised_if(lambda before, now: now <= before)
 _HIGHER = advised_if(lambda before, now: now >= before)
@@ -100,7 +101,6 @@ def _of_each(clip: optax.GradientTransformation, updates: Any, _params: Any = No
 
 
 def _scale_adapter(rate: float, updates: Any, _params: Any = None) -> Any:
-    return {
-        key: jax.tree.map(lambda leaf: rate * leaf, tree) if key == "adapter" else tree
-        for key, tree in updates.items()
-    }
+    return jax.tree.map_with_path(
+        lambda path, leaf: rate * leaf if of_adapter(path) else leaf, updates
+    )

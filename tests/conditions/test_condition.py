@@ -112,6 +112,23 @@ def test_each_is_hidden_by_itself_and_as_often_as_asked():
     np.testing.assert_array_equal(alone["first"], keep["first"])
 
 
+def test_guidance_hides_what_training_does_and_no_more():
+    class Denoiser:
+        def apply(self, params, x, t, text, text_mask, keep):
+            assert keep.all()  # what is never hidden is left to attend to
+            shown.append(text_mask.tolist())
+            return x
+
+    shown, rows = [], 4
+    task = dataclasses.replace(make((Flag(), Always())), denoiser=Denoiser())
+    both = {"first": given(2, 2, 1.0), "third": given(2, 3, 2.0)}
+    _, denoise = task._functions({"denoiser": {}}, {}, both)
+    keep = jnp.arange(rows) % 2 == 0
+    denoise(jnp.zeros((rows, 8, 8, 3)), jnp.ones(rows), keep)
+    kept, dropped = [True, False, True, True, False], [False, False, True, True, False]
+    assert shown == [[kept, dropped, kept, dropped]]
+
+
 def test_arrays_of_two_conditions_must_have_different_names():
     class Clash(Flag):
         def collate(self, values, warn=False):

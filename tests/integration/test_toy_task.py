@@ -156,6 +156,13 @@ def test_a_package_of_somebody_elses_is_asked_for_its_tasks(monkeypatch):
     assert asked == ["contextdiff_jax.tasks"]
 
 
+def test_a_package_whose_tasks_cannot_be_imported_is_named(monkeypatch):
+    entry = metadata.EntryPoint("toy", "no_such_package.tasks", "contextdiff_jax.tasks")
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [entry])
+    with pytest.raises(cfg.ConfigError, match="'no_such_package.tasks', cannot be imported: Mod"):
+        config()
+
+
 def test_a_killed_run_ends_as_an_undisturbed_one(trained, tmp_path):
     train_pipeline(config(), tmp_path, draw_samples)
     weights, undisturbed = (newest_ema(w / "base" / "checkpoints")[0] for w in (trained, tmp_path))

@@ -58,6 +58,10 @@ REFUSED = {
         renamed("base", "../../x"),
         "has the name '../../x': must be at most 100 letters",
     ),
+    "a long value of an unknown key": (
+        at(f"{BASE}.evil", "y" * 10**6),
+        "config.runs.base.evil = 'yyy",
+    ),
     "a path down": (renamed("base", "x/y"), "has the name 'x/y': must be"),
     "an absolute path": (renamed("base", "/tmp/x"), "has the name '/tmp/x': must be"),
     "the folder above": (renamed("base", ".."), "has the name '..': must be"),
@@ -177,6 +181,14 @@ def test_an_export_of_format_1_is_read_in_the_new_form(tmp_path):
     shutil.copy(pathlib.Path(__file__).parent / "format_1.json", tmp_path / "export.json")
     read, _ = read_export(tmp_path)
     assert read.config == from_config_dict(quickstart.get_config("test"))
+
+
+def test_a_task_of_format_1_that_does_not_exist_is_refused_by_its_name(tmp_path):
+    content = json.loads((pathlib.Path(__file__).parent / "format_1.json").read_text())
+    content["config"]["runs"]["base"]["task"] = "text_to_imag"
+    (tmp_path / "export.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="task.kind = 'text_to_imag': .*did you mean text_to_im"):
+        read_export(tmp_path)
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -149,7 +149,7 @@ def task_config(**fields):
     ("key", "value", "sentence"),
     [
         ("classes", ("cat",), r"base.task.classes = \('cat',\): must be two names or more"),
-        ("classes", ("cat", " "), r"classes = \('cat', ' '\): must be two names or more"),
+        ("classes", ("cat", " "), r"base.task.classes has a blank name: that stands for no class"),
         ("classes", ("cat", "dog", "cat"), r"classes has 'cat' twice: must be different names"),
         ("classes", 3, r"task.classes = 3: must be a tuple, is int"),
         ("label.width", 32, r"unet.text_dim = 64: must be 32, as wide as"),
@@ -170,6 +170,15 @@ def test_mistakes_name_the_key_the_value_and_what_is_allowed(key, value, sentenc
         section = section[part]
     section[last] = value
     with pytest.raises(ValueError, match=sentence):
+        validate(cfg.from_config_dict(values))
+
+
+def test_samples_of_no_class_are_refused_before_training():
+    values = classes.get_config("scenes").to_dict()
+    values["samples"]["prompts"] = ("", "a red circle", "a red circl")
+    with pytest.raises(
+        ValueError, match="config.samples.prompts has 'a red circl': .*did you mean"
+    ):
         validate(cfg.from_config_dict(values))
 
 

@@ -105,21 +105,29 @@ def test_consistency_by_hand_and_whom_it_teaches():
 
 
 class Scaled:
-    """Stands in for either network: the image times a learned number and an odd function of it."""
+    """Stands in for either network: the image times a learned number and an odd function of it.
 
-    def apply(self, params, x, t, *args, **kwargs):
-        return params["params"]["scale"] * x + params["params"]["bend"] * jnp.sin(t)[0] * x**3
+    Its condition's only token is added.
+    """
+
+    def apply(self, params, x, t, _=None, adapter_tokens=None, __=None, text=None, **kwargs):
+        token = (adapter_tokens if text is None else text)[:, :, :, None]
+        own = params["params"]
+        return own["scale"] * x + own["bend"] * jnp.sin(t)[0] * x**3 + token
 
 
-class Ignored(Condition):
-    """A condition of which nobody reads what it gives."""
+class Learned(Condition):
+    """A condition that gives either network a learned number."""
 
     name = "text"
 
     def encode(self, params, frozen, batch):
         rows = len(batch["image"])
-        tokens, mask = jnp.zeros((rows, 1, 1)), jnp.ones((rows, 1), bool)
-        return Given(jnp.ones(rows, bool), tokens, mask, tokens, mask)
+        mask = jnp.ones((rows, 1), bool)
+        tokens, for_adapter = (
+            jnp.broadcast_to(params[key], (rows, 1, 1)) for key in ("denoiser", "adapter")
+        )
+        return Given(jnp.ones(rows, bool), tokens, mask, for_adapter, mask)
 
 
 class NoEncoder:
@@ -134,14 +142,34 @@ class NoEncoder:
 def gradients(name, use_adapter=True):
     config = dataclasses.replace(BOUND, objective=name)
     adapter = Scaled() if use_adapter else None
-    parts = (Pixels(4), (Ignored(),), Scaled(), adapter, NoEncoder(), SamplerConfig())
+    parts = (Pixels(4), (Learned(),), Scaled(), adapter, NoEncoder(), SamplerConfig())
     task = DiffusionTask(config, SCHEDULE, *parts)
     networks = {"denoiser": {"scale": 0.5, "bend": 0.1}, "adapter": {"scale": 0.3, "bend": -0.2}}
+    networks["conditions"] = {"text": {"denoiser": 0.2, "adapter": 0.1}}
     params = jax.tree.map(jnp.float32, networks)
     batch = {"image": np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8)}
     loss = lambda params: task.loss(params, {"none": None}, batch, jax.random.key(3))  # noqa: E731
     gradient, metrics = jax.jit(jax.grad(loss, has_aux=True))(params)
-    return jax.tree.map(float, gradient), metrics
+    gradient = jax.tree.map(float, gradient)
+    of_condition = gradient.pop("conditions")["text"]
+    return {key: own | {"token": of_condition[key]} for key, own in gradient.items()}, metrics
+
+
+def test_what_is_frozen_is_encoded_once_of_two_losses_too():
+    calls = []
+
+    class Frozen(Learned):
+        def encode(self, params, frozen, batch):
+            calls.append(params)
+            return super().encode({"denoiser": 0.0, "adapter": 0.0}, frozen, batch)
+
+    config = dataclasses.replace(BOUND, objective="mixed")
+    parts = (Pixels(4), (Frozen(),), Scaled(), Scaled(), NoEncoder(), SamplerConfig())
+    task = DiffusionTask(config, SCHEDULE, *parts)
+    params = {name: {"scale": 0.5, "bend": 0.1} for name in ("denoiser", "adapter")}
+    batch = {"image": np.zeros((4, 4, 4, 3), np.uint8)}
+    jax.eval_shape(task.loss, params, {"none": None}, batch, jax.random.key(0))
+    assert calls == [{}]
 
 
 def test_mixed_trains_the_denoiser_by_one_and_the_adapter_by_the_other(monkeypatch):

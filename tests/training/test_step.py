@@ -149,6 +149,7 @@ def test_gradients_of_one_network_do_not_scale_the_other():
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_the_adapter_may_learn_at_another_rate(name):
     params = {"denoiser": jnp.ones((3,)), "adapter": {"w": jnp.ones((3,))}}
+    params["conditions"] = {"label": {"denoiser": jnp.ones((3,)), "adapter": jnp.ones((3,))}}
     grads = jax.tree.map(lambda x: 0.1 * x, params)
 
     def updates(**changes):
@@ -158,6 +159,9 @@ def test_the_adapter_may_learn_at_another_rate(name):
     plain, slow = updates(), updates(adapter_rate=0.25)
     np.testing.assert_allclose(slow["adapter"]["w"], 0.25 * plain["adapter"]["w"], rtol=1e-6)
     np.testing.assert_array_equal(slow["denoiser"], plain["denoiser"])
+    label, slow_label = plain["conditions"]["label"], slow["conditions"]["label"]
+    np.testing.assert_allclose(slow_label["adapter"], 0.25 * label["adapter"], rtol=1e-6)
+    np.testing.assert_array_equal(slow_label["denoiser"], label["denoiser"])
     assert float(jnp.abs(plain["adapter"]["w"]).min()) > 0
 
 
