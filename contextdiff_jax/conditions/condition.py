@@ -43,12 +43,14 @@ class Condition:
     """One condition; the defaults are those of one without parameters that captions give.
 
     name: of its value in a request to sample.
+    null: the value that stands for no condition.
     captioned: whether the captions of the data are its values.
     droppable: whether training hides it at times, and guidance too.
     of_picture: whether it is made of the picture itself, or of the one a stage before drew.
     """
 
     name: ClassVar[str]
+    null: ClassVar[Any] = ""
     captioned: ClassVar[bool] = True
     droppable: ClassVar[bool] = True
     of_picture: ClassVar[bool] = False

@@ -72,8 +72,6 @@ def _check_cascade(config: Config) -> None:
             )
     _check_prompts(config, names)
     samples = config.samples
-    for name in names:
-        config.runs[name].task.check_prompts(samples.prompts, "config.samples.prompts")
     if samples.batch_size < 1:
         raise ConfigError(f"config.samples.batch_size = {samples.batch_size}: must be at least 1")
     if not 0 <= samples.augmentation <= 1:

@@ -1,7 +1,6 @@
 """Pictures of a class: the captions of the data are the names of its classes."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Literal
 
 from contextdiff_jax.conditions.class_label import (
@@ -51,17 +50,15 @@ class ClassToImageConfig(DiffusionTaskConfig):
         if len(set(self.classes)) < len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise ValueError(f"{where}.classes has {twice!r} twice: must be different names")
-        self.check_prompts(self.preview.prompts, f"{where}.preview.prompts")
+        for prompt in self.preview.prompts:
+            if prompt.strip() and prompt not in self.classes:
+                raise ValueError(
+                    f"{where}.preview.prompts has {prompt!r}: {must_be_of(prompt, self.classes)}"
+                )
         check_width(f"{where}.unet.text_dim", self.unet.text_dim, self.label.width)
         if use_adapter:
             width = self.label.adapter_width
             check_width(f"{where}.adapter.text_dim", self.adapter.text_dim, width)
-
-    def check_prompts(self, prompts: Sequence[str], where: str) -> None:
-        """Raises ValueError naming the first prompt that is none of the classes."""
-        for prompt in prompts:
-            if prompt.strip() and prompt not in self.classes:
-                raise ValueError(f"{where} has {prompt!r}: {must_be_of(prompt, self.classes)}")
 
     def usable(self, source: Source) -> Source:
         """Returns the source without the samples that have no class."""

@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import pathlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -81,9 +81,6 @@ class TaskConfig:
 
     def validate(self, where: str, data: DataConfig, use_adapter: bool) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
-
-    def check_prompts(self, prompts: Sequence[str], where: str) -> None:
-        """Raises ValueError naming the first prompt (of the key `where`) that it cannot draw."""
 
     def networks(self) -> dict[str, NetworkConfig]:
         """Returns the sections of networks, by their fields; not those left out (None)."""

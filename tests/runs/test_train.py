@@ -17,7 +17,7 @@ from contextdiff_jax.tasks.contrastive import TokenizerConfig
 class Trained:
     """Stands in for the loop: it ends at once."""
 
-    def __init__(self, task, settings, directory, mesh, metadata):
+    def __init__(self, task, settings, directory, mesh, metadata, weights):
         directory.mkdir(parents=True, exist_ok=True)
         self.checkpoints, self.encoder = self, directory / "encoder"
         Trained.shapes = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
@@ -40,7 +40,7 @@ def trained_to(tmp_path, monkeypatch):
 
     def trained_to(value):
         weights = lambda: jax.tree.map(lambda s: np.full(s.shape, value, s.dtype), Trained.shapes)  # noqa: E731
-        monkeypatch.setattr(train, "newest_ema", lambda folder: (weights(), {}))
+        monkeypatch.setattr(train, "whole_ema", lambda folder: (weights(), {}))
         train.train_run(config, "clip", train.epath.Path(tmp_path))
         return tmp_path
 

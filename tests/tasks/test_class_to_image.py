@@ -177,7 +177,7 @@ def test_samples_of_no_class_are_refused_before_training():
     values = classes.get_config("scenes").to_dict()
     values["samples"]["prompts"] = ("", "a red circle", "a red circl")
     with pytest.raises(
-        ValueError, match="config.samples.prompts has 'a red circl': .*did you mean"
+        ValueError, match="config.samples.prompts: request 3 has label = 'a red circl': must be"
     ):
         validate(cfg.from_config_dict(values))
 
