@@ -352,6 +352,8 @@ def _for_this_machine(config: Config) -> Config:
     """Returns the config without the attention kernels chosen for the machine that trained it."""
 
     def chosen_here(network: Any) -> Any:
+        if not hasattr(network, "attention_implementation"):
+            return network
         return dataclasses.replace(network, attention_implementation="auto")
 
     runs = {

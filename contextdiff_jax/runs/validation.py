@@ -128,7 +128,8 @@ def _check_start(config: Config, name: str, before: Sequence[str]) -> None:
 
 def _check_kernels(config: Config, run: RunConfig, where: str, platform: str) -> None:
     for section, network in run.task.networks().items():
-        if section != "adapter" or config.use_adapter:
+        chosen = hasattr(network, "attention_implementation")
+        if chosen and (section != "adapter" or config.use_adapter):
             check_implementation(
                 network.attention_implementation,
                 platform or jax.default_backend(),

@@ -82,7 +82,7 @@ def guided_x0(
             lambda: _doubled(process, denoise, x, t, sampler),
             lambda: _single(process, denoise, x, t, keep=True),
         )
-    return threshold_x0(x0_hat, sampler), state
+    return threshold_x0(process, x0_hat, sampler), state
 
 
 def _single(process: Process, denoise: Controlled, x, t, keep: bool) -> tuple[jax.Array, Any]:
@@ -111,10 +111,10 @@ def _mix(doubled: jax.Array, scale: float) -> jax.Array:
     return dropped + scale * (kept - dropped)
 
 
-def threshold_x0(x0_hat: jax.Array, sampler: SamplerConfig) -> jax.Array:
-    """Returns the estimate (B, ...) within [-1, 1], or as it is with threshold none."""
+def threshold_x0(process: Process, x0_hat: jax.Array, sampler: SamplerConfig) -> jax.Array:
+    """Returns the estimate (B, ...) within the bounds of x0, or as it is with threshold none."""
     if sampler.threshold == "static":
-        return jnp.clip(x0_hat, -1.0, 1.0)
+        return process.bounded(x0_hat)
     if sampler.threshold == "dynamic":
         return dynamic_threshold(x0_hat, sampler.percentile, sampler.max_threshold)
     return x0_hat

@@ -40,6 +40,10 @@ def sample(
     Raises ValueError for a sampler or shape that does not fit.
     """
     sampler.validate("sampler")
+    if process.bounds is None and sampler.threshold != "none":
+        raise ValueError(
+            f"sampler.threshold = {sampler.threshold!r}: must be 'none', x0 has no bounds here"
+        )
     stepper = make_stepper(process, sampler)
     control = control or Free()
     x = _initial_state(keys, shape, x_init, sampler.name, stepper)

@@ -7,7 +7,6 @@ from contextdiff_jax.conditions.class_label import (
     ClassLabel,
     LabelConfig,
     LabelledSource,
-    must_be_of,
 )
 from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.data.config import DataConfig
@@ -50,11 +49,6 @@ class ClassToImageConfig(DiffusionTaskConfig):
         if len(set(self.classes)) < len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise ValueError(f"{where}.classes has {twice!r} twice: must be different names")
-        for prompt in self.preview.prompts:
-            if prompt.strip() and prompt not in self.classes:
-                raise ValueError(
-                    f"{where}.preview.prompts has {prompt!r}: {must_be_of(prompt, self.classes)}"
-                )
         check_width(f"{where}.unet.text_dim", self.unet.text_dim, self.label.width)
         if use_adapter:
             width = self.label.adapter_width

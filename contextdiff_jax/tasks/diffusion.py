@@ -37,6 +37,7 @@ from contextdiff_jax.training.task import Batch, Metrics, Params
 
 _LAST_SHARE = 40  # the last T / 40 steps, where an unbounded adapter hides its cost
 _DIAGNOSED = 8  # examples
+_CONDITIONS = 0x7FFFFFFF  # a stream of keys beside the networks', which split gives
 _SPACE = 0x7FFFFFFF  # a stream beside those of conditions, which fold in their numbers
 
 
@@ -191,8 +192,9 @@ class DiffusionTask:
 
     def _init_conditions(self, key: jax.Array) -> Params:
         """Returns the parameters of the conditions that have some, by their names."""
+        own = jax.random.fold_in(key, _CONDITIONS)
         made = {
-            condition.name: condition.init(jax.random.fold_in(key, number))
+            condition.name: condition.init(jax.random.fold_in(own, number))
             for number, condition in enumerate(self.conditions)
         }
         return {name: params for name, params in made.items() if params}

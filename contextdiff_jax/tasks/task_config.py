@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import pathlib
 import pkgutil
+import typing
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -22,10 +23,18 @@ from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import Source
 from contextdiff_jax.encoders.config import CLIPConfig
 from contextdiff_jax.encoders.frozen import ImageEncoder, StoredTokens, TextEncoder
-from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, UNetConfig
 from contextdiff_jax.training.task import Params, Task
 
-NetworkConfig = UNetConfig | EfficientUNetConfig | AdapterConfig
+
+@typing.runtime_checkable
+class NetworkConfig(Protocol):
+    """The section of a network. Kernels and recomputation are set where it has fields for them."""
+
+    def validate(self, where: str) -> None:
+        """Raises ValueError naming the first key below `where` whose value cannot work."""
+
+    def check_resolution(self, resolution: int, where: str) -> None:
+        """Raises ValueError, `where` the key, unless pictures of this side fit."""
 
 
 class Encoders(Protocol):

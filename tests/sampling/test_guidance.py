@@ -7,8 +7,9 @@ import pytest
 
 from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.schedules import expand, make_schedule
-from contextdiff_jax.sampling import guidance
+from contextdiff_jax.sampling import guidance, loop
 from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.sampling.noise import sample_keys
 
 SCHEDULE = make_schedule("scaled_linear", 1000)
 X = np.random.default_rng(0).normal(size=(3, 2, 2, 1)).astype(np.float32)
@@ -152,3 +153,19 @@ def test_outside_the_interval_the_conditional_estimate_is_taken_undoubled():
         np.testing.assert_allclose(run(guide)[0], same, atol=1e-6)
     jax.effects_barrier()
     assert batches == [[True, False] * 3, [True] * 3]
+
+
+def test_an_estimate_without_bounds_is_not_cut_off():
+    """Latents: static and dynamic thresholds are of pictures; the solver's own limit is off too."""
+    schedule = make_schedule("cosine", 20)
+    process = Process(schedule, "x0", None, bounds=None)
+    denoise = lambda x, t, keep: jnp.full_like(x, 7.0)  # noqa: E731
+    keys = sample_keys(0, jnp.arange(2))
+    for name in ("ddim", "dpm_solver++"):
+        plain = SamplerConfig(name=name, num_steps=4)
+        drawn = loop.sample(process, denoise, keys, (2, 2, 3), plain)
+        np.testing.assert_allclose(drawn, 7.0, rtol=1e-3)
+    for threshold in ("static", "dynamic"):
+        cut = SamplerConfig(name="ddim", num_steps=4, threshold=threshold)
+        with pytest.raises(ValueError, match="must be 'none', x0 has no bounds here"):
+            loop.sample(process, denoise, keys, (2, 2, 3), cut)

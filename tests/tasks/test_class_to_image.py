@@ -157,7 +157,11 @@ def task_config(**fields):
         ("label.groups", 5, r"label.groups = 5: must divide .*label.channels = 32"),
         ("label.side", 0, r"label.side = 0: must be at least 1"),
         ("label.side", 65, r"label.side = 65: must be at most 64"),
-        ("preview.prompts", ("a red circl",), r"has 'a red circl': .*did you mean a red circle"),
+        (
+            "preview.prompts",
+            ("a red circl",),
+            r"request 1 has .*did you mean a red circle",
+        ),
         ("low_resolution", 8, r"base.task.low_resolution = 8: unknown key"),
         ("kind", "class_to_imag", r"must be one of class_to_image, .*did you mean class_to_image"),
     ],
