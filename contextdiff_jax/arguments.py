@@ -14,7 +14,7 @@ from contextdiff_jax.system.suggestions import nearest_path
 def existing_file(path: epath.PathLike, flag: str) -> epath.Path:
     """Returns `path`, or raises ValueError naming the flag where no file is there."""
     file = epath.Path(path)
-    with buckets.named(file, f"be read (--{flag})"):
+    with buckets.explained(file, f"be read (--{flag})"):
         if file.is_dir():
             raise ValueError(f"--{flag}={path}: is a folder, must be a file")
         if not file.exists():
@@ -25,7 +25,7 @@ def existing_file(path: epath.PathLike, flag: str) -> epath.Path:
 def existing_folder(path: epath.PathLike, flag: str) -> epath.Path:
     """Returns `path`, or raises ValueError naming the flag where no folder is there."""
     folder = epath.Path(path)
-    with buckets.named(folder, f"be read (--{flag})"):
+    with buckets.explained(folder, f"be read (--{flag})"):
         if folder.is_dir():
             return folder
         if folder.exists():
@@ -43,7 +43,7 @@ def read_lines(path: epath.PathLike, flag: str) -> list[str]:
     """
     file = existing_file(path, flag)
     try:
-        with buckets.named(file, f"be read (--{flag})"):
+        with buckets.explained(file, f"be read (--{flag})"):
             text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1

@@ -112,7 +112,7 @@ def check_writable(folder: epath.PathLike, flag: str) -> None:
     """
     path = epath.Path(folder)
     try:
-        with buckets.named(folder, f"be written to (--{flag})"):
+        with buckets.explained(folder, f"be written to (--{flag})"):
             path.mkdir(parents=True, exist_ok=True)
             probe(path)
             sweep(path)

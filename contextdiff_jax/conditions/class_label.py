@@ -20,7 +20,7 @@ from contextdiff_jax.conditions.condition import Batch, Condition, Given, Shapes
 from contextdiff_jax.data.example import DamagedSample, Example, Source
 from contextdiff_jax.networks import axes
 from contextdiff_jax.networks.blocks import ResBlock
-from contextdiff_jax.networks.layers import Dense, GroupNorm, named, upsample_nearest
+from contextdiff_jax.networks.layers import Dense, GroupNorm, upsample_nearest, with_axes
 from contextdiff_jax.system.limits import most
 from contextdiff_jax.system.suggestions import nearest
 
@@ -62,7 +62,7 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, labels: jax.Array) -> jax.Array:
         """Returns the rows of labels (B,), (B, features) float32."""
-        init = named(nn.initializers.normal(1.0), axes.VOCAB, axes.CONTEXT)
+        init = with_axes(nn.initializers.normal(1.0), axes.VOCAB, axes.CONTEXT)
         table = self.param("table", init, (self.count, self.features))
         return jnp.take(table, labels, axis=0)
 

@@ -24,7 +24,7 @@ class Embeddings:
 
     def __init__(self, folder: epath.PathLike, names: Sequence[str] | None = None):
         self.folder = epath.Path(folder)
-        with buckets.named(self.folder, "be read"):
+        with buckets.explained(self.folder, "be read"):
             metadata = shards.read_metadata(self.folder)
         if metadata is None:
             raise DataError(

@@ -37,7 +37,7 @@ class FolderSource:
 
     def __init__(self, config: DataConfig, report: SkipReport):
         self._config = config
-        with buckets.named(config.path, "be read"):
+        with buckets.explained(config.path, "be read"):
             self._folder = _find(epath.Path(config.path), config.split)
             self._root = resolved(self._folder)
         self.name = f"folder {self._folder}"
@@ -60,7 +60,7 @@ class FolderSource:
         """Returns the rows of the split, each with the number of its line."""
         rows = []
         file = self._folder / METADATA
-        with buckets.named(file, "be read"):
+        with buckets.explained(file, "be read"):
             lines = self._metadata().split(b"\n")
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -102,7 +102,7 @@ class FolderSource:
         config = self._config
         number, name, captions, repaired = self._rows[index]
         try:
-            with buckets.named(f"{self._root}/{name}", "be read"):
+            with buckets.explained(f"{self._root}/{name}", "be read"):
                 data = read_listed(self._root, name, decode.most_bytes(config.max_pixels))
         except NotReadable as error:
             row = f"{name[:_NAME_SHOWN]} (line {number})"

@@ -94,7 +94,7 @@ def _save(index: ShardIndex, path: epath.Path) -> None:
 
 def _stored(stored: epath.Path, path: epath.Path, length: int) -> ShardIndex | None:
     """Returns the cache's index where there is one, it can be read, and the shard is still so."""
-    with buckets.named(stored, "be read"):
+    with buckets.explained(stored, "be read"):
         content = stored.read_bytes() if stored.is_file() else None
     if content is None:
         return None

@@ -57,7 +57,7 @@ class ShardSource:
     def __init__(self, config: DataConfig, report: SkipReport):
         self.name = f"shards {config.path}"
         self._config = config
-        with buckets.named(config.path, "be read"):
+        with buckets.explained(config.path, "be read"):
             self._paths = find_shards(config.path, report)
         self._options = IndexOptions(
             text_type="json" if config.caption_fields else "txt",
@@ -215,7 +215,7 @@ def index_shards(
 
     def index(path: epath.Path) -> ShardIndex:
         try:
-            with buckets.named(path, "be read"):
+            with buckets.explained(path, "be read"):
                 return index_shard(path, options, cache, anew)
         except buckets.Unavailable:
             raise
@@ -231,7 +231,7 @@ def _cache(config: DataConfig, folder: epath.Path) -> epath.Path | None:
     """Returns where indices are kept: config.cache_dir, or beside the shards if they may."""
     if config.cache_dir:
         cache = epath.Path(config.cache_dir)
-        with buckets.named(cache, "be written to (data.cache_dir)"):
+        with buckets.explained(cache, "be written to (data.cache_dir)"):
             cache.mkdir(parents=True, exist_ok=True)
         return cache
     cache = folder / _INDEX_FOLDER
@@ -239,7 +239,7 @@ def _cache(config: DataConfig, folder: epath.Path) -> epath.Path | None:
         # A folder closed to its owner is meant to stay as it is, even where root could write.
         if not in_bucket(folder) and not os.stat(folder).st_mode & 0o222:
             raise PermissionError(f"{folder} is read-only")
-        with buckets.named(cache, "be written to"):
+        with buckets.explained(cache, "be written to"):
             cache.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a bucket that may only be read
         logging.warning(
@@ -261,7 +261,7 @@ class _OpenFiles:
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         if in_bucket(path):
-            with buckets.named(path, "be read"), epath.Path(path).open("rb") as file:
+            with buckets.explained(path, "be read"), epath.Path(path).open("rb") as file:
                 file.seek(offset)
                 data = file.read(size)
         else:

@@ -17,7 +17,7 @@ from contextdiff_jax.encoders.attention import SelfAttention
 from contextdiff_jax.encoders.config import CLIPConfig, CLIPTextConfig, StackConfig
 from contextdiff_jax.networks import axes
 from contextdiff_jax.networks.activation_sharding import gathered
-from contextdiff_jax.networks.layers import Conv, Dense, LayerNorm, named
+from contextdiff_jax.networks.layers import Conv, Dense, LayerNorm, with_axes
 
 # The temperature is learned as its logarithm and kept from passing 100 (Radford et al., 2.5).
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -136,12 +136,12 @@ class TextTower(nn.Module):
             )
         tokens = self.param(
             "token_embedding",
-            named(_normal(0.02), axes.VOCAB, axes.EMBED),
+            with_axes(_normal(0.02), axes.VOCAB, axes.EMBED),
             (config.vocab_size, config.width),
         )
         positions = self.param(
             "position_embedding",
-            named(_normal(0.01), axes.POSITION, axes.EMBED),
+            with_axes(_normal(0.01), axes.POSITION, axes.EMBED),
             (config.max_length, config.width),
         )
         # An id outside the table becomes NaN (jnp.take's rule) instead of a wrong row.
@@ -197,10 +197,10 @@ class VisionTower(nn.Module):
         )(pixels)
         patches = patches.reshape(patches.shape[0], config.grid**2, width).astype(jnp.float32)
         table_init = _normal(width**-0.5)
-        cls = self.param("class_embedding", named(table_init, axes.EMBED), (width,))
+        cls = self.param("class_embedding", with_axes(table_init, axes.EMBED), (width,))
         positions = self.param(
             "position_embedding",
-            named(table_init, axes.POSITION, axes.EMBED),
+            with_axes(table_init, axes.POSITION, axes.EMBED),
             (1 + config.grid**2, width),
         )
         cls = jnp.broadcast_to(cls, (patches.shape[0], 1, width))
@@ -229,7 +229,7 @@ class CLIP(nn.Module):
         self.text_projection = self._projection(config.text_width)
         self.visual_projection = self._projection(config.vision_width)
         self.logit_scale = self.param(
-            "logit_scale", named(nn.initializers.constant(config.logit_scale_init)), ()
+            "logit_scale", with_axes(nn.initializers.constant(config.logit_scale_init)), ()
         )
 
     def _projection(self, width: int) -> Dense:

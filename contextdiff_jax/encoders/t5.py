@@ -15,7 +15,7 @@ from contextdiff_jax.encoders.attention import SelfAttention
 from contextdiff_jax.encoders.config import T5Config
 from contextdiff_jax.networks import axes
 from contextdiff_jax.networks.activation_sharding import gathered
-from contextdiff_jax.networks.layers import Dense, named, ones
+from contextdiff_jax.networks.layers import Dense, ones, with_axes
 
 _normal = nn.initializers.normal
 
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalizes (..., width) float32."""
-        scale = self.param("scale", named(ones, axes.NORM), x.shape[-1:])
+        scale = self.param("scale", with_axes(ones, axes.NORM), x.shape[-1:])
         return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon) * scale
 
 
@@ -105,7 +105,7 @@ class T5Encoder(nn.Module):
         config = self.config
         table = self.param(
             "token_embedding",
-            named(_normal(1.0), axes.VOCAB, axes.EMBED),
+            with_axes(_normal(1.0), axes.VOCAB, axes.EMBED),
             (config.vocab_size, config.width),
         )
         # An id outside the table becomes NaN (jnp.take's rule) instead of a wrong row.
@@ -113,7 +113,7 @@ class T5Encoder(nn.Module):
         x = jnp.take(table, input_ids, axis=0).astype(jnp.float32)
         distances = self.param(
             "relative_attention_bias",
-            named(_normal(config.width**-0.5), axes.POSITION, axes.HEADS),
+            with_axes(_normal(config.width**-0.5), axes.POSITION, axes.HEADS),
             (config.num_buckets, config.heads),
         )
         offsets = np.arange(input_ids.shape[1])

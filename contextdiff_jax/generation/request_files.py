@@ -24,7 +24,7 @@ def read_requests(path: epath.PathLike, flag: str) -> list[Request]:
     too deeply, or a text in it is longer than MOST_CHARACTERS or cannot be written as UTF-8.
     """
     file = existing_file(path, flag)
-    with buckets.named(file, f"be read (--{flag})"):
+    with buckets.explained(file, f"be read (--{flag})"):
         found = read_object_lines(file, MOST_ENTRIES)
     if not found:
         raise ValueError(f"--{flag}={path}: holds no request; give one JSON object a line")

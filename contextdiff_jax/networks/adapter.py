@@ -21,9 +21,9 @@ from contextdiff_jax.networks.dot_product_attention import Implementation
 from contextdiff_jax.networks.layers import (
     Dense,
     LayerNorm,
-    named,
     resize_bilinear,
     sinusoidal_embedding,
+    with_axes,
     zeros,
 )
 
@@ -172,7 +172,7 @@ class AdapterBlock(nn.Module):
         width = h.shape[-1]
         table = self.param(
             "modulation",
-            named(nn.initializers.normal(width**-0.5), axes.MODULATION, axes.EMBED),
+            with_axes(nn.initializers.normal(width**-0.5), axes.MODULATION, axes.EMBED),
             (MODULATIONS, width),
         )
         modulation = modulation + table

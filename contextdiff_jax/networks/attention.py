@@ -13,7 +13,7 @@ from contextdiff_jax.networks.dot_product_attention import (
     attention_weights,
     weighted_sum,
 )
-from contextdiff_jax.networks.layers import Dense, Initializer, LayerNorm, lecun, named
+from contextdiff_jax.networks.layers import Dense, Initializer, LayerNorm, lecun, with_axes
 
 
 class MultiHeadAttention(nn.Module):
@@ -115,7 +115,7 @@ class AttentionPooling(nn.Module):
         count = jnp.maximum(mask.sum(1, keepdims=True), 1)
         mean = jnp.where(mask[..., None], tokens, 0.0).sum(1) / count
         learned = self.param(
-            "query_offset", named(nn.initializers.normal(0.02), axes.EMBED), (width,)
+            "query_offset", with_axes(nn.initializers.normal(0.02), axes.EMBED), (width,)
         )
         query = (mean + learned)[:, None]
         tokens = jnp.concatenate([query, tokens], axis=1)

@@ -23,7 +23,7 @@ from contextdiff_jax.networks.latent_blocks import (
     Upsample,
 )
 from contextdiff_jax.networks.latent_config import AutoencoderConfig
-from contextdiff_jax.networks.layers import Conv, GroupNorm, lecun, named
+from contextdiff_jax.networks.layers import Conv, GroupNorm, lecun, with_axes
 
 LEAST_LOG_VARIANCE, LARGEST_LOG_VARIANCE = -30.0, 20.0
 
@@ -194,7 +194,7 @@ class Autoencoder(nn.Module):
         self.quant_conv = Conv(channels * (2 if config.kind == "kl" else 1), kernel_size=1)
         self.post_quant_conv = Conv(channels, kernel_size=1)
         if config.kind == "vq":
-            init = named(nn.initializers.normal(1.0), axes.VOCAB, axes.EMBED)
+            init = with_axes(nn.initializers.normal(1.0), axes.VOCAB, axes.EMBED)
             self.codebook = self.param("codebook", init, (config.codes, channels))
 
     def __call__(self, images: jax.Array) -> jax.Array:

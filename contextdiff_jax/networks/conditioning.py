@@ -16,9 +16,9 @@ from contextdiff_jax.networks.attention import AttentionPooling
 from contextdiff_jax.networks.dot_product_attention import Implementation
 from contextdiff_jax.networks.layers import (
     Dense,
-    named,
     resize_bilinear,
     sinusoidal_embedding,
+    with_axes,
 )
 
 # Levels in [0, 1] span the same range of sinusoid arguments as the timesteps 0..1000.
@@ -107,7 +107,7 @@ class TextConditioning(nn.Module):
         null = jnp.zeros(tokens.shape[-1:])
         if self.null == "learned":
             null = self.param(
-                "null_token", named(nn.initializers.normal(1.0), axes.EMBED), tokens.shape[-1:]
+                "null_token", with_axes(nn.initializers.normal(1.0), axes.EMBED), tokens.shape[-1:]
             )
         if keep is None:
             return tokens, mask

@@ -24,7 +24,7 @@ zeros = nn.initializers.zeros_init()
 ones = nn.initializers.ones_init()
 
 
-def named(init: Initializer, *names: str) -> Initializer:
+def with_axes(init: Initializer, *names: str) -> Initializer:
     """Returns `init` with the logical axis `names` attached to what it creates."""
     return nn.with_logical_partitioning(init, names)
 
@@ -60,12 +60,12 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., input width) to (..., features)."""
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", named(self.kernel_init, *self.axes), shape)
+        kernel = self.param("kernel", with_axes(self.kernel_init, *self.axes), shape)
         # Gathered in the compute dtype: half the bytes in bfloat16.
         kernel = gathered(kernel.astype(self.dtype), self.axes)
         y = _matmul(over_batch(x).astype(self.dtype), kernel)
         if self.use_bias:
-            bias = self.param("bias", named(zeros, self.axes[1]), (self.features,))
+            bias = self.param("bias", with_axes(zeros, self.axes[1]), (self.features,))
             y = y + bias.astype(self.dtype)
         return over_batch(y)
 
@@ -99,7 +99,7 @@ class Conv(nn.Module):
         padding = self.padding or ((half, half), (half, half))
         names = (axes.KERNEL_HEIGHT, axes.KERNEL_WIDTH, axes.CONV_IN, axes.CONV_OUT)
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", named(self.kernel_init, *names), shape)
+        kernel = self.param("kernel", with_axes(self.kernel_init, *names), shape)
         x, weights = over_batch(x).astype(self.dtype), gathered(kernel.astype(self.dtype), names)
         if self.kernel_size == self.stride == 1 and self.padding is None:
             y = _matmul(x, weights[0, 0])
@@ -112,7 +112,7 @@ class Conv(nn.Module):
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
         if self.use_bias:
-            bias = self.param("bias", named(zeros, axes.CONV_OUT), (self.features,))
+            bias = self.param("bias", with_axes(zeros, axes.CONV_OUT), (self.features,))
             y = y + bias.astype(self.dtype)
         return over_batch(y)
 
@@ -144,8 +144,8 @@ class GroupNorm(nn.Module):
                 f"GroupNorm: {channels} channels cannot be split into groups={self.groups}; "
                 "groups must divide the channels."
             )
-        gain = self.param("scale", named(ones, axes.NORM), (channels,))
-        bias = self.param("bias", named(zeros, axes.NORM), (channels,))
+        gain = self.param("scale", with_axes(ones, axes.NORM), (channels,))
+        bias = self.param("bias", with_axes(zeros, axes.NORM), (channels,))
         if scale is not None:
             gain = gain * (1.0 + scale.astype(jnp.float32))
             bias = bias * (1.0 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)
@@ -189,8 +189,8 @@ class LayerNorm(nn.Module):
         y = y - y.mean(-1, keepdims=True)
         y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
         if self.affine:
-            scale = self.param("scale", named(ones, axes.NORM), x.shape[-1:])
-            bias = self.param("bias", named(zeros, axes.NORM), x.shape[-1:])
+            scale = self.param("scale", with_axes(ones, axes.NORM), x.shape[-1:])
+            bias = self.param("bias", with_axes(zeros, axes.NORM), x.shape[-1:])
             y = y * scale + bias
         return y.astype(self.dtype)
 

@@ -51,7 +51,7 @@ def read_description(file: epath.Path) -> Export:
 
     Raises ConfigError naming the file and the first thing in it that is not allowed.
     """
-    with buckets.named(file, "be read"):
+    with buckets.explained(file, "be read"):
         content = read_object(file)
     if content.get("format") not in READABLE:
         raise ConfigError(

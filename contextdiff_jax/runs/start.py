@@ -25,7 +25,7 @@ from contextdiff_jax.runs.weights import (
     reader_of,
     source_folder,
 )
-from contextdiff_jax.training.parameter_names import check_patterns, matches, named, nested
+from contextdiff_jax.training.parameter_names import by_name, check_patterns, matches, nested
 from contextdiff_jax.training.partial import fixed_shapes, trained_part
 from contextdiff_jax.training.task import Params, Task
 
@@ -58,11 +58,11 @@ def start(
     if saved is not None:
         fixed = fixed_weights(saved, workdir / name)
         return Start(trained_part(task, fixed), record={"start": saved["start"]})
-    fixed = named(_fixed(config, name, task))
+    fixed = by_name(_fixed(config, name, task))
     taken: Named = {}
     if run.start_from.path:
         source = read_named(source_folder(run.start_from.path, workdir))
-        taken = _taken(config, name, named(_shapes(task)), source)
+        taken = _taken(config, name, by_name(_shapes(task)), source)
         for each, leaf in taken.items():
             check_finite(each, leaf, repr(run.start_from.path))
         logging.info("run %s starts from %s: %d arrays", name, run.start_from.path, len(taken))
@@ -91,8 +91,8 @@ def check_start(config: Config, name: str) -> None:
     _fixed(config, name, target)
     if not path:
         return
-    wanted = named(_shapes(target))
-    found = named(_shapes(source)) if of_run else read_named(epath.Path(path))
+    wanted = by_name(_shapes(target))
+    found = by_name(_shapes(source)) if of_run else read_named(epath.Path(path))
     if config.runs[name].task.encoder_config is not None:  # its vocabulary's size shows later
         found = {each: wanted.get(each, leaf) for each, leaf in found.items()}
     _taken(config, name, wanted, found)
@@ -106,14 +106,14 @@ def _fixed(config: Config, name: str, task: Task) -> Params:
     """Returns the shapes of what the run does not train; ValueError where nothing gives it."""
     run, where = config.runs[name], f"config.runs.{name}"
     shapes = fixed_shapes(task, run.trainable, f"{where}.trainable")
-    fixed, fresh = named(shapes), run.start_from.fresh
+    fixed, fresh = by_name(shapes), run.start_from.fresh
     anew = [each for each in fixed if not run.start_from.path or matches(each, fresh)]
     if anew:
         raise ValueError(
             f"{where}.trainable leaves {listed(anew)} as they begin, at random: must be trained, "
             f"or taken by {where}.start_from"
         )
-    trained = {each.split("/")[0] for each in named(_shapes(task)) if each not in fixed}
+    trained = {each.split("/")[0] for each in by_name(_shapes(task)) if each not in fixed}
     if trained == {"adapter"} and run.optimizer.adapter_rate == 0:
         raise ValueError(
             f"{where}.optimizer.adapter_rate = 0: must be above 0 where {where}.trainable leaves "

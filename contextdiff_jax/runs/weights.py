@@ -18,7 +18,7 @@ from contextdiff_jax.training.checkpoints import (
     load_tree,
     newest_ema,
 )
-from contextdiff_jax.training.parameter_names import merged, named, nested
+from contextdiff_jax.training.parameter_names import by_name, merged, nested
 from contextdiff_jax.training.task import Params
 
 Named = Mapping[str, Any]  # arrays or shapes by the parameters' names
@@ -79,7 +79,7 @@ def reader_of(folder: epath.Path, where: str) -> Reader:
 def read_named(folder: epath.Path) -> Named:
     """Returns the weights of a folder as float32 host arrays, by name."""
     tree = reader_of(folder, f"weights of {str(folder)!r}").read(folder)
-    return {name: np.asarray(leaf, np.float32) for name, leaf in named(tree).items()}
+    return {name: np.asarray(leaf, np.float32) for name, leaf in by_name(tree).items()}
 
 
 def fixed_weights(metadata: Mapping[str, Any], folder: epath.Path) -> Params:

@@ -54,7 +54,7 @@ def written_whole(path: epath.Path) -> Iterator[epath.Path]:
 
     `path` may lie in a bucket: it then receives the finished file in one upload. Nothing appears
     there when the block raises. Writers of one path do not disturb each other, the last stays.
-    An upload that fails raises what buckets.named does.
+    An upload that fails raises what buckets.explained does.
     """
     bucket = buckets.in_bucket(path)
     folder = epath.Path(tempfile.gettempdir()) if bucket else path.parent
@@ -62,7 +62,7 @@ def written_whole(path: epath.Path) -> Iterator[epath.Path]:
     try:
         yield unfinished
         if bucket:
-            with buckets.named(path, "be written"):
+            with buckets.explained(path, "be written"):
                 unfinished.copy(path, overwrite=True)
         else:
             unfinished.replace(path)

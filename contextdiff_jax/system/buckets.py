@@ -46,7 +46,7 @@ def is_permanent(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def named(path: epath.PathLike, cannot: str) -> Iterator[None]:
+def explained(path: epath.PathLike, cannot: str) -> Iterator[None]:
     """Turns a bucket's errors into one sentence; `cannot` says what failed, "be read".
 
     Raises ValueError where trying again cannot help, else Unavailable. Other paths' errors stay.

@@ -14,7 +14,7 @@ from flax import traverse_util
 from contextdiff_jax.system.suggestions import nearest
 
 
-def named(tree: Any) -> dict[str, Any]:
+def by_name(tree: Any) -> dict[str, Any]:
     """Returns {name: leaf} of nested dicts; boxes of axis names are taken off."""
     return traverse_util.flatten_dict(nn.unbox(tree), sep="/")
 

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from contextdiff_jax.training.parameter_names import (
+    by_name,
     check_patterns,
     like,
     matches,
     merged,
-    named,
     nested,
     without,
 )
@@ -79,7 +79,7 @@ def fixed_shapes(task: Task, trainable: Sequence[str], where: str) -> Params:
     """
     if not trainable:
         return {}
-    shapes = named(jax.eval_shape(task.init, jax.random.key(0)))
+    shapes = by_name(jax.eval_shape(task.init, jax.random.key(0)))
     check_patterns(trainable, shapes, where)
     return nested({n: leaf for n, leaf in shapes.items() if not matches(n, trainable)})
 

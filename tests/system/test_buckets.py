@@ -106,9 +106,9 @@ def test_data_and_workdir(error, kind, code, stub, monkeypatch, capsys):
 
 def test_errors_of_other_kinds_stay(monkeypatch, capsys):
     for error in (KeyError("a mistake in this package"), OSError(28, "No space left on device")):
-        with pytest.raises(type(error)), buckets.named(BUCKET, "be read"):
+        with pytest.raises(type(error)), buckets.explained(BUCKET, "be read"):
             raise error
         with pytest.raises(type(error)):
             exit_code(monkeypatch, capsys, error)
-    with pytest.raises(OSError, match="Forbidden"), buckets.named("a/local/path", "be read"):
+    with pytest.raises(OSError, match="Forbidden"), buckets.explained("a/local/path", "be read"):
         raise DENIED["gcsfs"]

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from contextdiff_jax.training.parameter_names import (
+    by_name,
     check_patterns,
     like,
     matches,
     merged,
-    named,
     nested,
     without,
 )
@@ -63,12 +63,12 @@ def test_a_pattern_that_matches_nothing_is_named_with_the_nearest():
 def test_trees_are_taken_apart_and_put_together():
     tree = {"a": {"x": np.zeros(1), "y": np.ones(2)}, "b": np.full(3, 2.0)}
     part = {"a": {"y": np.full(2, 5.0)}}
-    assert set(named(tree)) == {"a/x", "a/y", "b"}
-    assert named(nested(named(tree))).keys() == named(tree).keys()
-    assert set(named(without(tree, part))) == {"a/x", "b"}
+    assert set(by_name(tree)) == {"a/x", "a/y", "b"}
+    assert by_name(nested(by_name(tree))).keys() == by_name(tree).keys()
+    assert set(by_name(without(tree, part))) == {"a/x", "b"}
     assert set(without(tree, {"a": tree["a"]})) == {"b"}
-    assert set(named(like(tree, part))) == {"a/y"} and like(tree, part)["a"]["y"][0] == 1
+    assert set(by_name(like(tree, part))) == {"a/y"} and like(tree, part)["a"]["y"][0] == 1
     both = merged(tree, part)
     assert both["a"]["y"][0] == 5 and both["a"]["x"] is tree["a"]["x"] and both["b"] is tree["b"]
     assert tree["a"]["y"][0] == 1
-    assert named(merged(without(tree, part), part)).keys() == named(tree).keys()
+    assert by_name(merged(without(tree, part), part)).keys() == by_name(tree).keys()
