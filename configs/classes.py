@@ -29,7 +29,7 @@ CIFAR10 = (
     *("dog", "frog", "horse", "ship", "truck"),
 )
 SCENES = tuple(f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES)
-FLOWERS = ("daisy", "dandelion", "roses", "sunflowers", "tulips")
+FLOWERS = ("daisy", "dandelion", "rose", "sunflower", "tulip")
 
 WIDTH = 64  # of the encoder and of what is learned of a class, in the small presets
 

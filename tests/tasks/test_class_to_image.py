@@ -201,3 +201,11 @@ def test_the_published_unet_fits_as_the_papers_class_network():
     )
     config = dataclasses.replace(config, preview=dataclasses.replace(config.preview, prompts=()))
     config.validate("task", DataConfig(resolution=64), use_adapter=False)
+
+
+def test_every_flower_has_its_class(shared_data):
+    config = cfg.from_config_dict(classes.get_config("flowers"))
+    run = config.runs["base"]
+    data = dataclasses.replace(run.data, path=str(shared_data("flowers")))
+    source = run.task.usable(open_source(data))
+    assert {source.captions(i) for i in range(len(source))} == {(c,) for c in classes.FLOWERS}
