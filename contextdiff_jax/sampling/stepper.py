@@ -11,6 +11,7 @@ from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.ddim import DDIM
 from contextdiff_jax.sampling.ddpm import ddpm
 from contextdiff_jax.sampling.dpm_solver import DPMSolver
+from contextdiff_jax.sampling.plms import PLMS
 
 
 class Stepper(Protocol):
@@ -47,6 +48,7 @@ STEPPERS: dict[str, Callable[[Process, np.ndarray, SamplerConfig], Stepper]] = {
     "dpm_solver++": lambda process, times, sampler: DPMSolver(
         process, times, limit=sampler.threshold != "none"
     ),
+    "plms": lambda process, times, sampler: PLMS(process, times),
 }
 """By `SamplerConfig.name`."""
 
