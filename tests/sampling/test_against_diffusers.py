@@ -145,9 +145,7 @@ def test_ddim_as_stable_diffusion_has_it(kind):
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 50])
 def test_plms_as_stable_diffusion_has_it(kind, num_steps):
     schedule = make_schedule("scaled_linear", 1000)
-    oracle = make(
-        diffusers.PNDMScheduler, schedule, kind, skip_prk_steps=True, steps_offset=1
-    )
+    oracle = make(diffusers.PNDMScheduler, schedule, kind, skip_prk_steps=True, steps_offset=1)
     oracle.final_alpha_cumprod = oracle.alphas_cumprod[0]  # set_alpha_to_one=False
     oracle.set_timesteps(num_steps)
     assert len(oracle.timesteps) == num_steps + (num_steps > 1)
