@@ -4,12 +4,10 @@
       --prompt="a red circle left of a blue square" --seed=1
 
 The same seed gives the same picture whatever the batch size or the number of devices. An empty
-prompt is the null condition. --model=FOLDER instead of --export draws with Stable Diffusion's
-published weights, see docs/stable_diffusion.md.
-
-Flags that are left out are what the export's config says: its
+prompt is the null condition. Flags that are left out are what the export's config says: its
 samples.seed, .batch_size and .augmentation, its samplers, its dtype. Exit codes: see
-contextdiff_jax/entry.py.
+contextdiff_jax/entry.py. With --model=FOLDER, Stable Diffusion is drawn instead of an export, see
+docs/stable_diffusion.md.
 """
 
 from absl import flags, logging
@@ -17,32 +15,12 @@ from etils import epath
 
 from contextdiff_jax import entry
 from contextdiff_jax.arguments import existing_folder, read_lines
-from contextdiff_jax.generation import stable_diffusion
 from contextdiff_jax.generation.cascade import Cascade, write_pictures
+from contextdiff_jax.generation.model_flags import define_model_flags
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.system import notices
 
-MOST_SIDE = 4096  # pixels
-
 _EXPORT = flags.DEFINE_string("export", None, "Folder written by contextdiff_jax.export or main.")
-_MODEL = flags.DEFINE_string(
-    "model",
-    None,
-    "Folder of Stable Diffusion 1.x or 2.x in diffusers' layout, drawn instead of --export. The "
-    "safety checker is not run.",
-)
-_NEGATIVE = flags.DEFINE_string(
-    "negative_prompt", None, "What pictures of --model must not show, for all of them."
-)
-_HEIGHT = flags.DEFINE_integer(
-    *("height", None),
-    "Height of --model's pictures in pixels; what it was trained at by default.",
-    lower_bound=1,
-    upper_bound=MOST_SIDE,
-)
-_WIDTH = flags.DEFINE_integer(
-    "width", None, "Their width, likewise.", lower_bound=1, upper_bound=MOST_SIDE
-)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for STAGE/NNNN.png and STAGE/grid.png.")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given again for more.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "A text file with one prompt per line.")
@@ -61,6 +39,7 @@ _SAMPLER = flags.DEFINE_multi_string(
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["auto", "float32", "bfloat16"], "Compute dtype; the export's by default."
 )
+_MODEL = define_model_flags()
 _PROCESSES = entry.define_process_flags()
 flags.mark_flags_as_required(["output"])
 
@@ -68,10 +47,15 @@ flags.mark_flags_as_required(["output"])
 def main() -> None:
     entry.join(_PROCESSES())
     prompts = _prompts()
-    of_model = _of_model()
-    existing_folder(*((_MODEL.value, "model") if of_model else (_EXPORT.value, "export")))
+    published = _MODEL.check(_EXPORT.value, augmentation=_AUGMENTATION.value)
+    if not published:
+        existing_folder(_EXPORT.value, "export")
     entry.check_writable(_OUTPUT.value, "output")
-    cascade = _published() if of_model else _exported()
+    notices.doing("loading the model" if published else "loading the export")
+    if published:
+        cascade = _MODEL.load(_SAMPLER.value, _DTYPE.value)
+    else:
+        cascade = Cascade.load(_EXPORT.value, dtype=_DTYPE.value, sampler=_SAMPLER.value)
     notices.doing("drawing pictures")
     drawn = cascade.draw(
         prompts,
@@ -83,40 +67,6 @@ def main() -> None:
         write_pictures(epath.Path(_OUTPUT.value) / name, images, prompts)
         logging.info("wrote %d pictures and grid.png to %s/%s", len(images), _OUTPUT.value, name)
     distributed.wait_for_all("pictures")  # else JAX takes the one that writes for lost
-
-
-def _of_model() -> bool:
-    """Whether published weights are drawn. Raises ValueError for flags that do not go together."""
-    if (_EXPORT.value is None) == (_MODEL.value is None):
-        raise ValueError(
-            "--export and --model are missing: give one of them"
-            if _EXPORT.value is None
-            else f"--model={_MODEL.value}: not together with --export={_EXPORT.value}"
-        )
-    of_model = _MODEL.value is not None
-    wrong = (_AUGMENTATION,) if of_model else (_NEGATIVE, _HEIGHT, _WIDTH)
-    for flag in wrong:
-        if flag.value is not None:
-            needed = "--export" if of_model else "--model"
-            raise ValueError(f"--{flag.name}={flag.value}: only together with {needed}")
-    return of_model
-
-
-def _exported() -> Cascade:
-    notices.doing("loading the export")
-    return Cascade.load(_EXPORT.value, dtype=_DTYPE.value, sampler=_SAMPLER.value)
-
-
-def _published() -> Cascade:
-    notices.doing("loading the model")
-    settings = stable_diffusion.Settings(
-        height=_HEIGHT.value,
-        width=_WIDTH.value,
-        negative=_NEGATIVE.value or "",
-        sampler=_SAMPLER.value,
-        dtype=_DTYPE.value or "auto",
-    )
-    return stable_diffusion.load(_MODEL.value, settings)
 
 
 def _prompts() -> list[str]:

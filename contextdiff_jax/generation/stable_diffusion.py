@@ -41,7 +41,7 @@ from contextdiff_jax.spaces.latents import LatentSpace
 from contextdiff_jax.system.json_files import read_object
 from contextdiff_jax.system.scalars import shown
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
-from contextdiff_jax.tasks.latent_text_to_image import LatentTextToImage
+from contextdiff_jax.tasks.latent_text_to_image import LatentTextToImage, Start
 
 STAGE = "base"
 INDEX = "model_index.json"
@@ -56,7 +56,8 @@ class Settings:
 
     height, width: in pixels; None is the side that the U-Net was trained at. sampler: settings such
     as "name=ddim", "num_steps=20" or "guidance_scale=5". dtype: compute dtype; "auto" is bfloat16
-    on accelerators. negative: the prompt that guidance leads away from.
+    on accelerators. negative: the prompt that guidance leads away from. start: a picture to start
+    from, whose size is the pictures'.
     """
 
     height: int | None = None
@@ -64,6 +65,7 @@ class Settings:
     negative: str = ""
     sampler: Sequence[str] = ()
     dtype: str = "auto"
+    start: Start | None = None
 
 
 def load(folder: epath.PathLike, settings: Settings = Settings()) -> Cascade:
@@ -99,6 +101,7 @@ class _Checked:
     sampler: SamplerConfig
     size: tuple[int, int]
     negative: str
+    start: Start | None
 
     def task(self, dtype: jnp.dtype) -> LatentTextToImage:
         """Loads text encoder and first stage, and returns the task."""
@@ -120,6 +123,7 @@ class _Checked:
             adapter=None,
             image_encoder=None,
             sampler=self.sampler,
+            start=self.start,
             first_stage=FrozenStage(module, params, first_stage_identity(self.folder / "vae")),
         )
 
@@ -137,11 +141,15 @@ def _check(folder: epath.PathLike, settings: Settings) -> _Checked:
     _check_kind(found)
     scheduler = read_scheduler(found / "scheduler")
     sampler = _sampler(scheduler, settings.sampler)
+    if settings.start is not None:
+        settings.start.skipped(sampler.num_steps)  # refuses a strength that leaves no step
     unet, stage = read_unet_config(found / "unet"), read_stage_config(found / "vae")
     _check_parts(found, unet, stage, read_clip_text_config(found / "text_encoder"))
     tokenizer = load_tokenizer(found / "tokenizer")
     size = _size(settings, unet, stage)
-    return _Checked(found, unet, stage, tokenizer, scheduler, sampler, size, settings.negative)
+    return _Checked(
+        found, unet, stage, tokenizer, scheduler, sampler, size, settings.negative, settings.start
+    )
 
 
 def _check_kind(folder: pathlib.Path) -> None:
@@ -181,13 +189,17 @@ def _check_parts(
 def _size(settings: Settings, unet: LatentUNetConfig, stage: FirstStageConfig) -> tuple[int, int]:
     """Returns height and width. Raises ValueError where the networks cannot halve them."""
     usual, factor = unet.sample_size * stage.reduction, unet.reduction * stage.reduction
+    given = (usual, usual) if settings.start is None else settings.start.picture.shape[:2]
     found = []
-    for flag in ("height", "width"):
+    for flag, other in zip(("height", "width"), given, strict=True):
         side = getattr(settings, flag)
-        side = usual if side is None else side
+        side = other if side is None else side
+        if settings.start is not None and side != other:
+            raise ValueError(f"--{flag}={side}: must be {other}, that of --init_image")
         if side < factor or side % factor:
+            of = f"--{flag}" if settings.start is None else f"{flag} of --init_image"
             raise ValueError(
-                f"--{flag}={side}: must be a multiple of {factor}, {stage.reduction} of the first "
+                f"{of}={side}: must be a multiple of {factor}, {stage.reduction} of the first "
                 f"stage x {unet.reduction} of the U-Net"
             )
         found.append(side)

@@ -53,6 +53,10 @@ STEPPERS: dict[str, Callable[[Process, np.ndarray, SamplerConfig], Stepper]] = {
 """By `SamplerConfig.name`."""
 
 
-def make_stepper(process: Process, sampler: SamplerConfig) -> Stepper:
-    """Returns the sampler's stepper at its times. Raises ValueError for times that do not fit."""
-    return STEPPERS[sampler.name](process, sampler.timesteps(process.schedule), sampler)
+def make_stepper(process: Process, sampler: SamplerConfig, skipped: int = 0) -> Stepper:
+    """Returns the sampler's stepper at its times. Raises ValueError for times that do not fit.
+
+    skipped: steps left out at the beginning.
+    """
+    times = sampler.timesteps(process.schedule)[skipped:]
+    return STEPPERS[sampler.name](process, times, sampler)

@@ -147,6 +147,22 @@ MISTAKES = [
         "--model={tmp}/folder: not together with --export=",
     ),
     ("sample", [*EXPORT, "--prompt=x", "--height=64"], "--height=64: only together with --model"),
+    ("sample", [*EXPORT, "--prompt=x", "--init_image=y"], "--init_image=y: only together with"),
+    (
+        "sample",
+        ["--model={tmp}/folder", "--output={tmp}/o", "--prompt=x", "--mask=y"],
+        "--mask=y: only together with --init_image",
+    ),
+    (
+        "sample",
+        ["--model={tmp}/folder", "--output={tmp}/o", "--prompt=x", "--strength=2"],
+        "--strength=2: must be a number in the range",
+    ),
+    (
+        "sample",
+        ["--model={tmp}/folder", "--output={tmp}/o", "--prompt=x", "--init_image={tmp}/none.png"],
+        "none.png: cannot be read as a picture",
+    ),
     ("sample", [*EXPORT, "--prompt=x", "--width=0"], "--width=0: must be an integer in"),
     ("sample", [*EXPORT, "--prompt=x", "--negative_prompt=y"], "--negative_prompt=y: only toge"),
     (
