@@ -80,9 +80,9 @@ def load(folder: epath.PathLike, settings: Settings = Settings()) -> Cascade:
     logging.warning("the safety checker of Stable Diffusion is not run: pictures are not filtered")
     mesh = make_mesh(MeshConfig())
     placed = Placed(MeshConfig(), mesh)
-    _, weights = load_unet(checked.folder / "unet")
     task = checked.task(named_dtype(settings.dtype))
     frozen = placed.frozen(task, STAGE)
+    _, weights = load_unet(checked.folder / "unet")  # the largest by far comes last
     boxed = {"denoiser": abstract_unet(checked.unet)}
     params = placed.add(STAGE, {"denoiser": weights}, lambda: boxed)
     placed.describe()

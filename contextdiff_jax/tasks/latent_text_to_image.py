@@ -83,7 +83,7 @@ class LatentTextToImage(DiffusionTask):
 
     def boxed_frozen(self) -> Any:
         """Returns the shapes of `frozen`, boxed with logical axis names where there are some."""
-        found = {encoder.identity: encoder.boxed() for encoder in self.encoders().values()}
+        found = super().boxed_frozen()
         return found if self.start is None else found | {_START: jax.eval_shape(self.start.arrays)}
 
     def encoders(self) -> dict[str, Any]:

@@ -229,8 +229,22 @@ def test_a_part_that_is_missing_is_named(part, configs):
 
 
 def test_weights_that_are_missing_are_named(configs):
-    with pytest.raises(FileNotFoundError, match="unet' has neither diffusion_pytorch_model.safete"):
+    with pytest.raises(FileNotFoundError, match="vae' has neither diffusion_pytorch_model.safete"):
         stable_diffusion.load(configs)
+
+
+def test_a_folder_with_fp16_variants_alone_is_read(folder, tmp_path):
+    def renamed(source, target):
+        shutil.copy(source, target.replace(".safetensors", ".fp16.safetensors"))
+
+    target = tmp_path / "model"
+    shutil.copytree(folder, target, copy_function=renamed)
+    names = {path.name for path in target.rglob("*.safetensors")}
+    assert names == {"model.fp16.safetensors", "diffusion_pytorch_model.fp16.safetensors"}
+    found, expected = (
+        stable_diffusion.load(each).stages[0].identity() for each in (target, folder)
+    )
+    assert found == expected
 
 
 def test_an_early_file_is_read_as_diffusers_pipelines_do(configs):
