@@ -15,6 +15,7 @@ them again from it, by DDIM:
   python -m contextdiff_jax.sample --export=EXPORT --output=pictures --invert=red.png \
       --prompt="a red circle" --edit="a blue circle" --sampler=num_steps=200
 
+With --model=FOLDER, Stable Diffusion is drawn instead of an export: docs/stable_diffusion.md.
 Exit codes: see contextdiff_jax/entry.py.
 """
 
@@ -29,6 +30,7 @@ from contextdiff_jax.arguments import existing_folder, read_images, read_lines
 from contextdiff_jax.conditions.requests import Request
 from contextdiff_jax.generation.cascade import Cascade, write_pictures
 from contextdiff_jax.generation.inversion import Inverted, check_invertible, invert_pictures
+from contextdiff_jax.generation.model_flags import define_model_flags
 from contextdiff_jax.generation.request_flags import Wanted, wanted
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.runs.build import asked_conditions
@@ -72,23 +74,26 @@ _SAMPLER = flags.DEFINE_multi_string(
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["auto", "float32", "bfloat16"], "Compute dtype; the export's by default."
 )
+_MODEL = define_model_flags()
 _PROCESSES = entry.define_process_flags()
-flags.mark_flags_as_required(["export", "output"])
+flags.mark_flags_as_required(["output"])
 
 
 def main() -> None:
     entry.join(_PROCESSES())
     asked = wanted(_prompts(), _LABEL.value, _REQUESTS.value, _EDIT.value)
     _check_inversion(len(asked.requests))
-    existing_folder(_EXPORT.value, "export")
+    published = _MODEL.check(
+        _EXPORT.value, augmentation=_AUGMENTATION.value, invert=_INVERT.value or None
+    )
+    if not published:
+        existing_folder(_EXPORT.value, "export")
     entry.check_writable(_OUTPUT.value, "output")
-    notices.doing("loading the export")
-    opened = read_export(_EXPORT.value)
-    stages = list(opened[0].stages)[: 1 if _INVERT.value else None]
-    asked.check(asked_conditions(opened[0].config, stages))
-    pictures = _pictures(opened[0])
-    settings = {"dtype": _DTYPE.value, "sampler": _SAMPLER.value, "opened": opened}
-    cascade = Cascade.load(_EXPORT.value, **settings).until(stages[-1])
+    notices.doing("loading the model" if published else "loading the export")
+    if published:
+        cascade, pictures = _MODEL.load(_SAMPLER.value, _DTYPE.value), None
+    else:
+        cascade, pictures = _load_export(asked)
     asked.check(cascade.conditions)
     notices.doing("drawing pictures")
     if pictures is None:
@@ -96,6 +101,16 @@ def main() -> None:
     else:
         _invert(cascade, pictures, asked)
     distributed.wait_for_all("pictures")  # else JAX takes the one that writes for lost
+
+
+def _load_export(asked: Wanted) -> tuple[Cascade, np.ndarray | None]:
+    """Returns the stages to draw by, and the pictures to invert (None for none)."""
+    opened = read_export(_EXPORT.value)
+    stages = list(opened[0].stages)[: 1 if _INVERT.value else None]
+    asked.check(asked_conditions(opened[0].config, stages))
+    pictures = _pictures(opened[0])
+    settings = {"dtype": _DTYPE.value, "sampler": _SAMPLER.value, "opened": opened}
+    return Cascade.load(_EXPORT.value, **settings).until(stages[-1]), pictures
 
 
 def _draw(cascade: Cascade, requests: Sequence[Request]) -> None:

@@ -164,6 +164,7 @@ def sampling_timesteps(
     spacing: Spacing = "trailing",
     *,
     offset: int = 0,
+    skip_last: bool = False,
     final: int = 0,
 ) -> np.ndarray:
     """Returns the times a sampler visits: int32 (num_sample + 1,), strictly falling to `final`.
@@ -172,6 +173,8 @@ def sampling_timesteps(
     leading has the step floor(T / num_sample) and starts below T; linspace visits T and 1.
 
     offset: added to the times of leading, diffusers' steps_offset (Stable Diffusion: 1).
+    skip_last: takes the times of num_sample + 1 steps without the last, which diffusers does for
+      DPM-Solver++ with leading and linspace.
     final: the last time; Stable Diffusion stops at 1, diffusers' set_alpha_to_one=False.
 
     Raises ValueError where num_sample is not in 1..T or the times do not fall strictly in T..final.
@@ -182,15 +185,18 @@ def sampling_timesteps(
         )
     if offset and spacing != "leading":
         raise ValueError(f"offset = {offset}: only read with spacing leading, not {spacing}")
+    if skip_last and spacing == "trailing":
+        raise ValueError("skip_last = True: only read with spacing leading or linspace")
+    count = num_sample + skip_last
     if spacing == "trailing":
         times = np.round(np.arange(num_train, 0, -num_train / num_sample)[:num_sample])
     elif spacing == "leading":
-        times = 1 + offset + np.arange(num_sample)[::-1] * (num_train // num_sample)
+        times = 1 + offset + np.arange(count)[::-1] * (num_train // count)
     elif spacing == "linspace":
-        times = 1 + np.round(np.linspace(num_train - 1, 0, num_sample))
+        times = 1 + np.round(np.linspace(num_train - 1, 0, count))
     else:
         raise ValueError(f"spacing {spacing!r}: must be one of {', '.join(get_args(Spacing))}")
-    times = np.append(times, final).astype(np.int32)
+    times = np.append(times[:num_sample], final).astype(np.int32)
     if times[0] > num_train or final < 0 or not np.all(np.diff(times) < 0):
         raise ValueError(
             f"timesteps {times[0]}..{times[-2]}, {times[-1]} (spacing {spacing}, offset {offset}, "

@@ -122,7 +122,7 @@ def read_unet_config(folder: os.PathLike) -> LatentUNetConfig:
     it is no JSON, of another class, or says what LatentUNet does not have.
     """
     values, where = _read(folder, (_UNET,))
-    _check_fixed(_UNET_FIXED, values, where)
+    check_fixed(_UNET_FIXED, values, where)
     fields = read_fields(_UNET_FIELDS, _without_null(values, "sample_size"), where)
     channels = fields["channels"]
     _check_equal(values, "out_channels", 4, fields["image_channels"], where)
@@ -167,7 +167,7 @@ def read_stage_config(folder: os.PathLike) -> AutoencoderConfig | TinyAutoencode
     if values["_class_name"] == _TINY:
         return _read_tiny(values, where)
     kind = _KINDS[values["_class_name"]]
-    _check_fixed(_STAGE_FIXED | _KIND_FIXED[kind], values, where)
+    check_fixed(_STAGE_FIXED | _KIND_FIXED[kind], values, where)
     # Some files give null for what they do not know.
     given = _without_null(values, "sample_size", "scaling_factor")
     fields = read_fields(_STAGE_FIELDS | _SCALE[kind], given, where)
@@ -183,7 +183,7 @@ def read_stage_config(folder: os.PathLike) -> AutoencoderConfig | TinyAutoencode
 
 
 def _read_tiny(values: Mapping[str, Any], where: str) -> TinyAutoencoderConfig:
-    _check_fixed(_TINY_FIXED, values, where)
+    check_fixed(_TINY_FIXED, values, where)
     fields = read_fields(_TINY_FIELDS, values, where)
     _check_equal(values, "out_channels", 3, fields["image_channels"], where)
     widths = set()
@@ -225,7 +225,8 @@ def _without_null(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {k: value for k, value in values.items() if k not in keys or value is not None}
 
 
-def _check_fixed(fixed: Mapping[str, Any], values: Mapping[str, Any], where: str) -> None:
+def check_fixed(fixed: Mapping[str, Any], values: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError for the first key of `fixed` that has another value; it may be missing."""
     for key, allowed in fixed.items():
         if values.get(key, allowed) != allowed:
             raise ValueError(f"{where}: {key} = {shown(values[key])}: must be {allowed!r}")

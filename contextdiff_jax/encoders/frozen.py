@@ -15,6 +15,7 @@ import numpy as np
 
 from contextdiff_jax.encoders.clip import CLIP, TextTower
 from contextdiff_jax.encoders.config import CLIPTextConfig, T5Config
+from contextdiff_jax.encoders.latent_weights import FirstStage, abstract_first_stage
 from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.preprocess import clip_preprocess
 from contextdiff_jax.encoders.t5 import T5Encoder
@@ -60,6 +61,19 @@ class ImageEncoder:
     def tokens(self, params: Any, images: jax.Array) -> jax.Array:
         """Returns `clip_image_tokens` of images; pure in `params`."""
         return clip_image_tokens(self.module, params, images)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenStage:
+    """A first stage with its parameters (numpy, as loaded) and their identity."""
+
+    module: FirstStage
+    params: Any
+    identity: str
+
+    def boxed(self) -> Any:
+        """Returns the shapes of the parameters, boxed with their logical axis names."""
+        return abstract_first_stage(self.module.config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +134,14 @@ class TextEncoder:
         Pure in `params`, of the structure of self.params. Returns tokens (B, L, width) float32,
         zero where masked, and the mask.
         """
-        if isinstance(self.module, T5Encoder):
-            tokens = self.module.apply({"params": params}, input_ids, mask)
-        else:
-            tokens = self.module.apply({"params": params}, input_ids)[0]
+        tokens = self.encode_whole(params, input_ids, mask)
         return jnp.where(mask[..., None], tokens, 0.0), mask
+
+    def encode_whole(self, params: Any, input_ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Returns the tokens of `encode` with those behind the end of the text as they are."""
+        if isinstance(self.module, T5Encoder):
+            return self.module.apply({"params": params}, input_ids, mask)
+        return self.module.apply({"params": params}, input_ids)[0]
 
 
 def load_image_encoder(folder: str | pathlib.Path, dtype: Any = jnp.float32) -> ImageEncoder:

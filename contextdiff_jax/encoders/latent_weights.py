@@ -29,6 +29,7 @@ from contextdiff_jax.encoders.diffusers_names import (
 from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.name_map import Entry, from_params, to_params
 from contextdiff_jax.encoders.tensor_files import (
+    VARIANTS,
     Tensor,
     content_hash,
     open_file,
@@ -46,7 +47,6 @@ from contextdiff_jax.networks.latent_unet import LatentUNet
 from contextdiff_jax.networks.tiny_autoencoder import TinyAutoencoder, encoder_layers
 
 STEM = "diffusion_pytorch_model"
-VARIANTS = ("fp16",)
 
 FirstStage = Autoencoder | TinyAutoencoder
 

@@ -19,6 +19,7 @@ from contextdiff_jax.system.json_files import read_object
 
 # By the names safetensors has for them. Quantized weights would need scales that nothing describes.
 FLOATS = ("F32", "F16", "BF16")
+VARIANTS = ("fp16",)  # of published pipelines' files
 _MOST_CHARACTERS = 1000  # of a tensor's name
 _PICKLES = (".pth", ".pt", ".pkl", ".ckpt", ".bin")
 # Checkpoints of a training keep the weights below "state_dict", beside numbers.

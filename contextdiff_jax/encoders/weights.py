@@ -26,7 +26,13 @@ from contextdiff_jax.encoders.published_configs import (
     read_t5_config,
 )
 from contextdiff_jax.encoders.t5 import T5Encoder
-from contextdiff_jax.encoders.tensor_files import Tensor, content_hash, open_folder, write_folder
+from contextdiff_jax.encoders.tensor_files import (
+    VARIANTS,
+    Tensor,
+    content_hash,
+    open_folder,
+    write_folder,
+)
 
 # Position indices that older versions of transformers stored beside the weights.
 _CLIP_BUFFERS = re.compile(r"(text_model|vision_model)\.embeddings\.position_ids")
@@ -137,12 +143,13 @@ def load_clip_text(
     """Returns the sizes and parameters of the text tower alone, for `TextTower(config)`.
 
     Reads what load_clip reads, and folders of a text tower alone (CLIPTextModel, such as Stable
-    Diffusion's text_encoder, with or without the prefix "text_model." in its names). Ignored are
+    Diffusion's text_encoder, its fp16 variant too, with or without the prefix "text_model." in its
+    names). Ignored are
     `embeddings.position_ids` and whatever begins with vision_model., visual_projection.,
     text_projection. or logit_scale. Raises as load_clip does.
     """
     folder = local_folder(folder)
-    tensors = open_folder(folder)
+    tensors = open_folder(folder, variants=VARIANTS)
     if is_openai(tensors) and not (folder / "config.json").is_file():
         config = config_from_shapes(tensors, str(folder)).text
     else:
@@ -216,7 +223,7 @@ def folder_identity(folder: str | pathlib.Path) -> str:
     It depends on the names, dtypes, shapes and values of the tensors, not on how they are split
     into files. Reads all of them once.
     """
-    return f"sha256:{content_hash(open_folder(local_folder(folder)))}"
+    return f"sha256:{content_hash(open_folder(local_folder(folder), variants=VARIANTS))}"
 
 
 def _abstract_clip(config: CLIPConfig) -> Any:

@@ -118,7 +118,7 @@ class Cascade:
         overrides = parse_overrides(sampler, list(export.stages))
         config = _for_this_machine(config)
         encoders = LoadedEncoders(config, locate)
-        placed = _Placed(config, mesh)
+        placed = Placed(config.mesh, mesh)
         stages = []
         for name, recorded in export.stages.items():
             task = build_task(config, name, encoders)
@@ -291,13 +291,16 @@ def _sampling_mesh(config: Config) -> jax.sharding.Mesh:
         return mesh
 
 
-class _Placed:
-    """What lies on the devices of a sampling mesh; whatever is added is audited before."""
+class Placed:
+    """What lies on the devices of a sampling mesh; whatever is added is audited before.
 
-    def __init__(self, config: Config, mesh: jax.sharding.Mesh):
+    config: the mesh of the training.
+    """
+
+    def __init__(self, config: MeshConfig, mesh: jax.sharding.Mesh):
         self._mesh = mesh
         self._advice = "take devices with more memory"
-        split = math.prod(size for size in (config.mesh.fsdp, config.mesh.tensor) if size > 0)
+        split = math.prod(size for size in (config.fsdp, config.tensor) if size > 0)
         if mesh.shape["data"] == mesh.size and split > 1:
             self._advice += f", or a multiple of {split} devices, which split the weights"
         self._groups: dict[str, tuple[Any, Any]] = {}

@@ -57,9 +57,14 @@ def text_runs(config: Config) -> list[str]:
 
 def compute_dtype(config: Config) -> jnp.dtype:
     """Returns the dtype of matmuls and convolutions; "auto" follows the platform."""
-    if config.dtype == "auto":
+    return named_dtype(config.dtype)
+
+
+def named_dtype(name: str) -> jnp.dtype:
+    """Returns the dtype of that name; "auto" is bfloat16 on accelerators and float32 on CPU."""
+    if name == "auto":
         return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-    return jnp.dtype(config.dtype)
+    return jnp.dtype(name)
 
 
 def locate_in(workdir: epath.PathLike) -> Locate:

@@ -13,10 +13,12 @@ from contextdiff_jax.diffusion.schedules import Schedule, sampling_timesteps
 class SamplerConfig:
     """How pictures are drawn. Hashable, so it may be a static argument of `jax.jit`.
 
-    name: ddpm (context-aware DDPM, eq. 7), ddim (eq. 11), or dpm_solver++ (second-order multistep).
-    num_steps: network calls per picture, at most the schedule's T.
-    spacing, offset, final_timestep: the times visited, see `sampling_timesteps`. offset is only
-        read by spacing leading. Stable Diffusion: leading, offset 1, final_timestep 1.
+    name: ddpm (context-aware DDPM, eq. 7), ddim (eq. 11), dpm_solver++ (second-order multistep), or
+        plms (fourth-order multistep, not with an adapter).
+    num_steps: network calls per picture, at most the schedule's T; plms makes one more.
+    spacing, offset, skip_last, final_timestep: the times visited, see `sampling_timesteps`. offset
+        is only read by spacing leading, skip_last not by trailing. Stable Diffusion: leading,
+        offset 1, final_timestep 1.
     eta: only read by ddim, in 0..1: the share of the posterior's noise that a step adds.
     guidance_scale: w >= 0 of classifier-free guidance; 1 is the conditional estimate alone, 0 the
         unconditional one alone (either costs one network call per step, any other w a doubled one).
@@ -30,10 +32,11 @@ class SamplerConfig:
     max_threshold: only read by threshold dynamic: an upper limit, at least 1, of its range.
     """
 
-    name: Literal["ddpm", "ddim", "dpm_solver++"] = "ddpm"
+    name: Literal["ddpm", "ddim", "dpm_solver++", "plms"] = "ddpm"
     num_steps: int = 50
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     offset: int = 0
+    skip_last: bool = False
     final_timestep: int = 0
     eta: float = 0.0
     guidance_scale: float = 1.0
@@ -81,5 +84,6 @@ class SamplerConfig:
             self.num_steps,
             self.spacing,
             offset=self.offset,
+            skip_last=self.skip_last,
             final=self.final_timestep,
         )

@@ -26,6 +26,7 @@ def sample(
     sampler: SamplerConfig,
     *,
     x_init: jax.Array | None = None,
+    skipped: int = 0,
     control: Control | None = None,
 ) -> jax.Array:
     """Draws samples, float32 (B, *shape). Pure: jit a function that takes parameters and calls it.
@@ -35,6 +36,7 @@ def sample(
     keys: (B,) from `sample_keys`; may be None where x_init is given and the sampler adds no noise.
     shape: of one sample, e.g. (H, W, C).
     x_init: (B, *shape), the state at the first time, e.g. from `inversion.invert`; drawn if None.
+    skipped: steps left out at the beginning, fewer than there are; x_init is then of a later time.
     control: what rides along and may change the run; None changes nothing.
 
     Raises ValueError for a sampler or shape that does not fit.
@@ -44,7 +46,7 @@ def sample(
         raise ValueError(
             f"sampler.threshold = {sampler.threshold!r}: must be 'none', x0 has no bounds here"
         )
-    stepper = make_stepper(process, sampler)
+    stepper = make_stepper(process, sampler, skipped)
     control = control or Free()
     x = _initial_state(keys, shape, x_init, sampler.name, stepper)
     numbers = jnp.arange(1, len(stepper.timesteps))

@@ -11,6 +11,7 @@ from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.ddim import DDIM
 from contextdiff_jax.sampling.ddpm import ddpm
 from contextdiff_jax.sampling.dpm_solver import DPMSolver
+from contextdiff_jax.sampling.plms import PLMS
 
 
 class Stepper(Protocol):
@@ -47,10 +48,15 @@ STEPPERS: dict[str, Callable[[Process, np.ndarray, SamplerConfig], Stepper]] = {
     "dpm_solver++": lambda process, times, sampler: DPMSolver(
         process, times, limit=sampler.threshold != "none"
     ),
+    "plms": lambda process, times, sampler: PLMS(process, times),
 }
 """By `SamplerConfig.name`."""
 
 
-def make_stepper(process: Process, sampler: SamplerConfig) -> Stepper:
-    """Returns the sampler's stepper at its times. Raises ValueError for times that do not fit."""
-    return STEPPERS[sampler.name](process, sampler.timesteps(process.schedule), sampler)
+def make_stepper(process: Process, sampler: SamplerConfig, skipped: int = 0) -> Stepper:
+    """Returns the sampler's stepper at its times. Raises ValueError for times that do not fit.
+
+    skipped: steps left out at the beginning.
+    """
+    times = sampler.timesteps(process.schedule)[skipped:]
+    return STEPPERS[sampler.name](process, times, sampler)

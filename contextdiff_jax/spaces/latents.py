@@ -68,14 +68,15 @@ def measured(batches: Iterable[np.ndarray]) -> Normalization:
 
 @dataclasses.dataclass(frozen=True)
 class LatentSpace:
-    """Latents of square pictures. `bind` gives it parameters; encode, decode, pixels need them.
+    """Latents of pictures. `bind` gives it parameters; encode, decode, pixels need them.
 
-    stage: the first stage. resolution: side of the pictures in pixels.
+    stage: the first stage. resolution: height of the pictures in pixels.
     normalization: None multiplies by the stage's scaling factor.
     tile, overlap: sides in latents; latents with a larger side than `tile` are decoded in tiles
       that overlap. Of a stage with norms the tiles are close to the whole, not the same: each has
       statistics of its own. None decodes any size whole.
     cheap: a tiny decoder of the same stage's latents, for `pixels`; None decodes by the stage.
+    width: of the pictures in pixels; None makes them square.
     params: {"stage": ..., "cheap": ...} of the modules above, the latter where there is one.
     bounds: x0 has none: nothing may be clipped or thresholded.
     """
@@ -86,28 +87,31 @@ class LatentSpace:
     tile: int | None = None
     overlap: int = 16
     cheap: TinyAutoencoder | None = None
+    width: int | None = None
     params: Any = dataclasses.field(default=None, compare=False, repr=False)
     bounds: ClassVar[tuple[float, float] | None] = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one x0, (h, w, latent_channels)."""
-        side = self.resolution // self.stage.config.reduction
-        return (side, side, self.stage.config.latent_channels)
+        factor, (height, width) = self.stage.config.reduction, self.image_shape[:2]
+        return (height // factor, width // factor, self.stage.config.latent_channels)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """The shape of one picture, (H, W, C)."""
-        return (self.resolution, self.resolution, self.stage.config.image_channels)
+        width = self.resolution if self.width is None else self.width
+        return (self.resolution, width, self.stage.config.image_channels)
 
     def validate(self, where: str = "space") -> None:
         """Raises ValueError for settings that cannot work; `where` prefixes the keys."""
         config = self.stage.config
-        if self.resolution < config.reduction or self.resolution % config.reduction:
-            raise ValueError(
-                f"{where}.resolution = {self.resolution} is not allowed: a multiple of "
-                f"{config.reduction} is."
-            )
+        for key in ("resolution", "width"):
+            side = getattr(self, key)
+            if side is not None and (side < config.reduction or side % config.reduction):
+                raise ValueError(
+                    f"{where}.{key} = {side} is not allowed: a multiple of {config.reduction} is."
+                )
         if self.normalization is not None:
             self.normalization.validate(config.latent_channels, f"{where}.normalization")
         if self.tile is not None:

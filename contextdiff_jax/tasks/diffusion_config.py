@@ -132,6 +132,8 @@ class DiffusionTaskConfig(TaskConfig):
         if use_adapter and self.adapter is None:
             raise ValueError(f"{where}.adapter is missing; task {self.kind!r} reads it")
         self.sampler.validate(f"{where}.sampler")
+        if use_adapter and self.sampler.name == "plms":
+            raise ValueError(f"{where}.sampler.name = 'plms': not with an adapter, take 'ddim'")
         self.diffusion.validate(f"{where}.diffusion")
         self._check_steps(where)
         for section, network in networks.items():

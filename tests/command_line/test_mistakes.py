@@ -106,7 +106,7 @@ MISTAKES = [
     (
         "main",
         [QUICK, "--workdir={tmp}/w", "--config.runs.base.task.sampler.name=dimm"],
-        "sampler.name = 'dimm': must be one of ddpm, ddim, dpm_solver++; did you mean ddim?",
+        "sampler.name = 'dimm': must be one of ddpm, ddim, dpm_solver++, plms; did you mean ddim?",
     ),
     (
         "main",
@@ -139,7 +139,47 @@ MISTAKES = [
     # Flags.
     ("main", [QUICK], "--workdir is missing"),
     ("main", [], "--config and --workdir are missing"),
-    ("sample", [], "--export and --output are missing"),
+    ("sample", [], "--output is missing"),
+    ("sample", ["--output={tmp}/o", "--prompt=x"], "--export and --model are missing: give one"),
+    (
+        "sample",
+        [*EXPORT, "--prompt=x", "--model={tmp}/folder"],
+        "--model={tmp}/folder: not together with --export=",
+    ),
+    ("sample", [*EXPORT, "--prompt=x", "--height=64"], "--height=64: only together with --model"),
+    ("sample", [*EXPORT, "--prompt=x", "--init_image=y"], "--init_image=y: only together with"),
+    (
+        "sample",
+        ["--model={tmp}/folder", "--output={tmp}/o", "--prompt=x", "--mask=y"],
+        "--mask=y: only together with --init_image",
+    ),
+    (
+        "sample",
+        ["--model={tmp}/folder", "--output={tmp}/o", "--prompt=x", "--strength=2"],
+        "--strength=2: must be a number in the range",
+    ),
+    (
+        "sample",
+        ["--model={tmp}/folder", "--output={tmp}/o", "--prompt=x", "--init_image={tmp}/none.png"],
+        "none.png: cannot be read as a picture",
+    ),
+    ("sample", [*EXPORT, "--prompt=x", "--width=0"], "--width=0: must be an integer in"),
+    ("sample", [*EXPORT, "--prompt=x", "--negative_prompt=y"], "--negative_prompt=y: only toge"),
+    (
+        "sample",
+        ["--model={tmp}/folder", "--output={tmp}/o", "--prompt=x", "--augmentation=0.1"],
+        "--augmentation=0.1: only together with --export",
+    ),
+    (
+        "sample",
+        ["--model={tmp}/folder", "--output={tmp}/o", "--prompt=x"],
+        "folder: has no model_index.json: must be a folder of Stable Diffusion in diffusers'",
+    ),
+    (
+        "sample",
+        ["--model={tmp}/fodler", "--output={tmp}/o", "--prompt=x"],
+        "fodler: no such folder; did you mean {tmp}/folder?",
+    ),
     ("evaluate", [], "--output is missing"),
     ("export", [], "--workdir and --output are missing"),
     ("prepare", [], "--config and --run and --output are missing"),

@@ -15,6 +15,7 @@ from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.inversion import invert
 from contextdiff_jax.sampling.loop import sample
 from contextdiff_jax.sampling.noise import sample_keys, step_noise
+from contextdiff_jax.sampling.stepper import make_stepper
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -140,6 +141,21 @@ def test_ddim_as_stable_diffusion_has_it(kind):
     assert_close(ours(schedule, sampler, kind), theirs)
 
 
+@pytest.mark.parametrize("kind", ["eps", "v"])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 50])
+def test_plms_as_stable_diffusion_has_it(kind, num_steps):
+    schedule = make_schedule("scaled_linear", 1000)
+    oracle = make(diffusers.PNDMScheduler, schedule, kind, skip_prk_steps=True, steps_offset=1)
+    oracle.final_alpha_cumprod = oracle.alphas_cumprod[0]  # set_alpha_to_one=False
+    oracle.set_timesteps(num_steps)
+    assert len(oracle.timesteps) == num_steps + (num_steps > 1)
+    theirs = run(oracle, schedule, step_noise(KEYS, 0, SHAPE))
+    sampler = SamplerConfig("plms", num_steps, "leading", offset=1, final_timestep=1)
+    stepper = make_stepper(Process(schedule, kind), sampler)
+    assert (stepper.timesteps[:-1] - 1).tolist() == oracle.timesteps.tolist()
+    assert_close(ours(schedule, sampler, kind), theirs)
+
+
 @pytest.mark.parametrize("threshold", ["static", "dynamic"])
 def test_ddim_with_a_threshold(threshold):
     schedule = make_schedule("linear", 1000)
@@ -188,6 +204,18 @@ def test_dpm_solver(name, kind, num_steps, spacing, final):
     theirs = run(oracle, schedule, step_noise(KEYS, 0, SHAPE))
     sampler = SamplerConfig("dpm_solver++", num_steps, spacing, final_timestep=final)
     assert_close(ours(schedule, sampler, kind), theirs)
+
+
+@pytest.mark.parametrize("num_steps", [3, 14, 15, 20])
+@pytest.mark.parametrize(("spacing", "offset"), [("linspace", 0), ("leading", 1)])
+def test_dpm_solver_at_diffusers_own_times(spacing, offset, num_steps):
+    schedule = make_schedule("scaled_linear", 1000)
+    options = {"timestep_spacing": spacing, "steps_offset": offset}
+    oracle = make(diffusers.DPMSolverMultistepScheduler, schedule, "eps", **options)
+    oracle.set_timesteps(num_steps)
+    theirs = run(oracle, schedule, step_noise(KEYS, 0, SHAPE))
+    sampler = SamplerConfig("dpm_solver++", num_steps, spacing, offset=offset, skip_last=True)
+    assert_close(ours(schedule, sampler, "eps"), theirs)
 
 
 @pytest.mark.parametrize("threshold", ["static", "dynamic"])

@@ -330,3 +330,8 @@ def test_bad_input_is_refused(change, message):
     }
     with pytest.raises(ValueError, match=message):
         sample(**(arguments | change))
+
+
+def test_plms_refuses_an_adapter():
+    with pytest.raises(ValueError, match="sampler plms: must be ddpm, ddim or dpm_solver"):
+        sample(BIASED, denoise, sample_keys(0, jnp.arange(2)), (5,), SamplerConfig("plms", 5))

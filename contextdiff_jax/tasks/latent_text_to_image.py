@@ -1,0 +1,157 @@
+"""Pictures of prompts in the latents of a frozen first stage: Stable Diffusion.
+
+It draws with published weights. Training has no configuration yet, so the task is not one of the
+union: generation/stable_diffusion.py builds it of a folder.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from contextdiff_jax.conditions.condition import Given
+from contextdiff_jax.diffusion.process import Denoise, Keep, Process
+from contextdiff_jax.encoders.frozen import FrozenStage
+from contextdiff_jax.sampling import loop
+from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.sampling.guidance import match_batch
+from contextdiff_jax.sampling.held import Held
+from contextdiff_jax.sampling.noise import step_noise
+from contextdiff_jax.tasks.diffusion import DiffusionTask
+from contextdiff_jax.training.task import Batch, Params
+
+_START = "start"  # its place among what is frozen
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+    """A picture that all pictures of a task start from.
+
+    picture: uint8 (H, W, 3). strength: share in (0, 1] of the steps that are taken; the first ones
+    are left out, and the picture stands in their place, noisy. free: bool (H, W), False where it
+    stays as it is; None draws all of it anew.
+    """
+
+    picture: np.ndarray
+    strength: float
+    free: np.ndarray | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns what a compiled program reads."""
+        found = {"picture": self.picture}
+        return found if self.free is None else found | {"free": self.free}
+
+    def described(self) -> Any:
+        """Returns what tells it from others; repr tells it."""
+        digest = hashlib.sha256()
+        for array in self.arrays().values():
+            digest.update(f"{array.shape}\n".encode() + array.tobytes())
+        return self.strength, self.free is None, digest.hexdigest()[:16]
+
+    def skipped(self, num_steps: int) -> int:
+        """Returns how many steps are left out. Raises ValueError where none is left."""
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength = {self.strength}: must be above 0 and at most 1")
+        taken = int(num_steps * self.strength)  # as diffusers rounds
+        if not taken:
+            raise ValueError(
+                f"strength = {self.strength}: must be at least {1 / num_steps:g}, one of the "
+                f"{num_steps} steps"
+            )
+        return num_steps - taken
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentTextToImage(DiffusionTask):
+    """A DiffusionTask whose space is a LatentSpace, and whose denoiser a LatentUNet.
+
+    conditions: one, WholeText. first_stage: the space's own, among the frozen encoders.
+    start: a picture to start from; None starts from noise.
+    """
+
+    first_stage: FrozenStage
+    start: Start | None = None
+
+    @property
+    def frozen(self) -> Any:
+        """What the programs read beside parameters: frozen encoders, and the start."""
+        return super().frozen | ({} if self.start is None else {_START: self.start.arrays()})
+
+    def boxed_frozen(self) -> Any:
+        """Returns the shapes of `frozen`, boxed with logical axis names where there are some."""
+        found = super().boxed_frozen()
+        return found if self.start is None else found | {_START: jax.eval_shape(self.start.arrays)}
+
+    def encoders(self) -> dict[str, Any]:
+        """Returns the frozen encoders that are loaded, the first stage among them."""
+        return {"first_stage": self.first_stage} | super().encoders()
+
+    def identities(self) -> dict[str, str]:
+        """Returns which weights and vocabularies serve."""
+        return super().identities() | {"first_stage": self.first_stage.identity}
+
+    def described(self) -> Any:
+        """Returns what decides about its pictures beside weights and encoders; repr tells it."""
+        space, [text] = self.space, self.conditions
+        ends = self.schedule.name, self.schedule.alpha_bar[1], self.schedule.alpha_bar[-1]
+        more = ends, text.negative, space.shape, space.normalization, space.tile, space.overlap
+        started = None if self.start is None else self.start.described()
+        return *super().described(), more, started
+
+    def sample(
+        self,
+        params: Params,
+        frozen: Any,
+        batch: Batch,
+        keys: jax.Array,
+        sampler: SamplerConfig,
+    ) -> jax.Array:
+        """Draws pictures (B, H, W, 3) in [-1, 1]: text encoder, every step and decoder. Pure.
+
+        batch: the arrays of `collate`. keys (B,): one key per picture.
+        """
+        space = self.space.bind({"stage": frozen[self.first_stage.identity]})
+        process, denoise = self.networks(params, frozen, batch)
+        start = {}
+        if self.start is not None:
+            known = space.encode(frozen[_START]["picture"][None])  # the mean: no noise of its own
+            start = self._started(process, known, frozen[_START].get("free"), keys, sampler)
+        return space.decode(loop.sample(process, denoise, keys, space.shape, sampler, **start))
+
+    def _started(
+        self,
+        process: Process,
+        known: jax.Array,
+        free: jax.Array | None,
+        keys: jax.Array,
+        sampler: SamplerConfig,
+    ) -> dict[str, Any]:
+        """Returns what `loop.sample` is given to start from the latents `known` (1, h, w, c)."""
+        skipped = self.start.skipped(sampler.num_steps)
+        times = sampler.timesteps(process.schedule)
+        noise = step_noise(keys, 0, self.space.shape)
+        x = process.diffuse(known, 0.0, jnp.asarray(times[skipped]), noise)
+        if free is None:
+            return {"x_init": x, "skipped": skipped}
+        # The first pixel of each latent's patch says whether it is free; whole patches are.
+        factor = self.space.stage.config.reduction
+        held = Held(process, known, noise, free[None, ::factor, ::factor, None], int(times[-1]))
+        # Where no step is left out nothing of the picture is in what is drawn anew.
+        return {"x_init": x if skipped else noise, "skipped": skipped, "control": held}
+
+    def _functions(
+        self, params: Params, frozen: Any, given: Mapping[str, Given]
+    ) -> tuple[Process, Denoise]:
+        [text] = given.values()
+
+        def denoise(x: jax.Array, t: jax.Array, keep: Keep) -> jax.Array:
+            tokens, null = match_batch((text.tokens, text.inputs["null"]), x.shape[0])
+            context = jnp.where(keep[:, None, None], tokens, null)
+            return self.denoiser.apply({"params": params["denoiser"]}, x, t, context)
+
+        bounds = self.space.bounds
+        return Process(self.schedule, self.config.prediction, None, bounds), denoise
