@@ -103,7 +103,7 @@ def both(folder, scheduler, settings, negative, size, call):
         settings += [f"name={NAMES[scheduler]}"]
     settings += [f"{key}={value}" for key, value in call.items()]
     cascade = stable_diffusion.load(folder, Settings(*size, negative, settings))
-    images = cascade.draw(PROMPTS, seed=3)["base"]
+    images = cascade.draw([{"text": prompt} for prompt in PROMPTS], seed=3)["base"]
     steps = cascade.stages[0].sampler.num_steps
     wanted = {"num_inference_steps": steps, "negative_prompt": [negative] * len(PROMPTS)}
     return images, theirs(folder, scheduler, PROMPTS, size, **call, **wanted)
@@ -136,7 +136,7 @@ def test_the_command_writes_them(folder, tmp_path):
 
 def test_words_that_are_cut_are_named(folder, caplog):
     cascade = stable_diffusion.load(folder, Settings(negative="of " * 76 + "enough"))
-    cascade.stream([PROMPTS[2] + "end"])
+    cascade.stream([{"text": PROMPTS[2] + "end"}])
     lost = [record.message for record in caplog.records if "prompt cut to 77" in record.message]
     assert len(lost) == 2 and lost[0].endswith("end") and lost[1].endswith("enough")
 

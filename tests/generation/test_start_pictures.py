@@ -78,7 +78,7 @@ def ours(folder, monkeypatch, start, *sampler):
     device = jax.devices()[:1]
     monkeypatch.setattr(stable_diffusion, "make_mesh", lambda config: make_mesh(config, device))
     cascade = stable_diffusion.load(folder, Settings(sampler=sampler, start=start))
-    return (cascade.draw(PROMPTS, seed=3)["base"] + 1) / 2
+    return (cascade.draw([{"text": prompt} for prompt in PROMPTS], seed=3)["base"] + 1) / 2
 
 
 def assert_same(images, expected):
