@@ -62,7 +62,7 @@ def test_help_and_version():
 def test_a_command_is_its_module():
     done = contextdiff("sample", "--help")
     assert done.returncode == 0
-    assert done.stdout.startswith("Draws pictures for prompts") and "--prompts:" in done.stdout
+    assert done.stdout.startswith("Draws pictures") and "--prompts:" in done.stdout
 
 
 def test_every_version_that_is_written_down_is_this_one():

@@ -118,6 +118,6 @@ def short_runs():
         for key in ("log_every", "save_every"):
             yield f"--config.runs.{name}.{key}=2"
     for name in ("base", "sr"):
-        yield f"--config.runs.{name}.diagnose_every=0"
-        yield f"--config.runs.{name}.preview.every=0"
-        yield f"--config.runs.{name}.sampler.num_steps=2"
+        yield f"--config.runs.{name}.task.diagnose_every=0"
+        yield f"--config.runs.{name}.task.preview.every=0"
+        yield f"--config.runs.{name}.task.sampler.num_steps=2"

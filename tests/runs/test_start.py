@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from tests.tasks.conftest import build_loaded
 
 from contextdiff_jax import config as cfg
 from contextdiff_jax.data.config import DataConfig
@@ -20,7 +19,8 @@ from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.runs.weights import whole_ema
 from contextdiff_jax.tasks import task_config
 from contextdiff_jax.training.checkpoints import CheckpointError, load_tree, newest_ema, save_tree
-from contextdiff_jax.training.parameter_names import named
+from contextdiff_jax.training.parameter_names import by_name
+from tests.fixtures.tiny_tasks import build_loaded
 
 READ = 12  # values of a picture
 
@@ -93,7 +93,7 @@ def make_run(steps=4, start_from=None, trainable=(), **task):
         steps=steps,
         optimizer=optimizer,
         save_every=1,
-        keep=9,
+        checkpoints_kept=9,
         start_from=start_from or cfg.WarmStartConfig(),
         trainable=trainable,
     )
@@ -181,11 +181,11 @@ def test_only_what_is_trained_changes_and_as_in_a_run_of_all(workdir):
     part, whole = (state_of(workdir, name, 1) for name in runs)
     # AdamW's step of a parameter depends on its own gradient alone, the first one's on no other.
     for name in ("params", "ema"):
-        ours, theirs = named(part[name]), named(whole[name])
+        ours, theirs = by_name(part[name]), by_name(whole[name])
         assert set(ours) == {"head/out/w", "body/b"}
         for key, leaf in ours.items():
             np.testing.assert_allclose(leaf, theirs[key], rtol=1e-6)
-            assert np.all(leaf != named(source)[key])
+            assert np.all(leaf != by_name(source)[key])
     # Neither params, EMA nor moments of what is fixed.
     assert not [path for path, _ in jax.tree.leaves_with_path(part) if "'body'], ['w'" in str(path)]
     shapes = {leaf.shape for leaf in jax.tree.leaves(part)}
@@ -251,8 +251,8 @@ def test_a_run_starts_from_one_that_is_fixed_in_part(workdir):
     )
     train(config, workdir)
     third, second = (whole_ema(workdir / name)[0] for name in ("third", "second"))
-    for key, leaf in named(second).items():
-        assert np.array_equal(leaf, named(third)[key]) == (key != "body/b")
+    for key, leaf in by_name(second).items():
+        assert np.array_equal(leaf, by_name(third)[key]) == (key != "body/b")
 
 
 def test_neither_key_may_change_when_a_run_goes_on(workdir):
