@@ -26,7 +26,7 @@ def test_good_values(values):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "plms"}, r"runs.base.name = 'plms': must be one of ddpm, ddim, dpm_solver\+\+"),
+        ({"name": "lms"}, r"runs.base.name = 'lms': must be one of ddpm, ddim, dpm_solver\+\+"),
         ({"threshold": "dynamical"}, r"runs.base.threshold = 'dynamical': .*none, static, dynamic"),
         ({"name": "ddpm", "eta": 0.5}, r"runs.base.eta = 0.5: must be 0, ddpm does not read it"),
         ({"name": "ddim", "eta": 1.5}, r"runs.base.eta = 1.5: must be in 0..1"),
