@@ -21,7 +21,13 @@ from contextdiff_jax.encoders.frozen import (
     TextEncoder,
 )
 from contextdiff_jax.encoders.t5 import T5Encoder
-from contextdiff_jax.runs.build import RUN_PREFIX, build_task, compute_dtype, text_references
+from contextdiff_jax.runs.build import (
+    RUN_PREFIX,
+    NamedEncoders,
+    build_task,
+    compute_dtype,
+    text_references,
+)
 from contextdiff_jax.training.partial import fixed_shapes, trained_part
 from contextdiff_jax.training.task import Task
 
@@ -50,30 +56,18 @@ def abstract_trained_task(config: Config, name: str) -> Task:
     return trained_part(task, fixed_shapes(task, config.runs[name].trainable, key))
 
 
-class AbstractEncoders:
-    """The encoders that a config names, in shapes. stored: text comes as stored tokens."""
+class AbstractEncoders(NamedEncoders):
+    """The encoders in shapes. stored: text comes as stored tokens."""
 
     def __init__(self, config: Config, stored: bool = False):
-        self._config, self._stored = config, stored
-        self._made: dict[str, TextEncoder | StoredTokens] = {}
+        super().__init__(config)
+        self._stored = stored
 
-    def text(self) -> TextEncoder | StoredTokens:
-        """Returns what encodes text for denoisers."""
-        return self._text("text")
+    def _make_text(self, name: str) -> TextEncoder | StoredTokens:
+        make = _stored_tokens if self._stored else _text_encoder
+        return make(self._config, text_references(self._config)[name])
 
-    def clip_text(self) -> TextEncoder | StoredTokens:
-        """Returns what encodes text for adapters."""
-        return self._text("clip" if "clip" in text_references(self._config) else "text")
-
-    def _text(self, name: str) -> TextEncoder | StoredTokens:
-        if name not in self._made:
-            ref = text_references(self._config)[name]
-            make = _stored_tokens if self._stored else _text_encoder
-            self._made[name] = make(self._config, ref)
-        return self._made[name]
-
-    def clip_image(self) -> ImageEncoder:
-        """Returns what encodes pictures for adapters."""
+    def _make_image(self) -> ImageEncoder:
         ref = self._config.encoders.clip
         module = CLIP(encoder_sizes(self._config, ref), dtype=compute_dtype(self._config))
         image = ImageEncoder(module, None, f"image encoder of {ref.path}")

@@ -86,36 +86,54 @@ def text_references(config: Config) -> dict[str, EncoderRef]:
     return references
 
 
-class LoadedEncoders:
-    """The encoders that a config names, each loaded when it is first asked for, and once."""
+class NamedEncoders:
+    """The encoders that a config names, each made when it is first asked for, and once."""
 
-    def __init__(self, config: Config, locate: Locate, embeddings: Embeddings | None = None):
-        """embeddings: tokens that come with the batches; no text encoder is loaded then."""
-        self._config, self._locate, self._embeddings = config, locate, embeddings
-        self._dtype = compute_dtype(config)
-        self._loaded: dict[str, Any] = {}
+    def __init__(self, config: Config):
+        self._config = config
+        self._made: dict[str, Any] = {}
 
     def text(self) -> TextEncoder | StoredTokens:
         """Returns what encodes text for denoisers."""
-        return self._text("text")
+        return self._once("text", self._make_text)
 
     def clip_text(self) -> TextEncoder | StoredTokens:
         """Returns what encodes text for adapters."""
-        return self._text("clip" if "clip" in text_references(self._config) else "text")
+        own = "clip" in text_references(self._config)
+        return self._once("clip" if own else "text", self._make_text)
 
     def clip_image(self) -> ImageEncoder:
         """Returns what encodes pictures for adapters."""
-        if "image" not in self._loaded:
-            folder = self._locate(self._config.encoders.clip)
-            self._loaded["image"] = load_image_encoder(folder, self._dtype)
-        return self._loaded["image"]
+        return self._once("image", lambda _: self._make_image())
 
-    def _text(self, name: str) -> TextEncoder | StoredTokens:
-        if name not in self._loaded:
-            self._loaded[name] = self._load_text(name)
-        return self._loaded[name]
+    def _once(self, name: str, make: Callable[[str], Any]) -> Any:
+        if name not in self._made:
+            self._made[name] = make(name)
+        return self._made[name]
 
-    def _load_text(self, name: str) -> TextEncoder | StoredTokens:
+    def _make_text(self, name: str) -> TextEncoder | StoredTokens:
+        """Returns the encoder of this name in `text_references`."""
+        raise NotImplementedError
+
+    def _make_image(self) -> ImageEncoder:
+        raise NotImplementedError
+
+
+class LoadedEncoders(NamedEncoders):
+    """The encoders with their weights; with embeddings no text encoder is loaded.
+
+    embeddings: tokens that come with the batches.
+    """
+
+    def __init__(self, config: Config, locate: Locate, embeddings: Embeddings | None = None):
+        super().__init__(config)
+        self._locate, self._embeddings = locate, embeddings
+        self._dtype = compute_dtype(config)
+
+    def _make_image(self) -> ImageEncoder:
+        return load_image_encoder(self._locate(self._config.encoders.clip), self._dtype)
+
+    def _make_text(self, name: str) -> TextEncoder | StoredTokens:
         if self._embeddings is not None:
             stored = self._embeddings.metadata.encoders[name]
             return StoredTokens(stored.identity, stored.width, stored.max_length)
