@@ -6,7 +6,7 @@ batch on the device, by `of_target` in training and `of_before` in a cascade.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -175,3 +175,32 @@ def adapter_reads(given: Mapping[str, Given]) -> tuple[jax.Array, jax.Array]:
         return found[0]
     tokens, masks = zip(*found, strict=True)
     return jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
+
+
+def denoiser_inputs(
+    given: Mapping[str, Given], keep: Mapping[str, jax.Array] | None
+) -> dict[str, jax.Array]:
+    """Returns the denoiser's arguments beside x and t.
+
+    keep: by condition, where it sees what can be hidden; None leaves the argument out.
+    """
+    inputs = merged(each.inputs for each in given.values())
+    visible = {name: jnp.ones(each.present.shape, bool) for name, each in given.items()}
+    visible |= keep or {}
+    read = attended(given, visible)
+    if read is None:
+        return inputs
+    tokens, mask, shown = read
+    inputs |= {"text": tokens, "text_mask": mask}
+    return inputs if keep is None else inputs | {"keep": shown}
+
+
+def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns what several conditions have, as one; ValueError where two have the same name."""
+    found: dict[str, Any] = {}
+    for part in parts:
+        twice = found.keys() & part.keys()
+        if twice:
+            raise ValueError(f"two conditions have {', '.join(sorted(twice))}: names must differ")
+        found |= part
+    return found

@@ -17,8 +17,9 @@ from contextdiff_jax.conditions.condition import (
     Condition,
     Given,
     adapter_reads,
-    attended,
+    denoiser_inputs,
     hidden,
+    merged,
 )
 from contextdiff_jax.conditions.requests import Request, values_of
 from contextdiff_jax.diffusion.bound_step import Drawn, bound_step
@@ -84,7 +85,7 @@ class DiffusionTask:
     def encoders(self) -> dict[str, Any]:
         """Returns the frozen encoders that are loaded, by what they are for."""
         image = {} if self.image_encoder is None else {"clip_image": self.image_encoder}
-        return image | _merged(condition.encoders() for condition in self.conditions)
+        return image | merged(condition.encoders() for condition in self.conditions)
 
     @property
     def frozen(self) -> Any:
@@ -97,7 +98,7 @@ class DiffusionTask:
 
     def identities(self) -> dict[str, str]:
         """Returns which weights and vocabularies serve, for checkpoints to record."""
-        found = _merged(condition.identities() for condition in self.conditions)
+        found = merged(condition.identities() for condition in self.conditions)
         image = self.image_encoder
         return found if image is None else found | {"clip_image": image.identity}
 
@@ -121,21 +122,21 @@ class DiffusionTask:
 
     def protocol(self) -> dict[str, str]:
         """Returns how conditions are made, where a measurement depends on it."""
-        return _merged(condition.protocol() for condition in self.conditions)
+        return merged(condition.protocol() for condition in self.conditions)
 
     # -- what it reads ------------------------------------------------------------------------
 
     def collate(self, captions: Sequence[str], warn: bool = False) -> dict[str, np.ndarray]:
         """Returns the arrays of the conditions that captions give."""
         given = (condition for condition in self.conditions if condition.captioned)
-        return _merged(condition.collate(captions, warn) for condition in given)
+        return merged(condition.collate(captions, warn) for condition in given)
 
     def collate_requests(
         self, requests: Sequence[Request], warn: bool = False
     ) -> dict[str, np.ndarray]:
         """Returns the arrays of the conditions that requests give; others are not read."""
         asked = (condition for condition in self.conditions if not condition.of_picture)
-        return _merged(each.collate(values_of(requests, each), warn) for each in asked)
+        return merged(each.collate(values_of(requests, each), warn) for each in asked)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of a training batch: uint8 pictures and the conditions' arrays."""
@@ -148,7 +149,7 @@ class DiffusionTask:
         return self._condition_shapes(batch_size) | jax.eval_shape(self.of_target, batch)
 
     def _condition_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        return _merged(condition.shapes(batch_size) for condition in self.conditions)
+        return merged(condition.shapes(batch_size) for condition in self.conditions)
 
     def of_target(self, batch: Batch, key: jax.Array | None = None) -> dict[str, jax.Array]:
         """Returns what conditions make of the batch's own pictures; clean without a key."""
@@ -164,7 +165,7 @@ class DiffusionTask:
 
         level: of the noise added to them, in [0, 1]. keys (B,): one per picture.
         """
-        return _merged(condition.of_before(images, level, keys) for condition in self.conditions)
+        return merged(condition.of_before(images, level, keys) for condition in self.conditions)
 
     # -- parameters ---------------------------------------------------------------------------
 
@@ -176,7 +177,7 @@ class DiffusionTask:
         given = self._example(nn.unbox(own))
         params = {
             "denoiser": self.denoiser.init(
-                denoiser_key, images, times, **_denoiser_inputs(given, None)
+                denoiser_key, images, times, **denoiser_inputs(given, None)
             )["params"]
         }
         if self.adapter is not None:
@@ -306,7 +307,7 @@ class DiffusionTask:
 
         def denoise(x: jax.Array, t: jax.Array, keep: Keep) -> jax.Array:
             keep = keep if isinstance(keep, Mapping) else dict.fromkeys(droppable, keep)
-            inputs = _denoiser_inputs(match_batch(dict(given), x.shape[0]), keep)
+            inputs = denoiser_inputs(match_batch(dict(given), x.shape[0]), keep)
             return self.denoiser.apply(
                 {"params": params["denoiser"]}, x, t.astype(jnp.float32), **inputs
             )
@@ -380,31 +381,3 @@ def _held(params: Params, adapter: bool) -> Params:
         lambda path, leaf: jax.lax.stop_gradient(leaf) if of_adapter(path) == adapter else leaf,
         params,
     )
-
-
-def _denoiser_inputs(
-    given: Mapping[str, Given], keep: Mapping[str, jax.Array] | None
-) -> dict[str, jax.Array]:
-    """Returns the denoiser's arguments beside x and t.
-
-    keep: by condition, where it sees what can be hidden; None leaves the argument out.
-    """
-    inputs = _merged(each.inputs for each in given.values())
-    visible = {name: jnp.ones(each.present.shape, bool) for name, each in given.items()}
-    visible |= keep or {}
-    read = attended(given, visible)
-    if read is None:
-        return inputs
-    tokens, mask, shown = read
-    inputs |= {"text": tokens, "text_mask": mask}
-    return inputs if keep is None else inputs | {"keep": shown}
-
-
-def _merged(parts: Any) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for part in parts:
-        twice = merged.keys() & part.keys()
-        if twice:
-            raise ValueError(f"two conditions have {', '.join(sorted(twice))}: names must differ")
-        merged |= part
-    return merged
