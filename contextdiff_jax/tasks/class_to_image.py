@@ -60,9 +60,6 @@ class ClassToImageConfig(DiffusionTaskConfig):
 
     def build(self, parts: Parts) -> DiffusionTask:
         """Returns the task with the condition "label"."""
-        if parts.use_adapter:
-            width = parts.encoders.clip_image().width
-            check_width(f"{parts.where}.task.adapter.image_dim", self.adapter.image_dim, width)
         label = ClassLabel(self.classes, self.label, parts.use_adapter, parts.dtype)
         return DiffusionTask(
             denoiser=UNet(self.unet, dtype=parts.dtype),

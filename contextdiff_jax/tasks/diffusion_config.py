@@ -161,13 +161,20 @@ class DiffusionTaskConfig(TaskConfig):
             )
 
     def shared_parts(self, parts: Parts) -> dict[str, Any]:
-        """Returns what every diffusion task is made of, beside its conditions and its denoiser."""
+        """Returns what every diffusion task is made of, beside its conditions and its denoiser.
+
+        Raises ValueError where the adapter is configured for image tokens of another width.
+        """
+        image = parts.encoders.clip_image() if parts.use_adapter else None
+        if image is not None:
+            where = f"{parts.where}.task.adapter.image_dim"
+            check_width(where, self.adapter.image_dim, image.width)
         return {
             "config": self.diffusion,
             "schedule": make_schedule(self.diffusion.schedule, self.diffusion.num_steps),
             "space": Pixels(parts.data.resolution),
             "adapter": Adapter(self.adapter, dtype=parts.dtype) if parts.use_adapter else None,
-            "image_encoder": parts.encoders.clip_image() if parts.use_adapter else None,
+            "image_encoder": image,
             "sampler": self.sampler,
             "preview_sampler": dataclasses.replace(self.sampler, num_steps=self.preview.num_steps),
         }

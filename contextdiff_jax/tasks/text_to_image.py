@@ -43,8 +43,6 @@ def text_condition(config: DiffusionTaskConfig, parts: Parts, section: str) -> T
         f"{where}.{section}.text_dim", getattr(config, section).text_dim, condition.text.width
     )
     if condition.clip_text is not None:
-        adapter = f"{where}.adapter"
-        check_width(f"{adapter}.text_dim", config.adapter.text_dim, condition.clip_text.width)
-        image = encoders.clip_image()
-        check_width(f"{adapter}.image_dim", config.adapter.image_dim, image.width)
+        width = condition.clip_text.width
+        check_width(f"{where}.adapter.text_dim", config.adapter.text_dim, width)
     return condition
