@@ -168,6 +168,9 @@ def _check_key(config: ConfigDict, keys: Sequence[str], asked: str) -> None:
         where = f"{where}.{key}"
         if number < len(keys):
             section = section[key]
+        elif isinstance(section[key], ConfigDict) and "={" not in asked:
+            known = ", ".join(f"{where}.{name}" for name in sorted(section[key]))
+            raise Mistake(f"{asked}: {where} is a section; set one of its keys: {known}")
         elif section.get_type(key) is type(None):
             raise Mistake(f"{asked}: {where} is None there, which a config file alone can replace")
 

@@ -45,4 +45,6 @@ def _upgraded_run(run: Any) -> Any:
 def _renamed(section: Any, names: Mapping[str, str]) -> Any:
     if not names or not isinstance(section, Mapping):
         return section
-    return {names.get(key, key): value for key, value in section.items()}
+    # Where both names are there, the old one stays, to be refused as unknown.
+    new = {old: name for old, name in names.items() if name not in section}
+    return {new.get(key, key): value for key, value in section.items()}

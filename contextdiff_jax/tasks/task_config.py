@@ -76,7 +76,7 @@ class Parts:
 class TaskConfig:
     """What a run optimises. The defaults are those of a task that draws nothing.
 
-    draws: whether its runs are stages of the pipeline's cascade.
+    draws: whether its runs are stages of the pipeline's cascade; it builds a DiffusionTask then.
     reads_text: whether `data.embeddings` may stand for its text encoders.
     conditions: of its pictures: each the condition itself, or its type where the config alone does
         not make it. None: they are known only once the task is built.

@@ -183,7 +183,7 @@ class Trainer:
                         progress.restart(step * settings.batch_size)
                     if step % settings.log_every == 0 or step == settings.steps:
                         self._report(step, state, progress, log)
-                    self._extras(step, state, batch, log, progress)
+                    self._diagnose_and_preview(step, state, batch, log, progress)
                     stop = vote.stop(watch.triggered)
                     last = step == settings.steps or stop
                     if last or step % settings.save_every == 0:
@@ -237,7 +237,7 @@ class Trainer:
             done = 100 * step / self.settings.steps
             logging.info("%.0f %% done, %s left", done, duration(left))
 
-    def _extras(self, step, state, batch, log, progress) -> None:
+    def _diagnose_and_preview(self, step, state, batch, log, progress) -> None:
         """Diagnostics and previews, when this step is theirs."""
         settings = self.settings
         if settings.diagnose_every and step % settings.diagnose_every == 0:

@@ -22,8 +22,8 @@ class OptimizerConfig:
     """Optimiser, its schedule, and the moving average of the weights.
 
     decay: "constant" after the warm-up, or "cosine" down to zero at the last step.
-    clip_norm: bound on the gradient norm of each network (denoiser, adapter) by itself, so that
-        an objective of one does not scale the updates of the other; 0 switches it off.
+    clip_norm: bound on the gradient norm of each part (denoiser, adapter, conditions) by itself,
+        so that an objective of one does not scale the updates of the other; 0 switches it off.
     adapter_rate: the adapter's learning rate over the denoiser's; 0 leaves it as it began.
     accumulation: micro-batches per step, each batch_size / accumulation examples.
     weight_decay: part of each weight, times the learning rate, that a step takes away.

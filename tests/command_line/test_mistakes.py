@@ -76,6 +76,11 @@ MISTAKES = [
     ("main", [QUICK, "--workdir={tmp}/w", "--config.run.base.steps=3"], "mean config.runs?"),
     ("main", [QUICK, "--workdir={tmp}/w", "--noconfig.use_adaptor"], "mean config.use_adapter?"),
     ("main", [QUICK, "--workdir={tmp}/w", "--config.seed.x=3"], "config.seed is 0, which has no"),
+    (
+        "main",
+        [QUICK, "--workdir={tmp}/w", "--config.runs.base.task=contrastive"],
+        "config.runs.base.task is a section; set one of its keys: config.runs.base.task.adapter,",
+    ),
     ("main", [QUICK, "--workdir={tmp}/w", "--config.=3"], "config has no key ''"),
     ("main", ["--config.seed=1", QUICK, "--workdir={tmp}/w"], "before a value for --config"),
     ("main", ["--config.seed=1", "--workdir={tmp}/w"], "--config.seed=1: a key of --config=FILE"),

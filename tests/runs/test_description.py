@@ -183,6 +183,14 @@ def test_an_export_of_format_1_is_read_in_the_new_form(tmp_path):
     assert read.config == from_config_dict(quickstart.get_config("test"))
 
 
+def test_a_key_of_format_1_beside_its_new_name_is_refused(tmp_path):
+    content = json.loads((pathlib.Path(__file__).parent / "format_1.json").read_text())
+    content["config"]["runs"]["base"]["adapter"] |= {"bound": 0.5, "limit": 0.5}
+    (tmp_path / "export.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="task.adapter.bound = 0.5: unknown key"):
+        read_export(tmp_path)
+
+
 def test_a_task_of_format_1_that_does_not_exist_is_refused_by_its_name(tmp_path):
     content = json.loads((pathlib.Path(__file__).parent / "format_1.json").read_text())
     content["config"]["runs"]["base"]["task"] = "text_to_imag"
