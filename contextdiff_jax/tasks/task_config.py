@@ -7,6 +7,7 @@ the modules of its tasks as entry points of the group "contextdiff_jax.tasks".
 """
 
 import dataclasses
+import functools
 import importlib
 import pathlib
 import pkgutil
@@ -168,6 +169,13 @@ def registered() -> Mapping[str, type[TaskConfig]]:
 
     Raises ValueError naming the module of another package that cannot be imported.
     """
+    _import_all()
+    return dict(sorted(_REGISTERED.items()))
+
+
+@functools.cache
+def _import_all() -> None:
+    """Imports every module that registers tasks, once."""
     for module in pkgutil.iter_modules([str(pathlib.Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")
     for plugin in metadata.entry_points(group=GROUP):
@@ -178,7 +186,6 @@ def registered() -> Mapping[str, type[TaskConfig]]:
                 f"the tasks of another package, {plugin.value!r}, cannot be imported: {error!r}; "
                 "mend or uninstall it"
             ) from error
-    return dict(sorted(_REGISTERED.items()))
 
 
 def with_networks(config: TaskConfig, change: Any) -> Any:

@@ -25,6 +25,7 @@ from contextdiff_jax.runs import build
 from contextdiff_jax.runs.train import train_pipeline
 from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.tasks import task_config
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, DiffusionTaskConfig
 from contextdiff_jax.tasks.task_config import register, registered
@@ -148,15 +149,23 @@ def test_the_package_knows_it_by_its_tag_alone():
     assert isinstance(config().runs["base"].task, PainterConfig)
 
 
-def test_a_package_of_somebody_elses_is_asked_for_its_tasks(monkeypatch):
+@pytest.fixture
+def looked_for_again():
+    """Packages are looked for once in a process."""
+    task_config._import_all.cache_clear()
+    yield
+    task_config._import_all.cache_clear()
+
+
+def test_a_package_of_somebody_elses_is_asked_for_its_tasks(looked_for_again, monkeypatch):
     asked = []
     entry = metadata.EntryPoint("toy", "tests.integration.test_toy_task", "contextdiff_jax.tasks")
     monkeypatch.setattr(metadata, "entry_points", lambda group: asked.append(group) or [entry])
-    assert "toy_painter" in registered()
+    assert "toy_painter" in registered() and "toy_painter" in registered()
     assert asked == ["contextdiff_jax.tasks"]
 
 
-def test_a_package_whose_tasks_cannot_be_imported_is_named(monkeypatch):
+def test_a_package_whose_tasks_cannot_be_imported_is_named(looked_for_again, monkeypatch):
     entry = metadata.EntryPoint("toy", "no_such_package.tasks", "contextdiff_jax.tasks")
     monkeypatch.setattr(metadata, "entry_points", lambda group: [entry])
     with pytest.raises(cfg.ConfigError, match="'no_such_package.tasks', cannot be imported: Mod"):
