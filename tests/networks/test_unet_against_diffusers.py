@@ -1,9 +1,8 @@
-"""The base U-Net against diffusers' UNet2DConditionModel, built as DeepFloyd IF's, with our weights.
+"""The base U-Net against diffusers' UNet2DConditionModel, as DeepFloyd IF has it, with our weights.
 
-IF re-implements Imagen, and diffusers' code is nobody's reading of ours. The same in both, and
-compared: residual blocks with scale and shift, resampling inside them, the order of skips, attention
-whose keys are the text's and its own, its heads, the pooled text, time, head. Different, and
-set aside here:
+IF re-implements Imagen; whoever wrote it read the paper without us. Compared is what is the same:
+residual blocks with scale and shift, resampling inside them, the order of skips, attention to the
+text's keys and its own, heads, the pooled text, time, the head. Different, and set aside here:
 
 - IF's activation is GELU, ours SiLU: diffusers is told SiLU;
 - IF normalizes text before its keys by groups, ours by LayerNorm: it takes the place of theirs;
