@@ -24,7 +24,7 @@ from contextdiff_jax.system import notices
 try:  # for the names of who is missing; see _naming_who_is_missing
     from jax._src import distributed as jax_distributed
 except ImportError:
-    jax_distributed = None
+    jax_distributed = None  # type: ignore[assignment]
 
 MODES = ("auto", "none", "explicit")
 _SHUTDOWN_TIMEOUT_S = 30
