@@ -175,7 +175,7 @@ def _check_key(config: ConfigDict, keys: Sequence[str], asked: str) -> None:
             raise Mistake(f"{asked}: {where} is None there, which a config file alone can replace")
 
 
-def _reason(error: Exception, path: str) -> str:
+def _reason(error: BaseException, path: str) -> str:
     """Returns what a config file raised: its own sentence, or what went wrong at which line."""
     if isinstance(error, (TypeError, ValueError)) and error.__context__ is not None:
         error = error.__context__  # ml_collections wraps the traceback in another of its type

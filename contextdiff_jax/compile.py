@@ -1,4 +1,4 @@
-"""Compiles a training step or a sampling run for hardware that is not there, and what it needs.
+"""Compiles a training step or a sampling run for hardware that is not there; says what it needs.
 
   python -m contextdiff_jax.compile --config=configs/laion.py --run=base --topology=v5e:16x16 \
       --config.mesh.fsdp=16 --config.runs.base.batch_size=2048
@@ -44,9 +44,9 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _EFFORT = flags.DEFINE_float(
     "effort",
     -1.0,
-    "XLA's exec_time_optimization_effort for TPUs. What runs is compiled with 0: latencies hidden, "
-    "somewhat fewer temporaries, far more code; that takes this machine many times longer, and "
-    "for large networks tens of gigabytes.",
+    "How hard XLA works for TPUs (its exec_time_optimization_effort). Real runs use 0, which hides "
+    "latencies with somewhat fewer temporaries and far more code. Compiling with 0 takes many "
+    "times longer here, and for large networks tens of gigabytes.",
     lower_bound=-1.0,
     upper_bound=1.0,
 )

@@ -13,6 +13,7 @@ import logging as std_logging
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -50,7 +51,7 @@ def define_process_flags() -> Callable[[], distributed.Processes]:
         "coordinator", None, "HOST:PORT where process 0 listens; the same for every process."
     )
     num_processes = flags.DEFINE_integer("num_processes", None, "Number of processes.")
-    process_id = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    process_id = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
     join_timeout = flags.DEFINE_integer(
         "join_timeout_s", 300, "Seconds until every process must have joined."
     )
@@ -191,7 +192,7 @@ class _Printable(logging.PythonFormatter):
         return printable_lines(super().format(record))
 
 
-def _end(error: Exception | str, code: int) -> None:
+def _end(error: BaseException | str, code: int) -> NoReturn:
     _say(error)
     sys.exit(code)
 
@@ -205,7 +206,7 @@ def _end_now(error: Exception | str, code: int) -> None:
     os._exit(code)
 
 
-def _say(error: Exception | str) -> None:
+def _say(error: BaseException | str) -> None:
     notices.doing("ending")
     logging.debug("ended by", exc_info=True)
     with contextlib.suppress(OSError):  # nobody reads it any more: the code still says what it was

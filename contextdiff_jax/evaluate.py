@@ -73,7 +73,7 @@ _COUNT = flags.DEFINE_integer(
     upper_bound=10**7,
 )
 _CAPTIONS = flags.DEFINE_string("captions", None, "A text file with one caption per line.")
-_CAPTION_SEED = entry.define_seed("caption_seed", 0, "Seed of which captions are chosen.")
+_CAPTION_SEED = entry.define_seed("caption_seed", 0, "Seed that chooses the captions.")
 _DATA = flags.DEFINE_multi_string(
     "data",
     [],
@@ -83,14 +83,14 @@ _DATA = flags.DEFINE_multi_string(
 _REFERENCE = flags.DEFINE_multi_string(
     "reference",
     [],
-    "What is real: the statistics.npz that an evaluation left of its reference, or "
-    "field=value settings on top of --data.",
+    "The real images: statistics.npz, which an evaluation leaves of its reference, or field=value "
+    "settings on top of --data.",
 )
 _FEATURES = flags.DEFINE_string(
     "features",
     "clip",
-    "Of the Frechet distance: clip, or a safetensors file of Inception v3 (2015). Weights up to "
-    "mixed_7 give FID-768.",
+    "Network of the Frechet distance: clip, or a safetensors file of Inception v3 (2015). A file "
+    "that ends at mixed_7 gives FID-768.",
 )
 _CLIP = flags.DEFINE_string(
     "clip", None, "Hugging Face CLIP folder to score with; by default the export's own."
@@ -98,14 +98,18 @@ _CLIP = flags.DEFINE_string(
 _RESIZE = flags.DEFINE_enum(
     "resize", "torch-fidelity", list(PROTOCOLS), "How images are resized for Inception."
 )
-_GUIDANCE = flags.DEFINE_list("guidance", ["1.5", "3", "4.5", "6", "7.5", "9"], "Scales of sweep.")
-_TERMS = flags.DEFINE_integer("terms", 0, "Times of bits_per_dim; 0: all.", lower_bound=0)
+_GUIDANCE = flags.DEFINE_list(
+    "guidance", ["1.5", "3", "4.5", "6", "7.5", "9"], "Guidance scales of sweep."
+)
+_TERMS = flags.DEFINE_integer(
+    "terms", 0, "Number of diffusion times for bits_per_dim; 0: all.", lower_bound=0
+)
 _RUN = flags.DEFINE_multi_string("run", [], "LABEL=FOLDER of a training run, for curves and cost.")
 _METRIC = flags.DEFINE_multi_string("metric", [], "A metric for curves; by default all in common.")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt for heatmaps.")
 _IMAGE = flags.DEFINE_multi_string("image", [], "An image file for heatmaps, one per --prompt.")
 _WORD = flags.DEFINE_multi_string("word", [], "A word for heatmaps; by default each prompt's own.")
-_TURNS = flags.DEFINE_integer("turns", 5, "Timed runs of each side, for cost.", lower_bound=1)
+_TURNS = flags.DEFINE_integer("turns", 5, "How often cost times each side.", lower_bound=1)
 _PROCESSES = entry.define_process_flags()
 flags.mark_flags_as_required(["output"])
 

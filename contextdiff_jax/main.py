@@ -2,10 +2,9 @@
 
   python -m contextdiff_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Any key can be overridden: --config.runs.base.steps=100. What may change when a run goes on, such as
-a lower learning rate, is said beside the fields of the config: docs/training.md. On several
-machines every process gets this command, with the same workdir: docs/many_machines.md. Exit codes:
-see contextdiff_jax/entry.py.
+Any key can be overridden: --config.runs.base.steps=100. docs/training.md says which keys may change
+when a run goes on, such as the learning rate. On several machines every process gets this command,
+with the same workdir: docs/many_machines.md. Exit codes: see contextdiff_jax/entry.py.
 """
 
 from absl import flags

@@ -4,7 +4,7 @@
       --config.data_path='laion400m/{00000..41454}.tar'
 
 Then train with --config.runs.base.data.embeddings=embeddings. The same command resumes, and adds
-preview prompts that are new. On a cluster, by Apache Beam; its options follow a lone --:
+preview prompts that are new. On a cluster, Apache Beam does it; its options come after --:
 
   python -m contextdiff_jax.prepare ... --runner=DataflowRunner -- --project=P --region=R
 
@@ -32,7 +32,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, for encoder
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Texts encoded at a time.", lower_bound=1)
 _SHARD = flags.DEFINE_integer("shard_size", 10_000, "Samples per file.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Type of stored tokens.")
-_RUNNER = flags.DEFINE_string("runner", None, "Beam runner, e.g. DirectRunner; none: no Beam.")
+_RUNNER = flags.DEFINE_string("runner", None, "Beam runner, e.g. DirectRunner; else no Beam.")
 flags.mark_flags_as_required(["config", "run", "output"])
 
 

@@ -4,9 +4,9 @@
       --prompt="a red circle left of a blue square" --seed=1
 
 A request gives a value for each condition of the export: --prompt where that is text, --label where
-it is a class, and --requests=FILE for all, one a line: {"text": "a red circle"}. An empty prompt is
-the null condition, as null is in a file. The same seed gives the same picture whatever the batch
-size or the number of devices. Flags that are left out are what the export's config says: its
+it is a class, and --requests=FILE for all, one a line: {"text": "a red circle"}. An empty prompt,
+or null in a file, leaves the condition out. The same seed gives the same picture whatever the batch
+size or the number of devices. What you leave out is taken from the export's config: its
 samples.seed, .batch_size and .augmentation, its samplers, its dtype.
 
 With --invert the first stage turns given pictures into noise, each under its own request, and draws
@@ -48,7 +48,7 @@ _REQUESTS = flags.DEFINE_string(
     "requests",
     None,
     "A file with one JSON object per line, which names every condition of the export: "
-    '{"text": "a red circle"}. null is no condition.',
+    '{"text": "a red circle"}. null leaves the condition out.',
 )
 _REPEAT = flags.DEFINE_integer("repeat", 1, "Pictures per request.", lower_bound=1)
 _INVERT = flags.DEFINE_multi_string(
@@ -58,7 +58,7 @@ _INVERT = flags.DEFINE_multi_string(
     "STAGE/inverted.png shows them side by side.",
 )
 _EDIT = flags.DEFINE_multi_string(
-    "edit", [], "A prompt or label to draw the noise of an --invert under as well, one for each."
+    "edit", [], "A prompt or label; an --invert is drawn with it once more. One for each --invert."
 )
 _SEED = entry.define_seed("seed", None, "Seed of all noise; the export's by default.")
 _BATCH = flags.DEFINE_integer(

@@ -40,6 +40,7 @@ def test_virtual_devices_give_every_figure(tmp_path):
         assert words in done.stdout
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_little_effort_changes_the_code_and_not_the_operations(tmp_path):
     found = {}
@@ -57,6 +58,7 @@ def test_little_effort_changes_the_code_and_not_the_operations(tmp_path):
     assert low["network_s"] == pytest.approx(full["network_s"], rel=0.01)
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_a_program_too_large_says_what_takes_memory_and_what_to_turn(tmp_path):
     # 40 million tokens, 32 wide: 4.77 GiB in each of parameters, two moments and EMA; a v5e has 16.
@@ -76,6 +78,7 @@ def test_a_program_too_large_says_what_takes_memory_and_what_to_turn(tmp_path):
     assert "remat" not in told  # CLIP has no such setting
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_where_the_compiler_gives_up_its_own_words_are_kept(tmp_path):
     # One array of 16.7 GiB: the compiler places nothing and has no figures.
@@ -96,6 +99,7 @@ def test_where_the_compiler_gives_up_its_own_words_are_kept(tmp_path):
 SMALL = ("--config=configs/laion.py:tiny", "--config.use_adapter=False", "--batch_size=4")
 
 
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize(("run", "what"), [("base", "train"), ("base", "sample"), ("sr", "sample")])
 def test_stages_compile_for_a_slice_in_both_modes(run, what, tmp_path):
@@ -117,6 +121,7 @@ def test_stages_compile_for_a_slice_in_both_modes(run, what, tmp_path):
         assert found["collectives"]["all-reduce"][1] > 4 * found["parameters"] / 2
 
 
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5p:2x2x1"])
 def test_other_families_compile(topology, tmp_path):

@@ -159,6 +159,54 @@ def test_only_checkpoints_uses_orbax():
     assert users == {"contextdiff_jax.training.checkpoints"}
 
 
+def needed_private(tree):
+    """Lines that import what another package keeps to itself, and have no way without it.
+
+    A way is a `try` around the import whose handler takes an ImportError.
+    """
+    tried = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try):
+            caught = {ast.unparse(handler.type) for handler in node.handlers if handler.type}
+            if caught & {"ImportError", "ModuleNotFoundError"}:
+                tried |= {inner for line in node.body for inner in ast.walk(line)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        private = [name for name in names if re.search(r"\._(?!_)", f".{name}")]
+        ours = all(name.startswith("contextdiff_jax.") for name in private)
+        if private and not ours and node not in tried:
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_nothing_private_of_others_is_needed(name):
+    assert needed_private(ast.parse(KNOWN[name].read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        ("from jax._src import distributed", True),
+        ("import jax._src.core as core", True),
+        ("def f():\n    from jax.lib import _jax", True),
+        ("import _jax", True),
+        ("try:\n    import jax._src\nexcept ValueError:\n    pass", True),
+        ("try:\n    import jax._src\nexcept ImportError:\n    pass", False),
+        ("from jax import core\nfrom contextdiff_jax import __version__", False),
+        ("from __future__ import annotations", False),
+    ],
+)
+def test_what_is_private_is_seen(text, needed):
+    assert bool(needed_private(ast.parse(text))) == needed
+
+
 @pytest.mark.parametrize("entry", ["main", "sample", "prepare"])
 def test_no_entry_point_needs_tensorflow_torch_or_beam(entry):
     code = (

@@ -119,7 +119,7 @@ def largest(module: Module, count: int) -> list[tuple[float, str, str]]:
 def collectives(module: Module) -> dict[str, Collective]:
     """Returns the collectives by kind."""
     counts: collections.Counter = collections.Counter()
-    moved: collections.Counter = collections.Counter()
+    moved: dict[str, float] = collections.defaultdict(float)
     for computation, instruction, times in module.each():
         kind = instruction.opcode.removesuffix("-start")
         if kind not in COLLECTIVES:

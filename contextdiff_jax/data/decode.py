@@ -279,7 +279,7 @@ def decode_captions(values: object, key: str) -> tuple[tuple[str, ...], tuple[st
     raw = list(_flatten(values, key))
     if not raw:
         raise DamagedSample(key, CAPTION_MISSING)
-    notes = set()
+    notes: set[str] = set()
     captions = []
     for value in raw:
         text, note = _decode_text(value)

@@ -157,6 +157,8 @@ def _too_small(window: Window, member: Member | None, least: int) -> str | None:
     if member is None or member.size > MOST_BYTES[CAPTION_LARGE]:
         return ORIGINAL_UNKNOWN
     row = parse_object(window.read(member.offset, member.size))
+    if row is None:
+        return ORIGINAL_UNKNOWN
     try:
         sides = (int(row["original_width"]), int(row["original_height"]))
     except (ValueError, KeyError, TypeError, OverflowError):  # OverflowError: 1e999

@@ -117,7 +117,8 @@ def _program(stage: Stage) -> Any:
         noise = invert(process, denoise, task.space.encode(pictures), times)
 
         def draw(networks, sampler):
-            x0 = loop.sample(*networks, None, task.space.shape, sampler, x_init=noise)
+            process, denoise = networks
+            x0 = loop.sample(process, denoise, None, task.space.shape, sampler, x_init=noise)
             return task.space.decode(x0)
 
         redrawn = draw((process, denoise), exact)

@@ -80,17 +80,17 @@ def define_model_flags() -> ModelFlags:
             "negative_prompt", None, "What pictures of --model must not show, for all of them."
         ),
         flags.DEFINE_integer(
-            "height", None, "Of --model's pictures; what it was trained at by default.", **sides
+            "height", None, "Height of --model's pictures; by default as it was trained.", **sides
         ),
-        flags.DEFINE_integer("width", None, "Of --model's pictures, likewise.", **sides),
+        flags.DEFINE_integer("width", None, "Width of --model's pictures, likewise.", **sides),
         flags.DEFINE_string(
             "init_image", None, "A picture file that --model's pictures start from, of its size."
         ),
         flags.DEFINE_float(
             "strength",
             None,
-            "Share of the steps that are taken from --init_image; 1 draws all anew. 0.8 by "
-            "default, 1 with --mask.",
+            "Share of the steps that change --init_image; 1 draws all anew. By default 0.8, "
+            "with --mask 1.",
             lower_bound=0.0,
             upper_bound=1.0,
         ),

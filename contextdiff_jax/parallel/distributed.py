@@ -14,13 +14,17 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from contextdiff_jax.parallel import abort_reasons
 from contextdiff_jax.parallel.mesh import BATCH_AXES
 from contextdiff_jax.system import notices
+
+try:  # for the names of who is missing; see _naming_who_is_missing
+    from jax._src import distributed as jax_distributed
+except ImportError:
+    jax_distributed = None  # type: ignore[assignment]
 
 MODES = ("auto", "none", "explicit")
 _SHUTDOWN_TIMEOUT_S = 30
@@ -140,7 +144,8 @@ def _naming_who_is_missing(join_timeout_s: int) -> Iterator[None]:
     """Within, the coordination service gives up joining before its clients do.
 
     Its answer then names who is missing; a client's own time-out names nobody. jax.distributed
-    has no argument for it. Where jaxlib does not take it, the names are missing, nothing else.
+    has no argument for it. Where JAX has it no more or jaxlib does not take it, the names are
+    missing, nothing else.
     """
     jaxlib = getattr(jax_distributed, "_jax", None)
     name = "get_distributed_runtime_service"

@@ -218,7 +218,8 @@ def _finish(worker: Worker) -> None:
             f"{len(missing)} shards are missing in {worker.job.output}, the first is "
             f"{worker.metadata.shard_name(missing[0])}: give the same command again"
         )
-    report, cut = worker.report, collections.Counter()
+    report = worker.report
+    cut: collections.Counter[str] = collections.Counter()
     for shard in range(worker.metadata.shards):
         path = worker.path(shard)
         record = shards.read_record(shards.open_records(path), path, -1)

@@ -21,7 +21,8 @@ class Stepper(Protocol):
     inputs: arrays (n, ...), what each step reads beside the state.
     """
 
-    timesteps: np.ndarray
+    @property
+    def timesteps(self) -> np.ndarray: ...
 
     @property
     def adds_noise(self) -> bool: ...

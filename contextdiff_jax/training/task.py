@@ -18,7 +18,8 @@ class Task(Protocol):
     checkpoints never hold (their identity is recorded instead).
     """
 
-    frozen: Any
+    @property
+    def frozen(self) -> Any: ...
 
     def boxed_frozen(self) -> Any:
         """Returns the shapes of `frozen`, boxed with logical axis names."""

@@ -48,6 +48,7 @@ def test_counting_command(tmp_path, capsys):
     assert (in_training - clip) / (in_sampling - clip) == pytest.approx(1.5, abs=0.2)
 
 
+@pytest.mark.slow
 def test_measuring_command(tmp_path):
     path = tmp_path / "result.json"
     flags = ["--measure", "--config=laion:tiny", "--stages=base", "--batch_size=2"]

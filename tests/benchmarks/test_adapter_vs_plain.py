@@ -32,6 +32,7 @@ def test_time_counts_from_the_beginning_of_the_training():
     assert handlers() == before
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     flags = ["--config=quickstart:test", "--minutes=0.005", "--clip_steps=2", "--batch_size=4"]
     # A child of its own sees one device, and compiles for one.

@@ -69,6 +69,7 @@ def test_summary_is_mean_deviation_and_differences_of_pairs():
     assert rows[-1].startswith("| bounded | 2 | +") and rows[-1].endswith("± 0.141 |")
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     flags = [f"--output={tmp_path}", "--config=quickstart:test", "--variants=unbounded"]
     flags += ["--seeds=0", "--count=4", "--steps=2", "--what=scenes,fid", "--guidance=6"]

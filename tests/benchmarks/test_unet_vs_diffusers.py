@@ -31,6 +31,7 @@ TINY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no core affinity here")
 def test_command(tmp_path, capsys, same_threads_afterwards):
     path = tmp_path / "result.json"

@@ -14,7 +14,7 @@ PAGES = sorted(
 )
 # Programs that the blocks may name. A word that is not among them, or a launch script, fails.
 PROGRAMS = (
-    *("python", "python3", "pip", "bash", "contextdiff", "mkdocs", "ruff", "pre-commit"),
+    *("python", "python3", "pip", "bash", "contextdiff", "mkdocs", "ruff", "mypy", "pre-commit"),
     *("gcloud", "img2dataset", "ssh-add"),
 )
 _STAND_IN = """#!/bin/bash

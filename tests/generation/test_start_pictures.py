@@ -86,10 +86,15 @@ def assert_same(images, expected):
     assert np.abs(images - expected).max() < 1 / 255
 
 
+def slow(*cases):
+    """Each compiles a program of its own: the fast half has the first alone."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 # With PLMS diffusers' image-to-image is one time ahead of the state from its third call on.
 @pytest.mark.parametrize(
     ("sampler", "num_steps", "strength"),
-    [("ddim", 5, 0.5), ("dpm_solver++", 7, None), ("ddim", 3, 1.0)],
+    [("ddim", 5, 0.5), *slow(("dpm_solver++", 7, None), ("ddim", 3, 1.0))],
 )
 def test_image_to_image(sampler, num_steps, strength, folder, picture, theirs, monkeypatch):
     import diffusers
@@ -109,7 +114,7 @@ def test_image_to_image(sampler, num_steps, strength, folder, picture, theirs, m
 
 @pytest.mark.parametrize(
     ("sampler", "num_steps", "strength"),
-    [("plms", 5, None), ("dpm_solver++", 4, None), ("ddim", 6, 0.5)],
+    [("plms", 5, None), *slow(("dpm_solver++", 4, None), ("ddim", 6, 0.5))],
 )
 def test_inpainting(sampler, num_steps, strength, folder, picture, mask, theirs, monkeypatch):
     import diffusers
@@ -129,6 +134,7 @@ def test_inpainting(sampler, num_steps, strength, folder, picture, mask, theirs,
     assert_same(ours(folder, monkeypatch, start, *settings), expected)
 
 
+@pytest.mark.slow
 def test_one_step_of_plms_from_a_picture_is_ddims(folder, picture, monkeypatch):
     start = read_start(picture, None, 0.5)
     assert start.skipped(2) == 1

@@ -22,6 +22,8 @@ from contextdiff_jax.training.checkpoints import load_tree, newest_metadata
 from tests.conftest import ROOT
 from tests.integration.train_squares import BATCH, train
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 HEARTBEAT_S = 5
 

@@ -1,6 +1,10 @@
 """A run whose loss is not finite goes on as its message says."""
 
+import pytest
+
 from contextdiff_jax.training.checkpoints import newest_metadata
+
+pytestmark = pytest.mark.slow
 
 RATE = "config.runs.clip.optimizer.learning_rate"
 FLAGS = ("--config=configs/quickstart.py:test", "--run=clip", "--config.runs.clip.save_every=1")

@@ -19,6 +19,8 @@ from contextdiff_jax.evaluation.evaluation import Settings
 from contextdiff_jax.evaluation.statistics import FeatureIdentity, FeatureStatistics
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 COUNT = 20
 DRAWN = [f"--count={COUNT}", "--batch_size=4", "--stage=base"]
 

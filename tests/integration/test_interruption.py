@@ -17,6 +17,8 @@ import pytest
 from contextdiff_jax.training.checkpoints import newest_ema
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 STEPS = 24
 KILLS = int(os.environ.get("CONTEXTDIFF_KILLS", "2"))
 LINES = 12  # of the log, before one of which a run is killed: to the middle of training

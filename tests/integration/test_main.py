@@ -85,6 +85,7 @@ def test_a_checkpoint_of_another_config_names_the_keys(quickstart, run):
     assert "config.runs.base.task.diffusion.prediction: 'x0' there, 'v' here" in done.stderr
 
 
+@pytest.mark.slow
 def test_damaged_shards_are_skipped_counted_and_named(shared_data, run, tmp_path):
     good, damaged = shared_data("emoji_shards"), shared_data("damaged_shards")
     folder = tmp_path / "shards"

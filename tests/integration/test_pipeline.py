@@ -54,6 +54,7 @@ def test_the_trained_encoder_is_a_hugging_face_folder(quickstart):
     assert load_file(folder / "model.safetensors")["logit_scale"].shape == ()
 
 
+@pytest.mark.slow
 def test_a_picture_depends_on_seed_and_place_alone(quickstart, run, tmp_path):
     export = quickstart[0] / "export"
     flags = [f"--export={export}", "--prompt=a red circle", "--prompt=a green cross", "--repeat=2"]
@@ -81,6 +82,7 @@ def changed(export, change):
     (export / "checksums.json").unlink()
 
 
+@pytest.mark.slow
 def test_a_level_that_is_left_out_is_the_exports(quickstart, run, tmp_path):
     export = tmp_path / "export"
     shutil.copytree(quickstart[0] / "export", export)
@@ -94,6 +96,7 @@ def test_a_level_that_is_left_out_is_the_exports(quickstart, run, tmp_path):
     np.testing.assert_array_equal(left_out, given)
 
 
+@pytest.mark.slow
 def test_eight_devices_draw_the_same_pictures(quickstart, run, tmp_path):
     """With the weights split over fsdp and tensor, as they were in training."""
     export = tmp_path / "export"
@@ -140,6 +143,7 @@ def test_requests_from_a_file_draw_what_prompts_do(quickstart, run, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_pictures_are_inverted_by_the_first_stage_and_edited(quickstart, run, tmp_path):
     given = [quickstart[0] / f"samples/base/000{n}.png" for n in (0, 2)]
     flags = [f"--invert={path}" for path in given] + ["--sampler=base.num_steps=50"]
@@ -164,6 +168,7 @@ def test_pictures_are_inverted_by_the_first_stage_and_edited(quickstart, run, tm
     assert (tmp_path / "base/prompts.txt").read_text() == "a green cross\n\n"
 
 
+@pytest.mark.slow
 def test_a_bfloat16_export_draws_nearly_the_same(quickstart, run, tmp_path):
     export = tmp_path / "export"
     done = run("export", f"--workdir={quickstart[0]}", f"--output={export}", "--dtype=bfloat16")

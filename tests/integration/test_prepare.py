@@ -30,6 +30,7 @@ def losses(workdir):
     return [float(row["value"]) for row in rows]
 
 
+@pytest.mark.slow
 def test_training_on_embeddings_is_training(flags, run, tmp_path):
     store = tmp_path / "embeddings"
     make = [*flags, f"--output={store}", "--shard_size=20", "--dtype=float32"]
@@ -53,6 +54,7 @@ def test_training_on_embeddings_is_training(flags, run, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "stored"), losses(tmp_path / "loop"), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_beam_by_the_command(flags, run, tmp_path):
     pytest.importorskip("apache_beam", reason="requirements-beam.txt is not installed")
     more = ["--shard_size=20", "--dtype=float32"]

@@ -224,6 +224,7 @@ def test_cudnn_gets_lengths_and_no_bias(monkeypatch, masked):
         assert "PADDING" in call and "Bias" not in call
 
 
+@pytest.mark.slow
 def test_a_scanned_rematerialized_network_trains_with_the_kernel_on_a_mesh(
     monkeypatch, random_params
 ):

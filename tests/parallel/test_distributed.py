@@ -123,6 +123,17 @@ def test_other_ends_need_no_explanation():
     assert abort_reasons.explain("contextdiff_jax: stopped on request at step 2, saved", 7) is None
 
 
+def test_joining_needs_nothing_private_of_jax(monkeypatch):
+    """Without it, who does not join has no name; joining is jax.distributed's all the same."""
+    called = []
+    monkeypatch.setattr(distributed, "jax_distributed", None)
+    monkeypatch.setattr(distributed.abort_reasons, "attach", lambda _: None)
+    monkeypatch.setattr(distributed.notices, "stderr", None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: called.append(given))
+    distributed.start(Processes("explicit", ADDRESS, 2, 0))
+    assert [given["coordinator_address"] for given in called] == [ADDRESS]
+
+
 START = """
 from contextdiff_jax.parallel import distributed
 try:
