@@ -56,8 +56,7 @@ def solver_coefficients(schedule: Schedule, timesteps: np.ndarray) -> SolverCoef
     The first step is of first order, having no earlier estimate; so is the last one where it ends
     at 0 (h is infinite) or where there are fewer than 15 steps (diffusers' lower_order_final).
     """
-    alpha_bar = schedule.alpha_bar[np.asarray(timesteps)]
-    signal, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    signal, sigma = schedule.levels(timesteps)
     with np.errstate(divide="ignore"):
         half_log_snr = np.log(signal) - np.log(sigma)
     h = np.diff(half_log_snr)
