@@ -35,8 +35,8 @@ class Heun:
     @property
     def _again(self) -> np.ndarray:
         """Which calls take a step anew."""
-        corrected = len(self.times) - 1 - (self.times[-1] == 0)
-        return np.array([False, True] * corrected + [False] * (self.times[-1] == 0))
+        last = int(self.times[-1] == 0)
+        return np.array([False, True] * (len(self.times) - 1 - last) + [False] * last)
 
     @property
     def _at(self) -> np.ndarray:
