@@ -112,7 +112,11 @@ def _scenes_flow() -> cfg.Config:
     sampler = dataclasses.replace(run.task.sampler, name="ab2", num_steps=8)
     run = cfg.with_task(run, diffusion=DiffusionConfig(kind="flow"), sampler=sampler)
     return dataclasses.replace(
-        config, name="classes_scenes_flow", use_adapter=False, pipeline=("base",), runs={"base": run}
+        config,
+        name="classes_scenes_flow",
+        use_adapter=False,
+        pipeline=("base",),
+        runs={"base": run},
     )
 
 

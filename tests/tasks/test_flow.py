@@ -18,6 +18,7 @@ from contextdiff_jax.data.example import DamagedSample, Example
 from contextdiff_jax.diffusion.flow import FlowProcess
 from contextdiff_jax.diffusion.linear_path import LinearPath
 from contextdiff_jax.diffusion.relations import bounded
+from contextdiff_jax.runs.build import build_task
 from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.tasks import flow_objective
@@ -26,6 +27,7 @@ from contextdiff_jax.tasks.flow_config import FlowConfig
 from contextdiff_jax.tasks.flow_objective import draw_times, flow_loss
 from contextdiff_jax.tasks.objective import Draw
 from contextdiff_jax.tasks.whitening import NAME, fit, moments
+from contextdiff_jax.training.parameter_names import by_name
 
 # -- the objective --------------------------------------------------------------------------------
 
@@ -129,15 +131,22 @@ def flow_config(**settings):
     return dataclasses.replace(config, use_adapter=False, runs=runs)
 
 
-@pytest.fixture(scope="module")
-def make_flow():
-    """Returns make(source=None, **settings of FlowConfig) -> the task."""
-    from contextdiff_jax.runs.build import build_task
+class Small(nn.Module):
+    """A denoiser that compiles at once: one convolution, and what it sees of the class."""
 
-    def make(source=None, **settings):
-        return build_task(flow_config(**settings), "base", None, source)
+    config: int = 0
 
-    return make
+    @nn.compact
+    def __call__(self, x, t, text, text_mask, keep=None):
+        seen = text[:, 0] if keep is None else jnp.where(keep[:, None], text[:, 0], 0.0)
+        context = nn.Dense(x.shape[-1])(seen) + jnp.cos(t / 300)[:, None]
+        return nn.Conv(x.shape[-1], (3, 3))(x) + context[:, None, None]
+
+
+def make_flow(source=None, **settings):
+    """Returns the task of a config, with a small denoiser."""
+    task = build_task(flow_config(**settings), "base", None, source)
+    return dataclasses.replace(task, denoiser=Small())
 
 
 def random_batch(task, count=4):
@@ -154,7 +163,7 @@ def random_batch(task, count=4):
         {"relation": "whitening"},
     ],
 )
-def test_relations_begin_as_none_and_train_or_stay(make_flow, settings):
+def test_relations_begin_as_none_and_train_or_stay(settings):
     """Every relation but the fitted one begins at r = 0, z = eps, and gets a gradient."""
     source = Pictures(side=16) if settings["relation"] == "whitening" else None
     task = make_flow(source, **settings)
@@ -166,7 +175,7 @@ def test_relations_begin_as_none_and_train_or_stay(make_flow, settings):
 
     (loss, metrics), gradient = jax.jit(both)(params)
     assert np.isfinite(loss)
-    moved = {name: np.abs(leaf).max() for name, leaf in flat(gradient["relation"]).items()}
+    moved = {name: np.abs(leaf).max() for name, leaf in by_name(gradient["relation"]).items()}
     if settings["relation"] == "whitening":
         assert set(moved.values()) == {0.0} and float(metrics["relation_rms"]) > 0.1
         np.testing.assert_array_equal(params["relation"]["std"], fit(source).std)
@@ -178,13 +187,7 @@ def test_relations_begin_as_none_and_train_or_stay(make_flow, settings):
     assert rows[:4].any() and not rows[4:].any()
 
 
-def flat(tree):
-    from contextdiff_jax.training.parameter_names import by_name
-
-    return by_name(tree)
-
-
-def test_a_flow_draws_with_every_sampler_and_nothing_of_its_relation(make_flow):
+def test_a_flow_draws_with_every_sampler_and_nothing_of_its_relation():
     """Without a threshold other numbers of the relation draw the same pictures, to the bit."""
     task = make_flow(relation="affine")
     params = nn.unbox(task.init(jax.random.key(0)))
@@ -198,7 +201,7 @@ def test_a_flow_draws_with_every_sampler_and_nothing_of_its_relation(make_flow):
         np.testing.assert_array_equal(first, second)
 
 
-def test_diagnostics_are_errors_at_four_times(make_flow):
+def test_diagnostics_are_errors_at_four_times():
     task = make_flow()
     params = nn.unbox(task.init(jax.random.key(0)))
     found = jax.jit(task.diagnose)(params, {}, random_batch(task), jax.random.key(2))
