@@ -65,16 +65,18 @@ class FlowProcess(Process):
         x_t = signal * x0 + time * signal * r + time * noise
         return x_t, noise - x0 + (1 - 2 * time) * r, r
 
-    def velocity_of(self, predicted: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
-        """Returns the velocity that a prediction at (x_t, t) stands for, to learn by.
+    def error_of(
+        self, predicted: jax.Array, x_t: jax.Array, u: jax.Array, t: jax.Array
+    ) -> jax.Array:
+        """Returns by how much the velocity of a prediction at (x_t, t) misses u, to learn by.
 
-        Of a predicted landing it is divided by 0.05 where t is less: so the last times do not make
-        all of the loss.
+        Of a predicted landing it is less where t < 0.05: that error over t would make these times
+        nearly all of the loss.
         """
         if self.prediction == "v":
-            return predicted
+            return predicted - u
         time = expand(self.schedule.sigma(t), x_t)
-        return (x_t - predicted) / jnp.maximum(time, _LEAST_TIME)
+        return (x_t - time * u - predicted) / jnp.maximum(time, _LEAST_TIME)
 
     def x0_of(self, predicted: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
         """Returns the landing x_t - t v."""

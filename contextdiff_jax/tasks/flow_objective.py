@@ -65,7 +65,7 @@ def _coupled_loss(config, process, denoise, draw) -> tuple[jax.Array, Metrics]:
 
 def _error(process: FlowProcess, denoise: Denoise, draw: Draw, x_t, u) -> jax.Array:
     predicted = process.predict(denoise, x_t, draw.t, draw.keep)
-    return jnp.mean(jnp.square(process.velocity_of(predicted, x_t, draw.t) - u))
+    return jnp.mean(jnp.square(process.error_of(predicted, x_t, u, draw.t)))
 
 
 def _reversed(x: jax.Array) -> jax.Array:

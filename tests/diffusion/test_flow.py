@@ -1,5 +1,6 @@
 """The contextual flow: its identity, its relations against scipy, its laws in closed form."""
 
+import dataclasses
 import functools
 
 import jax
@@ -40,6 +41,13 @@ def test_the_landing_is_x0_and_the_relation(relation):
     x_t, u, r = process.between(x0, noise, t)
     time = (t / 1000)[:, None, None, None]
     np.testing.assert_allclose(process.x0_of(u, x_t, t), x0 + time**2 * r, atol=1e-5)
+    landing = dataclasses.replace(process, prediction="x0")
+    wrong = process.x0_of(u + 0.3, x_t, t)  # of a velocity that is 0.3 too large
+    np.testing.assert_allclose(landing.error_of(wrong, x_t, u, t), 0.3, atol=1e-4)
+    early = jnp.array([1, 25])  # below 0.05 the error of x0 counts less
+    x_early, u_early, _ = process.between(x0, noise, early)
+    missed = landing.error_of(process.x0_of(u_early + 0.3, x_early, early), x_early, u_early, early)
+    np.testing.assert_allclose(missed[:, 0, 0, 0], [0.3 * 0.02, 0.3 * 0.5], atol=1e-4)
     after, before = (process.between(x0, noise, t + step)[0] for step in (1, -1))
     np.testing.assert_allclose(u, (after - before) / 0.002, atol=2e-3)
     np.testing.assert_allclose(relation.x0_of(x0 + time**2 * r, time), x0, atol=1e-4)
