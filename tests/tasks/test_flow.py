@@ -272,10 +272,10 @@ def sampler(config, **settings):
     return changed(config, task=task)
 
 
-def relation(config, name, **settings):
+def relation(config, kind, /, **settings):
     config = sampler(config, **settings)
     task = config.runs["base"].task
-    diffusion = dataclasses.replace(task.diffusion, flow=FlowConfig(relation=name))
+    diffusion = dataclasses.replace(task.diffusion, flow=FlowConfig(relation=kind))
     return changed(config, task=dataclasses.replace(task, diffusion=diffusion))
 
 
