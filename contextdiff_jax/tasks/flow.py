@@ -42,12 +42,18 @@ class Flow:
         """Returns the relation's parameters, boxed with their axes; {} where there are none.
 
         shape: of one x0. given: for one example.
+        Raises ValueError where the moments are of another shape, or there is no condition to read.
         """
         kind = self.config.relation
         if kind == "whitening":
             # Without data only shapes are asked for; what is not a number cannot train.
             unknown = jnp.full(shape, jnp.nan)
             mean, std = self.moments or (unknown, unknown)
+            if mean.shape != shape:
+                raise ValueError(
+                    f"relation 'whitening' is fitted to pictures {mean.shape}: must be {shape}, "
+                    "what the process is of"
+                )
             return {
                 "mean": nn.LogicallyPartitioned(jnp.asarray(mean), _MAP),
                 "std": nn.LogicallyPartitioned(jnp.asarray(std), _MAP),
@@ -101,6 +107,10 @@ class Flow:
         if self.config.relation == "affine" and not self.config.by_condition:
             return None
         means = [_pooled(each) for each in given.values() if each.tokens is not None]
+        if self.config.by_condition and not means:
+            raise ValueError(
+                "diffusion.flow.by_condition = True: must be False, no condition here has tokens"
+            )
         return jax.lax.stop_gradient(jnp.concatenate(means, axis=1)) if means else None
 
 

@@ -23,6 +23,7 @@ from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.tasks import flow_objective
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
+from contextdiff_jax.tasks.flow import Flow
 from contextdiff_jax.tasks.flow_config import FlowConfig
 from contextdiff_jax.tasks.flow_objective import draw_times, flow_loss
 from contextdiff_jax.tasks.objective import Draw
@@ -282,6 +283,16 @@ def relation(config, kind, /, **settings):
 def decay(config):
     optimizer = dataclasses.replace(config.runs["base"].optimizer, weight_decay=0.1)
     return changed(config, optimizer=optimizer)
+
+
+def test_relations_that_cannot_be_made_are_refused():
+    key, shape = jax.random.key(0), (6, 6, 3)
+    with pytest.raises(ValueError, match="by_condition = True: must be False, no condition here"):
+        Flow(FlowConfig(relation="affine", by_condition=True)).init(key, shape, {})
+    fitted = Flow(FlowConfig(relation="whitening"), fit(Pictures()))
+    assert fitted.init(key, shape, {})["std"].value.shape == shape
+    with pytest.raises(ValueError, match=r"is fitted to pictures \(6, 6, 3\): must be \(4, 4, 8\)"):
+        fitted.init(key, (4, 4, 8), {})
 
 
 def test_the_shift_follows_the_resolution():
