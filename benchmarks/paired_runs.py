@@ -113,8 +113,18 @@ def _flow(prediction: str = "v", **settings: Any) -> Callable[[Config, str], Con
     read = {name: getattr(section, name) for name in ("kind", "flow", "prediction")}
     unread = ("schedule", "objective", "loss_weight", "relation_consistency")
     read |= {name: getattr(section, name) for name in unread}
-    change = _changed("diffusion", **read)
-    return lambda config, base: _without_adapter(change(config, base), base)
+    section_change, euler = (
+        _changed("diffusion", **read),
+        _changed("sampler", name="euler", eta=0.0),
+    )
+
+    def change(config: Config, base: str) -> Config:
+        sampler = config.runs[base].task.sampler
+        if sampler.name in ("ddpm", "plms") or sampler.eta:  # not of a relation on the flow
+            config = euler(config, base)
+        return _without_adapter(section_change(config, base), base)
+
+    return change
 
 
 VARIANTS |= {
@@ -377,6 +387,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, flo
     checked, _, base = base_only(config, 0, args)
     for variant in args.variants:
         changed = VARIANTS[variant](checked, base)
+        if changed.runs[base].task.diffusion.kind == "flow" and "bits_per_dim" in args.what:
+            raise ValueError(f"what = 'bits_per_dim': not of variant {variant!r}, a flow")
         for _, settings in drawings(changed, base, args).values():
             validate(_drawn_by(changed, base, settings))
     source = checked.runs[base].data.source

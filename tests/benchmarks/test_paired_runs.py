@@ -165,6 +165,10 @@ def test_command(tmp_path):
         ("--seeds=1,x", "seeds = 'x': must be whole numbers"),
         ("--guidance=3,-1", "guidance = -1: must be numbers from 0"),
         ("--calls=4,0", "calls = '0': must be whole numbers in 1..1000"),
+        (
+            "--what=bits_per_dim --variants=flow_affine",
+            "what = 'bits_per_dim': not of variant 'flow_affine', a flow",
+        ),
         ("--samplers=unipc", "samplers = 'unipc': must be of euler, ab2"),
         (
             "--calls=4 --samplers=heun --variants=vp_paper",
