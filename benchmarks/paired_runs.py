@@ -4,6 +4,8 @@
   python -m benchmarks.paired_runs --output=runs/cifar10 --config=cifar10:cpu_folder \
       --data_path=PATH/TO/cifar10 --what=bits_per_dim --data=split=test --count=500 \
       --variants=none,bounded,bound_objective,none_bound_objective
+  python -m benchmarks.paired_runs --output=runs/flow --config=classes:scenes --calls=4,8,16,50 \
+      --variants=vp_none,vp_paper,flow_none,flow_affine,flow_affine_condition,flow_whitening
 
 For each seed one CLIP is trained, then the config's base model in several variants on it: with the
 same seed, data, batches and steps, differing in one thing alone:
@@ -18,8 +20,18 @@ same seed, data, batches and steps, differing in one thing alone:
   none_bound_objective  plain diffusion, trained by the bound
   weight_NAME           the config's adapter, with this diffusion.loss_weight
   v_weight_NAME         the same, the denoiser predicting v
+  vp_none, vp_paper     the first two, by these names beside those of kind flow (docs/flow.md):
+  flow_none             flow matching, uniform times; flow_none_logit_normal: times of the middle
+  flow_affine           with an affine relation by kinetic energy; flow_affine_condition: one that
+                        depends on the condition
+  flow_whitening        with the relation fitted to the data
+  flow_coupling         with a learned coupling, beta 5; flow_coupling_20: beta 20
 contextdiff_jax.evaluate then measures --what of each, with the same prompts, images and noise.
 Super-resolution is left out.
+
+--calls draws from each training by every one of --samplers at so many network calls, too, and
+OUTPUT/calls.md has the figures by their number. With an adapter ddim and dpm_solver++ stand for
+euler and ab2, which do not know its bias.
 
 OUTPUT/SEED/VARIANT/result.json is one training; a finished one is not repeated, a stopped one goes
 on. OUTPUT/summary.md has mean and standard deviation over the seeds, and each pair's difference.
@@ -48,10 +60,13 @@ from contextdiff_jax.evaluate import PLANS
 from contextdiff_jax.evaluation.evaluation import Settings, evaluate
 from contextdiff_jax.evaluation.prompt_following import ASPECTS
 from contextdiff_jax.evaluation.results import read_results
+from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
 from contextdiff_jax.runs.build import diffusion_runs
 from contextdiff_jax.runs.export import export_pipeline
 from contextdiff_jax.runs.train import train_run
 from contextdiff_jax.runs.validation import validate
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
+from contextdiff_jax.tasks.flow_config import FlowConfig
 
 
 def _changed(part: str, **changes: Any) -> Callable[[Config, str], Config]:
@@ -90,10 +105,47 @@ VARIANTS: dict[str, Callable[[Config, str], Config]] = {
 for _name in get_args(WeightName):
     VARIANTS[f"weight_{_name}"] = _changed("diffusion", loss_weight=_name)
     VARIANTS[f"v_weight_{_name}"] = _changed("diffusion", prediction="v", loss_weight=_name)
+
+
+def _flow(prediction: str = "v", **settings: Any) -> Callable[[Config, str], Config]:
+    """Returns the change to kind flow with these settings of its section."""
+    section = DiffusionConfig(kind="flow", flow=FlowConfig(**settings), prediction=prediction)
+    read = {name: getattr(section, name) for name in ("kind", "flow", "prediction")}
+    unread = ("schedule", "objective", "loss_weight", "relation_consistency")
+    read |= {name: getattr(section, name) for name in unread}
+    section_change, euler = (
+        _changed("diffusion", **read),
+        _changed("sampler", name="euler", eta=0.0),
+    )
+
+    def change(config: Config, base: str) -> Config:
+        sampler = config.runs[base].task.sampler
+        if sampler.name in ("ddpm", "plms") or sampler.eta:  # not of a relation on the flow
+            config = euler(config, base)
+        return _without_adapter(section_change(config, base), base)
+
+    return change
+
+
+VARIANTS |= {
+    "vp_none": VARIANTS["none"],
+    "vp_paper": VARIANTS["bounded"],
+    "flow_none": _flow(),
+    "flow_none_logit_normal": _flow(times="logit_normal"),
+    "flow_affine": _flow(relation="affine"),
+    "flow_affine_condition": _flow(relation="affine", by_condition=True),
+    "flow_whitening": _flow(relation="whitening"),
+    "flow_coupling": _flow(relation="coupling"),
+    "flow_coupling_20": _flow(relation="coupling", beta=20.0),
+}
 REFERENCE = "none"  # what the others are paired with
 DRAWN = ("scenes", "fid")  # of drawn pictures: what guidance changes
 WHAT = (*DRAWN, "bits_per_dim")
 LOGGED = ("loss", "relation_rms", "signal_gain", "last_steps_kl")  # of training, beside --what
+LOGGED += ("error", "kinetic_energy", "coupling_kl", "error_at_100", "images_per_second")
+SAMPLERS = ("euler", "ab2", "heun", "ddim", "dpm_solver++")
+WITH_ADAPTER = {"euler": "ddim", "ab2": "dpm_solver++"}
+_AT = " at "  # between a figure's name and how many calls of which sampler
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -120,9 +172,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--what", type=names, default=["scenes", "fid"], help=f"measured: {', '.join(WHAT)}")
     add("--count", type=int, default=256, help="prompts or images measured")
     add("--guidance", type=scales, default=[], help="further guidance scales to draw at, w1,w2,...")
+    add("--calls", type=names, default=[], help="numbers of network calls to draw with, n1,n2,...")
+    add("--samplers", type=names, default=["euler", "ab2"], help="that --calls draws by")
     add("--data", action="append", default=[], help="field=value of what is measured on")
     args = parser.parse_args(argv)
-    for flag, allowed in (("variants", VARIANTS), ("what", WHAT)):
+    for flag, allowed in (("variants", VARIANTS), ("what", WHAT), ("samplers", SAMPLERS)):
         for name in getattr(args, flag):
             if name not in allowed:
                 raise ValueError(f"{flag} = {name!r}: must be of {', '.join(allowed)}")
@@ -136,6 +190,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for seed in args.seeds:
         if not seed.isdecimal():
             raise ValueError(f"seeds = {seed!r}: must be whole numbers, comma-separated")
+    for calls in args.calls:
+        if not calls.isdecimal() or not 0 < int(calls) <= 1000:
+            raise ValueError(f"calls = {calls!r}: must be whole numbers in 1..1000")
     return args
 
 
@@ -156,25 +213,50 @@ def _of_length(run: RunConfig, steps: int) -> RunConfig:
     return with_task(run, diagnose_every=steps, preview=preview)
 
 
+def drawings(
+    config: Config, base: str, args: argparse.Namespace
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Returns {what follows a figure's name: (folder, --sampler)} of every drawing measured."""
+    found = {"": ("check", ())}
+    for scale in args.guidance:
+        settings = (f"{base}.guidance_scale={scale:g}",)
+        found[f", guidance {scale:g}"] = (f"check_{scale:g}", settings)
+    for name in args.samplers if args.calls else ():
+        sampler = WITH_ADAPTER.get(name, name) if config.use_adapter else name
+        for calls in args.calls:
+            steps = (int(calls) + 1) // 2 if sampler == "heun" else int(calls)
+            settings = (f"{base}.name={sampler}", f"{base}.num_steps={steps}", f"{base}.eta=0")
+            found[f"{_AT}{calls} calls of {name}"] = (f"check_{name}_{calls}", settings)
+    return found
+
+
+def _drawn_by(config: Config, base: str, settings: tuple[str, ...]) -> Config:
+    """Returns the config with these settings of --sampler in its base run."""
+    run = config.runs[base]
+    changes = parse_overrides(settings, [base])[base]
+    sampler = overridden(run.task.sampler, changes, f"sampler of {base}")
+    return dataclasses.replace(config, runs={**config.runs, base: with_task(run, sampler=sampler)})
+
+
 def measure(
     config: Config, workdir: epath.Path, base: str, args: argparse.Namespace, output: pathlib.Path
 ) -> dict[str, float]:
     """Evaluates a finished training; returns its figures and the last ones logged in training."""
     export_pipeline(config, workdir, workdir / "export")
     found: dict[str, float] = {}
-    for scale in (None, *args.guidance):
-        check = output / ("check" if scale is None else f"check_{scale:g}")
+    for suffix, (folder, sampler) in drawings(config, base, args).items():
         settings = Settings(
-            output=str(check),
+            output=str(output / folder),
             export=str(workdir / "export"),
             count=args.count,
             data=tuple(args.data),
-            sampler=() if scale is None else (f"{base}.guidance_scale={scale:g}",),
+            sampler=sampler,
         )
-        what = [name for name in args.what if scale is None or name in DRAWN]
+        what = [name for name in args.what if not sampler or name in DRAWN]
+        if not what:
+            continue
         evaluate(settings, {name: PLANS[name] for name in what})
-        values = figures(read_results(epath.Path(check)), base)
-        suffix = "" if scale is None else f", guidance {scale:g}"
+        values = figures(read_results(epath.Path(output / folder)), base)
         found |= {f"{name}{suffix}": value for name, value in values.items()}
     last = collect(workdir, base, output)["last"]
     return found | {name: last[name] for name in LOGGED if name in last}
@@ -223,12 +305,38 @@ def _difference(figures: dict[str, float], reference: dict[str, float]) -> dict[
 
 def _table(results: Mapping[str, Mapping[str, dict[str, float]]], sign: str) -> str:
     every = [figures for seeds in results.values() for figures in seeds.values()]
-    names = list(dict.fromkeys(name for figures in every for name in figures))
+    names = dict.fromkeys(name for figures in every for name in figures)
+    names = [name for name in names if _AT not in name]
     lines = [["variant", "seeds", *names], ["---"] * (len(names) + 2)]
     for variant, seeds in results.items():
         cells = [_spread([f[name] for f in seeds.values() if name in f], sign) for name in names]
         lines.append([variant, str(len(seeds)), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def by_calls(results: Mapping[str, Mapping[str, dict[str, float]]]) -> str:
+    """Returns Markdown: for each figure, a row a variant and sampler, a column a number of calls.
+
+    Each cell is mean +- standard deviation over the seeds; "" where nothing was drawn by calls.
+    """
+    cells: dict[str, dict[tuple[str, str], dict[str, list[float]]]] = {}
+    for variant, seeds in results.items():
+        for name, value in (item for found in seeds.values() for item in found.items()):
+            figure, at, drawing = name.partition(_AT)
+            if not at:
+                continue
+            calls, _, sampler = drawing.partition(" calls of ")
+            row = cells.setdefault(figure, {}).setdefault((variant, sampler), {})
+            row.setdefault(calls, []).append(value)
+    text = ""
+    for figure, rows in cells.items():
+        numbers = sorted({calls for row in rows.values() for calls in row}, key=int)
+        lines = [["variant", "sampler", *numbers], ["---"] * (len(numbers) + 2)]
+        for who, row in rows.items():
+            lines.append([*who, *(_spread(row.get(calls, []), "") for calls in numbers)])
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        text += f"## {figure}, by network calls\n\n{table}\n\n"
+    return text
 
 
 def _spread(values: Sequence[float], sign: str) -> str:
@@ -251,10 +359,12 @@ def train_variants(
         changed = VARIANTS[variant](config, base)
         asked = {"steps": changed.runs[base].steps, "count": args.count}
         asked |= {"what": args.what, "data": args.data, "guidance": args.guidance}
+        asked |= {"calls": args.calls, "samplers": args.samplers if args.calls else []}
         if path.exists():
             found = json.loads(path.read_text())
             # Keys that are newer than the result have the value they stand for.
-            same = {key: {"guidance": [], **found}.get(key) for key in asked} == asked
+            older = {"guidance": [], "calls": [], "samplers": []}
+            same = {key: {**older, **found}.get(key) for key in asked} == asked
             if not same or from_config_dict(found["config"]) != changed:
                 raise ValueError(f"{path} is of another call: take another --output")
             results[variant] = found["figures"]
@@ -276,7 +386,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, flo
     config = load_config(args.config)
     checked, _, base = base_only(config, 0, args)
     for variant in args.variants:
-        validate(VARIANTS[variant](checked, base))
+        changed = VARIANTS[variant](checked, base)
+        if changed.runs[base].task.diffusion.kind == "flow" and "bits_per_dim" in args.what:
+            raise ValueError(f"what = 'bits_per_dim': not of variant {variant!r}, a flow")
+        for _, settings in drawings(changed, base, args).values():
+            validate(_drawn_by(changed, base, settings))
     source = checked.runs[base].data.source
     if "scenes" in args.what and source != "scenes":
         raise ValueError(
@@ -288,7 +402,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, flo
             results[variant][seed] = found
         jax.clear_caches()
         (args.output / "summary.md").write_text(summary(results))
-    print(summary(results))
+        if args.calls:
+            (args.output / "calls.md").write_text(by_calls(results))
+    print(summary(results) + by_calls(results))
     return results
 
 

@@ -7,7 +7,8 @@ Presets for a laptop: classes.py:scenes is the 40 combinations of colour and sha
 scenes at 16x16, without any download; classes.py:flowers is a folder of flower photographs with
 the class in the column "class_name" (--config.data_path=PATH). classes.py:test is a few steps of
 scenes. The adapter needs an image encoder: the pipeline trains a CLIP on the classes' names first.
-Without the adapter: --config.use_adapter=False.
+Without the adapter: --config.use_adapter=False. classes.py:scenes_flow is scenes by flow matching,
+without adapter and CLIP (docs/flow.md).
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from contextdiff_jax.tasks.class_to_image import ClassToImageConfig
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
 
-PRESETS = ("", "scenes", "flowers", "test")
+PRESETS = ("", "scenes", "scenes_flow", "flowers", "test")
 
 CIFAR10 = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -36,7 +37,8 @@ WIDTH = 64  # of the encoder and of what is learned of a class, in the small pre
 
 def get_config(preset: str = ""):
     cfg.check_preset(preset, PRESETS)
-    config = {"": _cifar10, "flowers": _flowers}.get(preset, _scenes)()
+    made = {"": _cifar10, "flowers": _flowers, "scenes_flow": _scenes_flow}
+    config = made.get(preset, _scenes)()
     return cfg.to_config_dict(_short(config) if preset == "test" else config)
 
 
@@ -101,6 +103,21 @@ def _scenes() -> cfg.Config:
     scenes = ScenesConfig(pairs=0.0, bare=1.0)
     data = DataConfig(source="scenes", resolution=16, scenes=scenes)
     return _config("scenes", SCENES, _small_runs(data, SCENES, steps=2500))
+
+
+def _scenes_flow() -> cfg.Config:
+    """Scenes by plain flow matching, drawn in 8 network calls."""
+    config = _scenes()
+    run = config.runs["base"]
+    sampler = dataclasses.replace(run.task.sampler, name="ab2", num_steps=8)
+    run = cfg.with_task(run, diffusion=DiffusionConfig(kind="flow"), sampler=sampler)
+    return dataclasses.replace(
+        config,
+        name="classes_scenes_flow",
+        use_adapter=False,
+        pipeline=("base",),
+        runs={"base": run},
+    )
 
 
 def _flowers() -> cfg.Config:

@@ -61,8 +61,8 @@ def test_an_unknown_preset_lists_the_known(name):
         ("runs.base.steps", 0, r"config.runs.base.steps = 0: must be at least 1"),
         (
             "runs.base.task.sampler.name",
-            "euler",
-            r"name = 'euler': must be one of ddpm, ddim",
+            "unipc",
+            r"name = 'unipc': must be one of ddpm, ddim",
         ),
         ("runs.base.data.resolution", 17, r"runs.base.data.resolution.*= 17 .*multiple of 2"),
         ("runs.base.task.unet.multipliers", 2, r"unet.multipliers = 2: must be a tuple"),

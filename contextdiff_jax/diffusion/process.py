@@ -49,6 +49,12 @@ class Process:
         """Returns an estimate of x0 within its bounds, or as it is where there are none."""
         return x0 if self.bounds is None else jnp.clip(x0, *self.bounds)
 
+    def changed(
+        self, x0_hat: jax.Array, t: jax.Array, change: Callable[[jax.Array], jax.Array]
+    ) -> jax.Array:
+        """Returns the estimate of x0 at t (() or (B,)) after a change, as a threshold makes it."""
+        return change(x0_hat)
+
     def biases(self, x0: jax.Array, *times: jax.Array) -> tuple[jax.Array | float, ...]:
         """Returns b at each of the times, like x0 (B, ...), or zeros without a relation.
 
@@ -110,6 +116,17 @@ class Process:
         """Returns x_s for s < t from an estimate and its biases; see `steps.step`."""
         estimate = self.biased(x0_hat, t, s)
         return steps.step(self.schedule, x_t, estimate, t, s, eta=eta, noise=noise)
+
+    def raised(self, predicted: jax.Array, x_s: jax.Array, s: jax.Array, t: jax.Array) -> jax.Array:
+        """Returns x_t for t > s: the deterministic step read backwards, see `inversion`.
+
+        predicted: the denoiser's for x_s (B, ...), told the time t.
+        """
+        x0_hat = jnp.where(s == 0, x_s, self.x0_of(predicted, x_s, s))
+        bias_s, bias_t = self.biases(x0_hat, s, t)
+        noise_at_zero = self.eps_of(predicted, x_s, t) - bias_t / self.schedule.sigma(t)
+        estimate = Biased(x0_hat, bias_t, bias_s)
+        return steps.inversion_step(self.schedule, x_s, estimate, t, s, noise_at_zero=noise_at_zero)
 
 
 def checked_prediction(prediction: jax.Array, x: jax.Array) -> jax.Array:

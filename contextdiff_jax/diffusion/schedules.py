@@ -97,6 +97,19 @@ class Schedule:
         """1 - alpha_bar_t / alpha_bar_s for s <= t: beta_t of the paper where s = t - 1."""
         return -jnp.expm1(self.log_ratio(t, s))
 
+    def levels(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns signal and sigma of integer times on the host, float64."""
+        alpha_bar = self.alpha_bar[np.asarray(times)]
+        return np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+
+    def guidance_level(self, times: np.ndarray) -> np.ndarray:
+        """Returns what the bounds of guidance's interval are compared with, float64.
+
+        The noise level sqrt((1 - ab)/ab), sigma of a process that keeps the signal.
+        """
+        alpha_bar = self.alpha_bar[np.asarray(times)]
+        return np.sqrt((1 - alpha_bar) / alpha_bar)
+
     @functools.cached_property
     def _tables(self) -> dict[str, np.ndarray]:
         signal = np.sqrt(self.alpha_bar)

@@ -53,16 +53,17 @@ class SolverCoefficients:
 def solver_coefficients(schedule: Schedule, timesteps: np.ndarray) -> SolverCoefficients:
     """Returns the coefficients for times (n + 1,) that fall strictly, in float64 until the end.
 
-    The first step is of first order, having no earlier estimate; so is the last one where it ends
-    at 0 (h is infinite) or where there are fewer than 15 steps (diffusers' lower_order_final).
+    The first step is of first order, having no earlier estimate; so is the second where the first
+    begins without any signal, as a linear path does, and the last one where it ends at 0 (h is
+    infinite) or where there are fewer than 15 steps (diffusers' lower_order_final).
     """
-    alpha_bar = schedule.alpha_bar[np.asarray(timesteps)]
-    signal, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    signal, sigma = schedule.levels(timesteps)
     with np.errstate(divide="ignore"):
         half_log_snr = np.log(signal) - np.log(sigma)
     h = np.diff(half_log_snr)
     slope = np.zeros_like(h)
-    slope[1:] = h[1:] / (2 * h[:-1])
+    with np.errstate(invalid="ignore"):  # two steps from no signal at all to no noise
+        slope[1:] = h[1:] / (2 * h[:-1])
     if timesteps[-1] == 0 or len(h) < _LOWER_ORDER_BELOW:
         slope[-1] = 0
     decay = sigma[1:] / sigma[:-1]

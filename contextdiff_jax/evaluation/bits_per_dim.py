@@ -80,8 +80,8 @@ def bits_per_dim(
     something else, or where a term is not finite; Interrupted once the watch was triggered.
     """
     folder, report = epath.Path(folder), SkipReport()
-    times = visited_times(stage.task.schedule, settings.num_terms)
     source = _checked(open_data(data, report), stage, data, settings)
+    times = visited_times(stage.task.schedule, settings.num_terms)
     described = _describe(stage, data, source, settings, len(times) - 1)
     manifest.begin(folder, described, "terms")
     finished = read_rows(folder, settings.count or len(source))
@@ -101,6 +101,11 @@ def bits_per_dim(
 def _checked(
     source: Source, stage: Stage, data: DataConfig, settings: LikelihoodSettings
 ) -> Source:
+    if stage.task.flow is not None:
+        raise ValueError(
+            f"stage {stage.name!r} has no bits per dimension: the bound is of diffusion.kind 'vp', "
+            "must not be 'flow'"
+        )
     if data.resolution != stage.task.resolution:
         raise ValueError(
             f"data.resolution = {data.resolution}: must be {stage.task.resolution}, that of stage "

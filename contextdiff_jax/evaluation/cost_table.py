@@ -15,7 +15,7 @@ _PAPER = (
 )
 
 
-_TRAINED = ("denoiser", "adapter", "conditions")
+_TRAINED = ("denoiser", "adapter", "relation", "conditions")
 
 
 @dataclasses.dataclass(frozen=True)

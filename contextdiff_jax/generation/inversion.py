@@ -64,10 +64,10 @@ def check_invertible(export: Export, settings: Sequence[str]) -> str:
         )
     changes = parse_overrides(settings, stages)[first]
     sampler = overridden(task.sampler, changes, f"sampler of {first}")
-    if sampler.name != "ddim" or sampler.eta:
+    if sampler.name not in ("ddim", "euler") or sampler.eta:
         raise ValueError(
             f"stage {first!r} cannot invert pictures by sampler {sampler.name} with eta "
-            f"{sampler.eta:g}: must be ddim with eta 0, give --sampler={first}.name=ddim "
+            f"{sampler.eta:g}: must be ddim with eta 0 or euler, give --sampler={first}.name=ddim "
             f"--sampler={first}.eta=0"
         )
     return first

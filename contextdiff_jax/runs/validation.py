@@ -108,6 +108,11 @@ def _validate_run(config: Config, run: RunConfig, where: str) -> None:
             f"{run.task.kind!r} has no frozen text encoder that they stand for"
         )
     run.task.validate(f"{where}.task", run.data, config.use_adapter)
+    if run.task.fits_data and run.optimizer.weight_decay:
+        raise ConfigError(
+            f"{where}.optimizer.weight_decay = {run.optimizer.weight_decay}: must be 0 where "
+            f"{where}.task fits statistics to its data, which lie beside the weights"
+        )
 
 
 def _check_start(config: Config, name: str, before: Sequence[str]) -> None:

@@ -13,18 +13,21 @@ from contextdiff_jax.diffusion.schedules import Schedule, sampling_timesteps
 class SamplerConfig:
     """How pictures are drawn. Hashable, so it may be a static argument of `jax.jit`.
 
-    name: ddpm (context-aware DDPM, eq. 7), ddim (eq. 11), dpm_solver++ (second-order multistep), or
-        plms (fourth-order multistep, not with an adapter).
-    num_steps: network calls per picture, at most the schedule's T; plms makes one more.
+    name: ddpm (context-aware DDPM, eq. 7), ddim (eq. 11), dpm_solver++ (second-order multistep),
+        plms (fourth-order multistep, of kind vp alone); euler, heun (second order) or ab2
+        (second-order multistep) for the flow's ODE. plms and these three not with an adapter.
+    num_steps: network calls per picture, at most the schedule's T; plms makes one more, heun
+        2 num_steps - 1 in all.
     spacing, offset, skip_last, final_timestep: the times visited, see `sampling_timesteps`. offset
         is only read by spacing leading, skip_last not by trailing. Stable Diffusion: leading,
         offset 1, final_timestep 1.
     eta: only read by ddim, in 0..1: the share of the posterior's noise that a step adds.
     guidance_scale: w >= 0 of classifier-free guidance; 1 is the conditional estimate alone, 0 the
         unconditional one alone (either costs one network call per step, any other w a doubled one).
-    guidance_low, guidance_high: guidance applies only at noise levels sqrt((1 - ab)/ab) between
-        them (Kynkäänniemi et al. 2024); None is no limit. Elsewhere the conditional estimate alone
-        is taken, for one network call instead of a doubled one.
+    guidance_low, guidance_high: guidance applies only at noise levels sqrt((1 - ab)/ab), with
+        diffusion.kind flow at times t in [0, 1], between them (Kynkäänniemi et al. 2024); None is
+        no limit. Elsewhere the conditional estimate alone is taken, for one network call instead of
+        a doubled one.
     guidance_space: what the two estimates are mixed as. x0 is an affine function of eps, so both
         spaces give the same estimate up to rounding.
     threshold: none, static (clip x0 to [-1, 1]) or dynamic (Imagen); none for latents.
@@ -32,7 +35,7 @@ class SamplerConfig:
     max_threshold: only read by threshold dynamic: an upper limit, at least 1, of its range.
     """
 
-    name: Literal["ddpm", "ddim", "dpm_solver++", "plms"] = "ddpm"
+    name: Literal["ddpm", "ddim", "dpm_solver++", "plms", "euler", "heun", "ab2"] = "ddpm"
     num_steps: int = 50
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     offset: int = 0
@@ -76,6 +79,38 @@ class SamplerConfig:
             )
         if not self.max_threshold >= 1:
             raise ValueError(f"{where}.max_threshold = {self.max_threshold}: must be at least 1")
+
+    def check_adapter(self, where: str) -> None:
+        """Raises ValueError where the sampler cannot serve the paper's adapter."""
+        if self.name not in ("ddpm", "ddim", "dpm_solver++"):
+            raise ValueError(
+                f"{where}.name = {self.name!r}: not with an adapter, whose bias it does not "
+                "know; take 'ddim' or 'dpm_solver++'"
+            )
+
+    def check_flow(self, where: str, straight: bool) -> None:
+        """Raises ValueError naming the first key below `where` that kind flow does not allow.
+
+        straight: whether noise around x0 is all that there is: no relation, no coupling.
+        """
+        if self.name == "plms":
+            raise ValueError(f"{where}.name = 'plms': not of kind 'flow', take 'ab2'")
+        ancestral = "name = 'ddpm'" if self.name == "ddpm" else f"eta = {self.eta}"
+        if not straight and (self.name == "ddpm" or self.eta):
+            raise ValueError(
+                f"{where}.{ancestral}: not with a relation on the flow, for its ancestral steps "
+                "are no plain posterior; take euler, heun, ab2, dpm_solver++, or ddim with eta 0"
+            )
+        if self.guidance_space != "x0":
+            raise ValueError(
+                f"{where}.guidance_space = {self.guidance_space!r}: must be 'x0' of kind 'flow', "
+                "which is guidance in velocity"
+            )
+        for key in ("guidance_low", "guidance_high"):
+            if not 0 <= (getattr(self, key) or 0.0) <= 1:
+                raise ValueError(
+                    f"{where}.{key} = {getattr(self, key)}: must be a time in [0, 1] of kind 'flow'"
+                )
 
     def timesteps(self, schedule: Schedule) -> np.ndarray:
         """Returns the times visited on `schedule`, int32 (num_steps + 1,), falling."""

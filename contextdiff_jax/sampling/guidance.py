@@ -46,13 +46,11 @@ def match_batch(tree: Tree, batch: int) -> Tree:
 
 
 def inside_interval(schedule: Schedule, sampler: SamplerConfig, times: np.ndarray) -> np.ndarray:
-    """Returns where guidance applies, bool (n,): times whose noise level lies in the interval.
+    """Returns where guidance applies, bool (n,): times whose level lies in the interval.
 
-    The noise level is sqrt((1 - ab)/ab), sigma of a process that keeps the signal (Kynkäänniemi et
-    al. 2024, "Applying guidance in a limited interval").
+    (Kynkäänniemi et al. 2024, "Applying guidance in a limited interval".)
     """
-    alpha_bar = schedule.alpha_bar[np.asarray(times)]
-    level = np.sqrt((1 - alpha_bar) / alpha_bar)
+    level = schedule.guidance_level(times)
     low, high = sampler.guidance_low, sampler.guidance_high
     return (level >= (low or 0.0)) & (level <= (np.inf if high is None else high))
 
@@ -82,7 +80,7 @@ def guided_x0(
             lambda: _doubled(process, denoise, x, t, sampler),
             lambda: _single(process, denoise, x, t, keep=True),
         )
-    return threshold_x0(process, x0_hat, sampler), state
+    return threshold_x0(process, x0_hat, t, sampler), state
 
 
 def _single(process: Process, denoise: Controlled, x, t, keep: bool) -> tuple[jax.Array, Any]:
@@ -111,12 +109,15 @@ def _mix(doubled: jax.Array, scale: float) -> jax.Array:
     return dropped + scale * (kept - dropped)
 
 
-def threshold_x0(process: Process, x0_hat: jax.Array, sampler: SamplerConfig) -> jax.Array:
+def threshold_x0(
+    process: Process, x0_hat: jax.Array, t: jax.Array, sampler: SamplerConfig
+) -> jax.Array:
     """Returns the estimate (B, ...) within the bounds of x0, or as it is with threshold none."""
     if sampler.threshold == "static":
-        return process.bounded(x0_hat)
+        return process.changed(x0_hat, t, process.bounded)
     if sampler.threshold == "dynamic":
-        return dynamic_threshold(x0_hat, sampler.percentile, sampler.max_threshold)
+        limits = sampler.percentile, sampler.max_threshold
+        return process.changed(x0_hat, t, lambda x0: dynamic_threshold(x0, *limits))
     return x0_hat
 
 

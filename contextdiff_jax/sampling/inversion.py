@@ -15,9 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contextdiff_jax.diffusion.marginals import Biased
 from contextdiff_jax.diffusion.process import Denoise, Process
-from contextdiff_jax.diffusion.steps import inversion_step
 
 
 def invert(
@@ -51,11 +49,7 @@ def invert(
     def body(x_s, times):
         s, t = times
         predicted = process.predict(denoise, x_s, t, keep)
-        x0_hat = jnp.where(s == 0, x_s, process.x0_of(predicted, x_s, s))
-        bias_s, bias_t = process.biases(x0_hat, s, t)
-        noise_at_zero = process.eps_of(predicted, x_s, t) - bias_t / schedule.sigma(t)
-        estimate = Biased(x0_hat, bias_t, bias_s)
-        x_t = inversion_step(schedule, x_s, estimate, t, s, noise_at_zero=noise_at_zero)
+        x_t = process.raised(predicted, x_s, s, t)
         return x_t, x_t if return_path else None
 
     last, path = jax.lax.scan(body, x0, (rising[:-1], rising[1:]))

@@ -26,7 +26,7 @@ _FOURTH = (55 / 24, -59 / 24, 37 / 24, -9 / 24)
 
 @dataclasses.dataclass(frozen=True)
 class PLMS:
-    """times: int32 (n + 1,), falling, of the n steps. Raises ValueError where there is a relation.
+    """times: int32 (n + 1,), falling, of the n steps. The process is plain.
 
     timesteps: int32 (n + 2,), those at which the network is called; the second twice.
     """
@@ -35,13 +35,6 @@ class PLMS:
     times: np.ndarray
 
     adds_noise = False
-
-    def __post_init__(self):
-        if self.process.relation is not None:
-            raise ValueError(
-                "sampler plms: must be ddpm, ddim or dpm_solver++ with an adapter, whose bias it "
-                "does not know"
-            )
 
     @property
     def timesteps(self) -> np.ndarray:

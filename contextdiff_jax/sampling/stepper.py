@@ -6,11 +6,15 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from contextdiff_jax.diffusion.flow import FlowProcess
 from contextdiff_jax.diffusion.process import Process
+from contextdiff_jax.sampling.ab2 import AB2
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.ddim import DDIM
 from contextdiff_jax.sampling.ddpm import ddpm
 from contextdiff_jax.sampling.dpm_solver import DPMSolver
+from contextdiff_jax.sampling.euler import Euler
+from contextdiff_jax.sampling.heun import Heun
 from contextdiff_jax.sampling.plms import PLMS
 
 
@@ -50,14 +54,22 @@ STEPPERS: dict[str, Callable[[Process, np.ndarray, SamplerConfig], Stepper]] = {
         process, times, limit=sampler.threshold != "none"
     ),
     "plms": lambda process, times, sampler: PLMS(process, times),
+    "euler": lambda process, times, sampler: Euler(process, times),
+    "heun": lambda process, times, sampler: Heun(process, times),
+    "ab2": lambda process, times, sampler: AB2(process, times),
 }
 """By `SamplerConfig.name`."""
 
 
 def make_stepper(process: Process, sampler: SamplerConfig, skipped: int = 0) -> Stepper:
-    """Returns the sampler's stepper at its times. Raises ValueError for times that do not fit.
+    """Returns the sampler's stepper at its times.
 
     skipped: steps left out at the beginning.
+    Raises ValueError for times that do not fit, and a process that the sampler cannot serve.
     """
+    if isinstance(process, FlowProcess):
+        sampler.check_flow("sampler", process.straight)
+    elif process.relation is not None:
+        sampler.check_adapter("sampler")
     times = sampler.timesteps(process.schedule)[skipped:]
     return STEPPERS[sampler.name](process, times, sampler)

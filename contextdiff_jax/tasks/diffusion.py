@@ -23,6 +23,7 @@ from contextdiff_jax.conditions.condition import (
 )
 from contextdiff_jax.conditions.requests import Request, values_of
 from contextdiff_jax.diffusion.bound_step import Drawn, bound_step
+from contextdiff_jax.diffusion.linear_path import LinearPath
 from contextdiff_jax.diffusion.process import Denoise, Keep, Process, Relation
 from contextdiff_jax.diffusion.schedules import Schedule
 from contextdiff_jax.encoders.frozen import ImageEncoder
@@ -31,8 +32,9 @@ from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.guidance import match_batch
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.spaces.pixels import Pixels, from_uint8
-from contextdiff_jax.tasks import objective
+from contextdiff_jax.tasks import flow_objective, objective
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
+from contextdiff_jax.tasks.flow import Flow
 from contextdiff_jax.training.shares import of_adapter
 from contextdiff_jax.training.task import Batch, Metrics, Params
 
@@ -50,11 +52,12 @@ class DiffusionTask:
     denoiser: a module that takes x (B, *space.shape), t (B,), and of the conditions text, text_mask
     and keep, where one has tokens, and their `inputs` by name. adapter, image_encoder: the relation
     and what encodes x0 for it; both None for plain diffusion.
+    flow: the relation of kind flow, which has no adapter; None of kind vp.
     preview_batch: the arrays that the conditions read for the preview's pictures, or None.
     """
 
     config: DiffusionConfig
-    schedule: Schedule
+    schedule: Schedule | LinearPath
     space: Pixels
     conditions: tuple[Condition, ...]
     denoiser: nn.Module
@@ -63,6 +66,7 @@ class DiffusionTask:
     sampler: SamplerConfig
     preview_sampler: SamplerConfig | None = None
     preview_batch: Mapping[str, np.ndarray] | None = None
+    flow: Flow | None = None
 
     @property
     def resolution(self) -> int:
@@ -170,7 +174,10 @@ class DiffusionTask:
     # -- parameters ---------------------------------------------------------------------------
 
     def init(self, key: jax.Array) -> Params:
-        """Returns {"denoiser": ..., "adapter": ..., "conditions": ...}, boxed with their axes."""
+        """Returns {"denoiser": ..., "adapter": ..., "conditions": ...}, boxed with their axes.
+
+        Of kind flow there is "relation" in the place of the adapter.
+        """
         denoiser_key, adapter_key = jax.random.split(key)
         images, times = jnp.zeros((1, *self.space.shape)), jnp.ones((1,))
         own = self._init_conditions(key)
@@ -189,6 +196,9 @@ class DiffusionTask:
                 jnp.zeros(tokens.shape, tokens.dtype),
                 *adapter_reads(given),
             )["params"]
+        if self.flow is not None:
+            relation = self.flow.init(adapter_key, self.space.shape, given)
+            params |= {"relation": relation} if relation else {}
         return params | ({"conditions": own} if own else {})
 
     def _init_conditions(self, key: jax.Array) -> Params:
@@ -214,7 +224,7 @@ class DiffusionTask:
         """The objective on a batch with uint8 "image" and the arrays of `collate`."""
         time_key, noise_key, drop_key, condition_key = jax.random.split(key, 4)
         x0 = self.space.encode(batch["image"], jax.random.fold_in(condition_key, _SPACE))
-        t = objective.draw_times(self.schedule, time_key, x0.shape[0])
+        t = self._draw_times(time_key, x0.shape[0])
         noise = jax.random.normal(noise_key, x0.shape)
         batch = {**batch, **self.of_target(batch, condition_key)}
         shown, keep = self._drop(drop_key, x0.shape[0])
@@ -231,6 +241,8 @@ class DiffusionTask:
             }
             return loss(self.config, *self._functions(params, frozen, given), draw)
 
+        if self.flow is not None:
+            return of(flow_objective.flow_loss, params)
         if self.config.objective == "bound":
             return of(objective.bound_loss, params)
         if self.config.objective == "simple" or self.adapter is None:
@@ -238,6 +250,11 @@ class DiffusionTask:
         simple, metrics = of(objective.simple_loss, _held(params, adapter=True))
         bits, more = of(objective.bound_loss, _held(params, adapter=False))
         return simple + bits, metrics | more
+
+    def _draw_times(self, key: jax.Array, count: int) -> jax.Array:
+        if self.flow is None:
+            return objective.draw_times(self.schedule, key, count)
+        return flow_objective.draw_times(self.config.flow, self.schedule.num_steps, key, count)
 
     def _drop(self, key: jax.Array, count: int) -> tuple[dict[str, jax.Array], Keep]:
         """Draws, for each condition by itself, where it is hidden.
@@ -260,7 +277,8 @@ class DiffusionTask:
     def diagnose(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Metrics:
         """Divergence (eq. 4, nats per example) summed over the last T / 40 steps of the process.
 
-        Rises when the adapter hides in x_t what the sampler must then invent at its start.
+        Rises when the adapter hides in x_t what the sampler must then invent at its start. Of kind
+        flow it is the velocity's error at four times.
         """
         batch = jax.tree.map(lambda leaf: leaf[:_DIAGNOSED], dict(batch))
         noise_key, condition_key = jax.random.split(key)
@@ -268,6 +286,10 @@ class DiffusionTask:
         keep = jnp.ones(x0.shape[:1], bool)
         batch |= self.of_target(batch, condition_key)
         process, denoise = self.networks(params, frozen, batch)
+        if self.flow is not None:
+            times = jnp.ones(x0.shape[:1], jnp.int32)  # it looks at times of its own
+            draw = objective.Draw(x0, times, jax.random.normal(noise_key, x0.shape), keep)
+            return flow_objective.flow_diagnosis(self.config, process, denoise, draw)
 
         def divergence(offset: jax.Array) -> jax.Array:
             t = process.num_steps - offset
@@ -312,8 +334,12 @@ class DiffusionTask:
                 {"params": params["denoiser"]}, x, t.astype(jnp.float32), **inputs
             )
 
-        relation = self._relation_of(params, frozen, given)
         bounds = self.space.bounds
+        if self.flow is not None:
+            own = params.get("relation", {})
+            path, prediction = self.schedule, self.config.prediction
+            return self.flow.process(path, prediction, own, given, bounds), denoise
+        relation = self._relation_of(params, frozen, given)
         return Process(self.schedule, self.config.prediction, relation, bounds), denoise
 
     def _relation_of(

@@ -5,14 +5,18 @@ import math
 from typing import Any, ClassVar, Literal
 
 from contextdiff_jax.data.config import DataConfig
-from contextdiff_jax.diffusion.schedules import make_schedule
+from contextdiff_jax.diffusion.linear_path import LinearPath
+from contextdiff_jax.diffusion.schedules import Schedule, make_schedule
 from contextdiff_jax.diffusion.weights import WeightName
 from contextdiff_jax.networks.adapter import Adapter
 from contextdiff_jax.networks.config import AdapterConfig
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.spaces.pixels import Pixels
 from contextdiff_jax.system.resumed import FREE
+from contextdiff_jax.tasks.flow import Flow
+from contextdiff_jax.tasks.flow_config import FlowConfig
 from contextdiff_jax.tasks.task_config import NetworkConfig, Parts, TaskConfig
+from contextdiff_jax.tasks.whitening import moments
 
 _DIAGNOSED_STEPS = 10  # sampling steps of the costlier diagnostics
 
@@ -34,6 +38,9 @@ class PreviewConfig:
 class DiffusionConfig:
     """The process and its objective (method: the biased process, and the loss of eq. 6).
 
+    kind: vp is the paper's process on a variance-preserving schedule, with its adapter where
+    config.use_adapter is True; flow is flow matching (docs/flow.md), which reads section `flow`,
+    num_steps, prediction (v: the velocity; or x0) and the two drops alone.
     objective: what is minimised. simple: the weighted squared error of x0 (eq. 6). bound: the exact
     variational bound (eq. 4) in bits per dimension, with every term's bias. mixed: simple for the
     denoiser and the bound for the adapter, at the price of a second backward pass of the denoiser;
@@ -49,6 +56,8 @@ class DiffusionConfig:
     purely unconditional sampling.
     """
 
+    kind: Literal["vp", "flow"] = "vp"
+    flow: FlowConfig = FlowConfig()
     schedule: Literal["cosine", "linear", "scaled_linear"] = "cosine"
     num_steps: int = 1000
     prediction: Literal["x0", "eps", "v"] = "v"
@@ -62,6 +71,7 @@ class DiffusionConfig:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
         if self.num_steps < 2:
             raise ValueError(f"{where}.num_steps = {self.num_steps}: must be at least 2")
+        self._check_kind(where)
         key, value = f"{where}.relation_consistency", self.relation_consistency
         if not 0 <= value < math.inf:
             raise ValueError(f"{key} = {value}: must be at least 0")
@@ -83,6 +93,31 @@ class DiffusionConfig:
                 "by 1/snr, so that the last times are nearly all of the loss; take 'snr', or "
                 f"{where}.prediction 'v' or 'x0'"
             )
+
+    def _check_kind(self, where: str) -> None:
+        """What the other kind reads must be as it is by default."""
+        self.flow.validate(f"{where}.flow")
+        if self.kind == "flow":
+            key, pair = where, (self, DiffusionConfig())
+            unread = ["schedule", "objective", "loss_weight", "relation_consistency"]
+        else:
+            key, pair = f"{where}.flow", (self.flow, FlowConfig())
+            unread = [field.name for field in dataclasses.fields(FlowConfig)]
+        for name in unread:
+            value, allowed = (getattr(section, name) for section in pair)
+            if value != allowed:
+                raise ValueError(
+                    f"{key}.{name} = {value!r}: must be {allowed!r}, the default, "
+                    f"{where}.kind {self.kind!r} does not read it"
+                )
+        if self.kind == "flow" and self.prediction == "eps":
+            raise ValueError(f"{where}.prediction = 'eps': must be 'v' or 'x0' of kind 'flow'")
+
+    def schedule_at(self, resolution: int) -> Schedule | LinearPath:
+        """Returns the levels of signal and noise for pictures of this side."""
+        if self.kind == "flow":
+            return LinearPath(self.num_steps, self.flow.shift_at(resolution))
+        return make_schedule(self.schedule, self.num_steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +147,11 @@ class DiffusionTaskConfig(TaskConfig):
         return ("text",) * self.reads_text + ("clip",) * use_adapter
 
     @property
+    def fits_data(self) -> bool:
+        """Whether its relation is fitted to the data."""
+        return self.diffusion.flow.relation == "whitening"
+
+    @property
     def preview_every(self) -> int:
         """Steps between sample grids."""
         return self.preview.every
@@ -132,10 +172,9 @@ class DiffusionTaskConfig(TaskConfig):
         if use_adapter and self.adapter is None:
             raise ValueError(f"{where}.adapter is missing; task {self.kind!r} reads it")
         self.sampler.validate(f"{where}.sampler")
-        if use_adapter and self.sampler.name == "plms":
-            raise ValueError(f"{where}.sampler.name = 'plms': not with an adapter, take 'ddim'")
         self.diffusion.validate(f"{where}.diffusion")
-        self._check_steps(where)
+        self._check_sampler(where, use_adapter)
+        self._check_steps(where, data.resolution)
         for section, network in networks.items():
             if section == "adapter" and not use_adapter:
                 continue
@@ -143,9 +182,21 @@ class DiffusionTaskConfig(TaskConfig):
             side = f"{where.rpartition('.')[0]}.data.resolution (for {section})"
             network.check_resolution(data.resolution, side)
 
-    def _check_steps(self, where: str) -> None:
+    def _check_sampler(self, where: str, use_adapter: bool) -> None:
+        """The sampler must serve the process."""
+        if self.diffusion.kind == "flow":
+            if use_adapter:
+                raise ValueError(
+                    f"{where}.diffusion.kind = 'flow': not with config.use_adapter = True, the "
+                    "paper's adapter is of kind 'vp'; give --config.use_adapter=False"
+                )
+            self.sampler.check_flow(f"{where}.sampler", self.diffusion.flow.straight)
+        elif use_adapter:
+            self.sampler.check_adapter(f"{where}.sampler")
+
+    def _check_steps(self, where: str, resolution: int) -> None:
         """Everything that samples must find its times on the run's schedule."""
-        schedule = make_schedule(self.diffusion.schedule, self.diffusion.num_steps)
+        schedule = self.diffusion.schedule_at(resolution)
         asked = {"sampler": self.sampler.num_steps}
         if self.preview.every:
             asked["preview"] = self.preview.num_steps
@@ -171,13 +222,23 @@ class DiffusionTaskConfig(TaskConfig):
             check_width(where, self.adapter.image_dim, image.width)
         return {
             "config": self.diffusion,
-            "schedule": make_schedule(self.diffusion.schedule, self.diffusion.num_steps),
+            "schedule": self.diffusion.schedule_at(parts.data.resolution),
+            "flow": self._flow(parts),
             "space": Pixels(parts.data.resolution),
             "adapter": Adapter(self.adapter, dtype=parts.dtype) if parts.use_adapter else None,
             "image_encoder": image,
             "sampler": self.sampler,
             "preview_sampler": dataclasses.replace(self.sampler, num_steps=self.preview.num_steps),
         }
+
+    def _flow(self, parts: Parts) -> Flow | None:
+        """Returns what a task of kind flow has in the place of an adapter."""
+        if self.diffusion.kind != "flow":
+            return None
+        fitted, source = None, parts.source
+        if self.diffusion.flow.relation == "whitening" and source is not None:
+            fitted = moments(source, parts.data, parts.folder, parts.where)
+        return Flow(self.diffusion.flow, fitted, parts.dtype)
 
 
 def check_width(where: str, configured: int | None, width: int) -> None:

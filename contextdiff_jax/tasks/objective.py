@@ -38,10 +38,18 @@ def draw_times(schedule: Schedule, key: jax.Array, count: int) -> jax.Array:
     One random start serves all (Kingma et al. 2021, VDM, appendix I.1): the loss differs by orders
     of magnitude between times, so independent times would make a noisy gradient.
     """
-    place = (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0
+    return time_at(time_places(key, count), schedule.num_steps)
+
+
+def time_places(key: jax.Array, count: int) -> jax.Array:
+    """Returns places (count,), each uniform in [0, 1), together spread evenly over it."""
+    return (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0
+
+
+def time_at(place: jax.Array, num_steps: int) -> jax.Array:
+    """Returns the time in 1..T at each place in [0, 1] of its range."""
     # Rounding may carry a place just below 1 to T itself.
-    step = jnp.minimum((place * schedule.num_steps).astype(jnp.int32), schedule.num_steps - 1)
-    return 1 + step
+    return 1 + jnp.minimum((place * num_steps).astype(jnp.int32), num_steps - 1)
 
 
 def simple_loss(

@@ -10,6 +10,7 @@ from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.conditions.low_resolution import LowResolution, downsample
 from contextdiff_jax.conditions.text import Text
 from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.networks.config import EfficientUNetConfig
 from contextdiff_jax.networks.efficient_unet import EfficientUNet
 from contextdiff_jax.tasks.diffusion import DiffusionTask
@@ -63,7 +64,9 @@ class SuperResolutionConfig(DiffusionTaskConfig):
     def build(self, parts: Parts) -> "SuperResolutionTask":
         """Returns the task with the conditions "text" and "low_resolution"."""
         shared = self.shared_parts(parts)
-        low = LowResolution(shared["schedule"], self.low_resolution, self.augmentation)
+        # Its own noise, whatever the kind of the process.
+        noise = make_schedule(self.diffusion.schedule, self.diffusion.num_steps)
+        low = LowResolution(noise, self.low_resolution, self.augmentation)
         return SuperResolutionTask(
             denoiser=EfficientUNet(self.efficient_unet, dtype=parts.dtype),
             conditions=(text_condition(self, parts, "efficient_unet"), low),

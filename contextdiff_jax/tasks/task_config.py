@@ -115,6 +115,11 @@ class TaskConfig:
         return None
 
     @property
+    def fits_data(self) -> bool:
+        """Whether what it fits to the data lies beside the weights, to stay as it is."""
+        return False
+
+    @property
     def preview_every(self) -> int:
         """Steps between sample grids, 0 for none."""
         return 0

@@ -43,7 +43,34 @@ def test_variants_differ_in_one_thing_alone():
         assert set(found.pop(f"weight_{name}")) == weight
         v = f"{section}.prediction: 'x0' there, 'v' here"
         assert set(found.pop(f"v_weight_{name}")) == weight | {v}
+    flow = {
+        without,
+        f"{section}.kind: 'vp' there, 'flow' here",
+        f"{section}.prediction: 'x0' there, 'v' here",
+        f"{section}.loss_weight: 'min_snr_5_plus_1' there, 'x0' here",
+    }
+    relation = f"{section}.flow.relation: 'none' there, {{!r}} here".format
     assert {name: set(lines) for name, lines in found.items()} == {
+        "vp_none": {without},
+        "vp_paper": set(),
+        "flow_none": flow,
+        "flow_none_logit_normal": {
+            *flow,
+            f"{section}.flow.times: 'uniform' there, 'logit_normal' here",
+        },
+        "flow_affine": {*flow, relation("affine")},
+        "flow_affine_condition": {
+            *flow,
+            relation("affine"),
+            f"{section}.flow.by_condition: False there, True here",
+        },
+        "flow_whitening": {*flow, relation("whitening")},
+        "flow_coupling": {*flow, relation("coupling")},
+        "flow_coupling_20": {
+            *flow,
+            relation("coupling"),
+            f"{section}.flow.beta: 5.0 there, 20.0 here",
+        },
         "none": {without},
         "bounded": set(),
         "bound_0.3": set(),
@@ -67,6 +94,43 @@ def test_summary_is_mean_deviation_and_differences_of_pairs():
     assert rows[2:4] == ["| none | 2 | 0.6 ± 0.141 |  |", "| bounded | 2 | 0.6 ± 0 | 0.25 |"]
     assert rows[-3:-1] == ["| variant | seeds | fid |", "| --- | --- | --- |"]
     assert rows[-1].startswith("| bounded | 2 | +") and rows[-1].endswith("± 0.141 |")
+
+
+def test_calls_are_drawn_by_what_stands_for_a_sampler_with_an_adapter():
+    args = arguments("--calls=4,9", "--samplers=ab2,heun")
+    config, _, base = paired_runs.base_only(load_config("quickstart"), 0, args)
+    drawn = {
+        variant: paired_runs.drawings(paired_runs.VARIANTS[variant](config, base), base, args)
+        for variant in ("flow_none", "vp_paper")
+    }
+    assert list(drawn["vp_paper"]) == ["", *(f" at {n} calls of {s}" for s, n in CALLS)]
+    settings = {key: found[1] for key, found in drawn["flow_none"].items()}
+    assert settings[""] == ()
+    assert settings[" at 4 calls of ab2"] == ("base.name=ab2", "base.num_steps=4", "base.eta=0")
+    assert settings[" at 9 calls of heun"][:2] == ("base.name=heun", "base.num_steps=5")
+    assert drawn["vp_paper"][" at 4 calls of ab2"][1][0] == "base.name=dpm_solver++"
+
+
+CALLS = [("ab2", 4), ("ab2", 9), ("heun", 4), ("heun", 9)]
+
+
+def test_figures_by_calls_are_tables_of_their_own():
+    results = {
+        "none": {
+            "0": {"place": 0.5, "place at 16 calls of ab2": 0.2, "place at 4 calls of ab2": 0.1},
+            "1": {"place": 0.5, "place at 16 calls of ab2": 0.4, "place at 4 calls of ab2": 0.1},
+        }
+    }
+    assert paired_runs.summary(results).splitlines()[0] == "| variant | seeds | place |"
+    assert paired_runs.by_calls(results).splitlines() == [
+        "## place, by network calls",
+        "",
+        "| variant | sampler | 4 | 16 |",
+        "| --- | --- | --- | --- |",
+        "| none | ab2 | 0.1 ± 0 | 0.3 ± 0.141 |",
+        "",
+    ]
+    assert paired_runs.by_calls({"none": {"0": {"place": 0.5}}}) == ""
 
 
 @pytest.mark.slow
@@ -101,6 +165,16 @@ def test_command(tmp_path):
         ("--what=fid,cost", "what = 'cost': must be of scenes, fid"),
         ("--seeds=1,x", "seeds = 'x': must be whole numbers"),
         ("--guidance=3,-1", "guidance = -1: must be numbers from 0"),
+        ("--calls=4,0", "calls = '0': must be whole numbers in 1..1000"),
+        (
+            "--what=bits_per_dim --variants=flow_affine",
+            "what = 'bits_per_dim': not of variant 'flow_affine', a flow",
+        ),
+        ("--samplers=unipc", "samplers = 'unipc': must be of euler, ab2"),
+        (
+            "--calls=4 --samplers=heun --variants=vp_paper",
+            "sampler.name = 'heun': not with an adapter",
+        ),
         ("--guidance=nan", "guidance = nan: must be numbers from 0"),
         ("--what=bits_per_dim --guidance=6", "guidance = .*: changes scenes and fid alone"),
         ("--config=cifar10:cpu", "what = 'scenes': cifar10:cpu trains on 'tfds'"),

@@ -111,7 +111,8 @@ MISTAKES = [
     (
         "main",
         [QUICK, "--workdir={tmp}/w", "--config.runs.base.task.sampler.name=dimm"],
-        "sampler.name = 'dimm': must be one of ddpm, ddim, dpm_solver++, plms; did you mean ddim?",
+        "sampler.name = 'dimm': must be one of ddpm, ddim, dpm_solver++, plms, euler, heun, ab2; "
+        "did you mean ddim?",
     ),
     (
         "main",

@@ -73,8 +73,8 @@ def test_the_sampler_draws_what_ddim_draws(copy):
     """Without a relation the two are the same in exact arithmetic."""
     for block in blocks("Add a sampler"):
         apply(copy, *block)
-    ddim, euler = (
+    ddim, edm = (
         np.asarray(Image.open(copy / "runs" / name / "base" / "0000.png"), np.float32)
-        for name in ("ddim", "euler")
+        for name in ("ddim", "edm")
     )
-    assert np.ptp(ddim) > 10 and np.abs(ddim - euler).max() <= 1
+    assert np.ptp(ddim) > 10 and np.abs(ddim - edm).max() <= 1

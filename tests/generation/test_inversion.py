@@ -87,7 +87,7 @@ def test_errors_are_in_grey_levels_and_rows_side_by_side():
     [
         ("sr", [], "stage 'sr' cannot invert pictures: it enlarges those of a stage before it"),
         ("base", ["name=ddpm"], "stage 'base' .* by sampler ddpm with eta 0: must be ddim"),
-        ("base", ["base.eta=0.5"], "sampler ddim with eta 0.5: must be ddim with eta 0, give --s"),
+        ("base", ["base.eta=0.5"], "sampler ddim with eta 0.5: must be ddim with eta 0 or euler, "),
         ("base", ["name=dpm_solver++"], "sampler dpm_solver"),
         ("base", ["stepz=1"], "--sampler=stepz=1: field must be one of"),
     ],

@@ -28,5 +28,5 @@ def test_types_and_choices_are_checked():
     assert overridden(SamplerConfig(), {"eta": 0}, "sampler").eta == 0.0
     with pytest.raises(ValueError, match="sampler.num_steps = 'x': must be int"):
         overridden(SamplerConfig(), {"num_steps": "x"}, "sampler")
-    with pytest.raises(ValueError, match="sampler.name = 'euler': must be one of ddpm"):
-        overridden(SamplerConfig(), {"name": "euler"}, "sampler")
+    with pytest.raises(ValueError, match="sampler.name = 'unipc': must be one of ddpm"):
+        overridden(SamplerConfig(), {"name": "unipc"}, "sampler")

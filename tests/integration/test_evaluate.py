@@ -205,7 +205,7 @@ def refused(settings, what="fid"):
     ("changes", "what", "sentence"),
     [
         ({"stage": "top"}, "fid", "--stage=top: must be one of base, sr"),
-        ({"sampler": ("name=euler",)}, "fid", "name = 'euler': must be one of ddpm"),
+        ({"sampler": ("name=unipc",)}, "fid", "name = 'unipc': must be one of ddpm"),
         ({"captions": "nowhere.txt"}, "fid", "--captions=nowhere.txt: no such file"),
         ({"data": ("limit=10",)}, "fid", f"--count={COUNT}: scenes test, first 10 has 10 capt"),
         ({"data": ("source=folder", "path=nowhere")}, "fid", "nowhere does not exist"),

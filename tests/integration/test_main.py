@@ -11,8 +11,8 @@ QUICK = "--config=configs/quickstart.py:test"
     ("flags", "sentence"),
     [
         (
-            [QUICK, "--config.runs.base.task.sampler.name=euler"],
-            "sampler.name = 'euler': must be one of",
+            [QUICK, "--config.runs.base.task.sampler.name=unipc"],
+            "sampler.name = 'unipc': must be one of",
         ),
         ([QUICK, "--config.mesh.data=3"], "does not fill the 2 devices: mesh.data = 2 would fit"),
         (

@@ -195,9 +195,9 @@ def test_a_bfloat16_export_draws_nearly_the_same(quickstart, run, tmp_path):
     [
         (
             "sample",
-            ["--prompt=x", "--sampler=name=euler"],
+            ["--prompt=x", "--sampler=name=unipc"],
             2,
-            "name = 'euler': must be one of ddpm",
+            "name = 'unipc': must be one of ddpm",
         ),
         ("sample", ["--prompt=x", "--sampler=stepz=3"], 2, "field must be one of"),
         ("sample", ["--prompt=x", "--sampler=top.eta=1"], 2, "stage must be one of base, sr"),

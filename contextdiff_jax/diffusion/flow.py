@@ -1,0 +1,112 @@
+"""Flow matching (Lipman et al. 2022) on the linear path, with a relation r(x0, c) (docs/flow.md).
+
+For r independent of the time, t in [0, 1], all arrays like x0 (B, ...):
+
+    x_t = (1 - t) x0 + t (1 - t) r + t eps
+    u   = d x_t / dt = eps - x0 + (1 - 2 t) r            what a network learns: v = E[u | x_t]
+    x_t - t u = x0 + t^2 r
+
+So x_t - t v, where a straight line from x_t would land at t = 0, takes the place of x0_hat in
+every sampler, and a plain sampler is exact whatever r is: x_t goes along dx = v dt. It needs no r.
+Only limits on x0_hat itself do, and there an affine r gives x0 of the landing.
+
+The noise may be coupled with x0 instead: z(x0, c, eps) for eps, u = z - x0, x_t - t u = x0.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from contextdiff_jax.diffusion.process import Process
+from contextdiff_jax.diffusion.relations import Affine
+from contextdiff_jax.diffusion.schedules import expand
+
+# (x0, eps) -> (z like them, KL(z || N(0, I)) per value, ()).
+Couple = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+_LEAST_TIME = 0.05  # that the error of x0 is divided by, where a network predicts x0
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowProcess(Process):
+    """A Process whose schedule is a `LinearPath` and whose "x0_hat" is the landing x_t - t v.
+
+    prediction: v, here the velocity; or x0, here the landing. context: the relation r; None for
+    none. couple: what the noise is made of in training, in the place of a relation.
+    `relation`, the paper's, stays None: no sampler needs a bias.
+    """
+
+    context: Affine | None = None
+    couple: Couple | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prediction == "eps":
+            raise ValueError(
+                "prediction 'eps': must be 'v' or 'x0' on the linear path, at whose end the noise "
+                "tells nothing of x0"
+            )
+
+    @property
+    def straight(self) -> bool:
+        """Whether x_t given x0 is plain noise around it, as ancestral steps need it."""
+        return self.context is None and self.couple is None
+
+    def between(
+        self, x0: jax.Array, noise: jax.Array, t: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array | float]:
+        """Returns x_t, u and r for noise (or z) like x0; t: integers (B,)."""
+        time, signal = (expand(f(t), x0) for f in (self.schedule.sigma, self.schedule.signal))
+        if self.context is None:
+            return signal * x0 + time * noise, noise - x0, 0.0
+        r = self.context(x0)
+        x_t = signal * x0 + time * signal * r + time * noise
+        return x_t, noise - x0 + (1 - 2 * time) * r, r
+
+    def error_of(
+        self, predicted: jax.Array, x_t: jax.Array, u: jax.Array, t: jax.Array
+    ) -> jax.Array:
+        """Returns by how much the velocity of a prediction at (x_t, t) misses u, to learn by.
+
+        Of a predicted landing it is less where t < 0.05: that error over t would make these times
+        nearly all of the loss.
+        """
+        if self.prediction == "v":
+            return predicted - u
+        time = expand(self.schedule.sigma(t), x_t)
+        return (x_t - time * u - predicted) / jnp.maximum(time, _LEAST_TIME)
+
+    def x0_of(self, predicted: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+        """Returns the landing x_t - t v."""
+        if self.prediction == "x0":
+            return predicted
+        return x_t - expand(self.schedule.sigma(t), x_t) * predicted
+
+    def eps_of(self, predicted: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+        """Returns where a straight line from x_t would be at t = 1: x_t + (1 - t) v. t >= 1."""
+        landing = self.x0_of(predicted, x_t, t)
+        return landing + (x_t - landing) / expand(self.schedule.sigma(t), x_t)
+
+    def target(self, x0: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+        """Returns the prediction at (x_t, t) that stands for the landing x0. t >= 1."""
+        if self.prediction == "x0":
+            return x0
+        return (x_t - x0) / expand(self.schedule.sigma(t), x_t)
+
+    def changed(
+        self, x0_hat: jax.Array, t: jax.Array, change: Callable[[jax.Array], jax.Array]
+    ) -> jax.Array:
+        """Returns the landing after a change of the estimate of x0 that it holds."""
+        if self.context is None:
+            return change(x0_hat)
+        time = expand(self.schedule.sigma(t), x0_hat)
+        x0 = change(self.context.x0_of(x0_hat, time))
+        return x0 + jnp.square(time) * self.context(x0)
+
+    def raised(self, predicted: jax.Array, x_s: jax.Array, s: jax.Array, t: jax.Array) -> jax.Array:
+        """Returns x_t for t > s along the velocity; predicted: at x_s, told the time t."""
+        time, before = (expand(self.schedule.sigma(each), x_s) for each in (t, s))
+        velocity = predicted if self.prediction == "v" else (x_s - predicted) / time
+        return x_s + (time - before) * velocity

@@ -1,0 +1,65 @@
+"""The configuration of kind flow: flow matching, and what may bend its path (docs/flow.md)."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from contextdiff_jax.networks.flow_relations import GROUPS
+from contextdiff_jax.system.limits import most
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig:
+    """Flow matching on the path (1 - t) x0 + t eps, and its relation.
+
+    times: how training draws them: uniform, or logit_normal (the sigmoid of N(time_mean,
+    time_std^2), Esser et al. 2024: more of the middle).
+    shift: of the times, see `LinearPath`; above 1 for more noise. shift_reference: the side of
+    pictures at which `shift` holds; others take shift * side / shift_reference. 0: all take it.
+    relation: what x_t holds beside x0 and noise.
+        none: nothing.
+        affine: t (1 - t) r with r affine in x0, trained for the least kinetic energy (KEA).
+        whitening: the same, r fitted to the data and never trained (GL).
+        coupling: the noise itself leans to x0, at the price of beta KL(z || N(0, I)) (L).
+    by_condition: of affine alone: whether r depends on the condition, too. modes: the side of the
+    block of lowest frequencies where it does. width: of the network that reads the condition, and
+    of coupling's. limit: of |slope| and |offset| of affine.
+    beta: of coupling alone.
+    """
+
+    times: Literal["uniform", "logit_normal"] = "uniform"
+    time_mean: float = dataclasses.field(default=0.0, metadata=most(100))
+    time_std: float = dataclasses.field(default=1.0, metadata=most(100))
+    shift: float = dataclasses.field(default=1.0, metadata=most(10**6))
+    shift_reference: int = dataclasses.field(default=0, metadata=most(4096))
+    relation: Literal["none", "affine", "whitening", "coupling"] = "none"
+    by_condition: bool = False
+    modes: int = dataclasses.field(default=8, metadata=most(256))
+    width: int = dataclasses.field(default=64, metadata=most(2**14))
+    limit: float = dataclasses.field(default=3.0, metadata=most(10**6))
+    beta: float = dataclasses.field(default=5.0, metadata=most(10**6))
+
+    @property
+    def straight(self) -> bool:
+        """Whether x_t given x0 is plain noise around it."""
+        return self.relation == "none"
+
+    def shift_at(self, resolution: int) -> float:
+        """Returns the shift of the times for pictures of this side."""
+        return self.shift * (resolution / self.shift_reference if self.shift_reference else 1.0)
+
+    def validate(self, where: str) -> None:
+        """Raises ValueError naming the first key below `where` whose value is not allowed."""
+        for key in ("shift", "time_std", "limit", "beta"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be above 0")
+        for key, least in (("shift_reference", 0), ("modes", 1), ("width", 1)):
+            if getattr(self, key) < least:
+                raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be at least {least}")
+        if self.relation == "coupling" and self.width % GROUPS:
+            raise ValueError(f"{where}.width = {self.width}: must be a multiple of {GROUPS}")
+        if self.by_condition and self.relation != "affine":
+            raise ValueError(
+                f"{where}.by_condition = True: must be False, relation {self.relation!r} does not "
+                "read it"
+            )

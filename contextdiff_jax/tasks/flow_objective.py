@@ -1,0 +1,91 @@
+"""The objective of kind flow, for networks given as functions (docs/flow.md).
+
+The denoiser learns the velocity by the squared error L = E|v - u|^2. An affine relation learns by
+the kinetic energy of the flow that its path makes,
+
+    E|v*|^2 = E|u|^2 - L,   v* = E[u | x_t]
+
+the least of which is the squared Wasserstein distance from noise to data (Benamou and Brenier
+2000): so its gradient of L has the other sign. By L alone it would learn to remove the signal.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtri
+
+from contextdiff_jax.diffusion.flow import FlowProcess
+from contextdiff_jax.diffusion.process import Denoise
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
+from contextdiff_jax.tasks.flow_config import FlowConfig
+from contextdiff_jax.tasks.objective import Draw, time_at, time_places
+from contextdiff_jax.training.task import Metrics
+
+QUARTERS = (25, 50, 75, 100)  # of T, in percent: where the diagnostics look
+
+
+def draw_times(config: FlowConfig, num_steps: int, key: jax.Array, count: int) -> jax.Array:
+    """Returns times (count,) in 1..T, of `config.times` before the shift, spread evenly."""
+    place = time_places(key, count)
+    if config.times == "logit_normal":
+        place = jax.nn.sigmoid(config.time_mean + config.time_std * ndtri(place))
+    return time_at(place, num_steps)
+
+
+def flow_loss(
+    config: DiffusionConfig,
+    process: FlowProcess,
+    denoise: Denoise,
+    draw: Draw,
+) -> tuple[jax.Array, Metrics]:
+    """Returns the loss, means per value of x0, and metrics: L ("error") and E|u|^2 - L."""
+    if process.couple is not None:
+        return _coupled_loss(config, process, denoise, draw)
+    x_t, u, r = process.between(draw.x0, draw.noise, draw.t)
+    # Seen from the relation, the error has the other sign; the denoiser's gradient is its own.
+    seen = _reversed if process.context is not None else _unchanged
+    error = _error(process, denoise, draw, seen(x_t), seen(u))
+    energy = jnp.mean(jnp.square(u))
+    metrics = {"error": error, "kinetic_energy": energy - error}
+    if process.context is None:
+        return error, metrics
+    metrics["relation_rms"] = jnp.sqrt(jnp.mean(jnp.square(r)))
+    return error + energy - jax.lax.stop_gradient(energy), metrics
+
+
+def _coupled_loss(config, process, denoise, draw) -> tuple[jax.Array, Metrics]:
+    z, kl = process.couple(draw.x0, draw.noise)
+    x_t, u, _ = process.between(draw.x0, z, draw.t)
+    error = _error(process, denoise, draw, x_t, u)
+    energy = jnp.mean(jnp.square(u))
+    metrics = {"error": error, "kinetic_energy": energy - error, "coupling_kl": kl}
+    return error + config.flow.beta * kl, metrics
+
+
+def _error(process: FlowProcess, denoise: Denoise, draw: Draw, x_t, u) -> jax.Array:
+    predicted = process.predict(denoise, x_t, draw.t, draw.keep)
+    return jnp.mean(jnp.square(process.error_of(predicted, x_t, u, draw.t)))
+
+
+def _reversed(x: jax.Array) -> jax.Array:
+    """Returns x, whose gradient has the other sign."""
+    return 2 * jax.lax.stop_gradient(x) - x
+
+
+def _unchanged(x: jax.Array) -> jax.Array:
+    return x
+
+
+def flow_diagnosis(
+    config: DiffusionConfig, process: FlowProcess, denoise: Denoise, draw: Draw
+) -> Metrics:
+    """Returns the velocity's error at four times, whatever draw.t; the last is of noise alone."""
+
+    def at(t: jax.Array) -> jax.Array:
+        here = dataclasses.replace(draw, t=jnp.full(draw.t.shape, t))
+        return flow_loss(config, process, denoise, here)[1]["error"]
+
+    times = jnp.array([max(1, process.num_steps * share // 100) for share in QUARTERS])
+    errors = jax.lax.map(at, times)
+    return {f"error_at_{share}": errors[place] for place, share in enumerate(QUARTERS)}

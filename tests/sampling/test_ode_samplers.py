@@ -1,0 +1,149 @@
+"""Euler, Heun and AB2: orders of convergence, calls of the network, and what they agree with."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from contextdiff_jax.diffusion.flow import FlowProcess
+from contextdiff_jax.diffusion.linear_path import LinearPath
+from contextdiff_jax.diffusion.process import Process
+from contextdiff_jax.diffusion.relations import Affine
+from contextdiff_jax.diffusion.schedules import make_schedule
+from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.sampling.inversion import invert
+from contextdiff_jax.sampling.loop import sample
+from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.sampling.stepper import make_stepper
+
+PATH = LinearPath(2**12)
+FLOW = FlowProcess(PATH, "v", bounds=None)
+MEAN, STD = 0.3, 0.5
+
+
+def denoise(x, t, keep):
+    """E[u | x_t] of x0 ~ N(MEAN, STD^2): the flow keeps (x - mean_t) / spread_t."""
+    time = t[0] / PATH.num_steps
+    share = (x - (1 - time) * MEAN) / ((1 - time) ** 2 * STD**2 + time**2)
+    return (time - (1 - time) * STD**2) * share - MEAN
+
+
+def error(name, num_steps, shift=1.0):
+    """How far the end is from MEAN + STD z, in float64."""
+    process = dataclasses.replace(FLOW, schedule=LinearPath(2**12, shift))
+
+    def shifted(x, t, keep):
+        place = t / PATH.num_steps
+        return denoise(x, PATH.num_steps * shift * place / (1 + (shift - 1) * place), keep)
+
+    z = jnp.array([[1.5]])
+    sampler = SamplerConfig(name, num_steps)
+    return abs(float(sample(process, shifted, None, (1,), sampler, x_init=z)[0, 0]) - 0.3 - 0.75)
+
+
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("ab2", 2), ("heun", 2)])
+def test_errors_fall_with_the_order(name, order):
+    coarse, fine = (error(name, n) for n in (16, 64))
+    assert order - 0.2 < np.log2(coarse / fine) / 2 < order + 0.2
+
+
+def test_ab2_knows_steps_of_different_lengths():
+    """Those of a shifted path, against the method of the textbook in float64."""
+    place = np.arange(16, -1, -1) / 16
+    times = 3 * place / (1 + 2 * place)
+    x, before = 1.5, None
+    for t, s in itertools.pairwise(times):
+        now = float(denoise(x, [t * PATH.num_steps], None))
+        extrapolated = now
+        if before is not None:
+            extrapolated += (s - t) / (2 * before[0]) * (now - before[1])
+        x, before = x + (s - t) * extrapolated, (s - t, now)
+    assert error("ab2", 16, 3.0) == pytest.approx(abs(x - 1.05), rel=1e-3)
+
+
+def test_heun_calls_the_network_twice_a_step_and_once_in_the_last():
+    stepper = make_stepper(FLOW, SamplerConfig("heun", 4))
+    assert stepper.timesteps.tolist() == [4096, 3072, 3072, 2048, 2048, 1024, 1024, 0]
+    stopped = make_stepper(FLOW, SamplerConfig("heun", 2, final_timestep=1))
+    assert stopped.timesteps.tolist() == [4096, 2048, 2048, 1, 1]
+
+
+def test_euler_on_a_schedule_is_ddim_and_of_the_flow_too():
+    x = jax.random.normal(jax.random.key(0), (2, 3))
+    vp = Process(make_schedule("cosine", 1000), "x0", bounds=None)
+    for process, model in ((vp, lambda x, t, keep: jnp.tanh(x)), (FLOW, denoise)):
+        euler, ddim = (
+            np.asarray(sample(process, model, None, (3,), SamplerConfig(name, 7), x_init=x))
+            for name in ("euler", "ddim")
+        )
+        np.testing.assert_allclose(euler, ddim, atol=1e-5)
+
+
+def test_dpm_solver_is_of_second_order_on_the_flow():
+    coarse, fine = (error("dpm_solver++", n) for n in (32, 128))
+    assert np.log2(coarse / fine) / 2 > 1.5
+
+
+def test_inversion_goes_back_where_the_picture_came_from():
+    x0 = jnp.array([[0.9], [-0.2]])
+    times = SamplerConfig("euler", 512).timesteps(PATH)
+    noise = invert(FLOW, denoise, x0, times)
+    np.testing.assert_allclose(noise, (x0 - MEAN) / STD, atol=0.01)
+    again = sample(FLOW, denoise, None, (1,), SamplerConfig("euler", 512), x_init=noise)
+    np.testing.assert_allclose(again, x0, atol=0.01)
+
+
+def test_guidance_mixes_velocities_within_its_interval_of_times():
+    """By hand: v_null + w (v - v_null) at the times of the interval, v alone elsewhere."""
+
+    def model(x, t, keep):
+        return jnp.where(keep[:, None], 1.0, 0.25) * x
+
+    sampler = SamplerConfig("euler", 4, guidance_scale=3.0, guidance_low=0.4, guidance_high=0.8)
+    drawn = sample(FLOW, model, None, (1,), sampler, x_init=jnp.array([[2.0]]))
+    x = 2.0
+    for inside in (False, True, True, False):  # t = 1, 0.75, 0.5, 0.25
+        x -= 0.25 * (0.25 + 3 * 0.75 if inside else 1.0) * x
+    assert float(drawn[0, 0]) == pytest.approx(x, rel=1e-5)
+
+
+def test_a_threshold_limits_x0_and_not_the_landing():
+    """r = x0 / 2: x0_hat of the landing 1.4 at t = 1 is 0.93; only of 2 it is limited to 1."""
+    relation = Affine(jnp.full((1, 1, 1), 0.5), jnp.zeros((1, 1, 1)))
+    process = FlowProcess(PATH, "x0", context=relation)
+    sampler = SamplerConfig("euler", 1, threshold="static")
+    for landing, expected in ((1.4, 1.4), (2.0, 1.5)):
+        drawn = sample(
+            process,
+            lambda x, t, keep, landing=landing: jnp.full_like(x, landing),
+            sample_keys(0, jnp.arange(2)),
+            (1, 1, 1),
+            sampler,
+        )
+        np.testing.assert_allclose(drawn, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("process", "settings", "sentence"),
+    [
+        (
+            Process(PATH, "v", lambda x, times: [x] * len(times)),
+            {"name": "ab2"},
+            "not with an adap",
+        ),
+        (FLOW, {"name": "plms"}, "sampler.name = 'plms': not of kind 'flow', take 'ab2'"),
+        ("bent", {"name": "ddpm"}, "sampler.name = 'ddpm': not with a relation on the flow"),
+        ("bent", {"name": "ddim", "eta": 0.5}, "sampler.eta = 0.5: not with a relation"),
+        (FLOW, {"guidance_space": "eps"}, "guidance_space = 'eps': must be 'x0' of kind 'flow'"),
+        (FLOW, {"guidance_high": 1.5}, r"guidance_high = 1.5: must be a time in \[0, 1\]"),
+        (FLOW, {"num_steps": 5000}, r"num_sample = 5000: .* must be in 1..4096"),
+    ],
+)
+def test_what_a_sampler_cannot_serve_is_refused(process, settings, sentence):
+    if process == "bent":
+        process = dataclasses.replace(FLOW, context=Affine(jnp.ones((1,)), jnp.ones((1,))))
+    with pytest.raises(ValueError, match=sentence):
+        sample(process, denoise, None, (1,), SamplerConfig(**settings), x_init=jnp.zeros((1, 1)))
