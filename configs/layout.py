@@ -1,0 +1,138 @@
+"""Pictures of a layout, boxes with classes: COCO's things at 64x64, sized for one GPU or TPU host.
+
+  tfds build coco/2017 --file_format=array_record
+  python -m contextdiff_jax.main --config=configs/layout.py --workdir=runs/layout
+
+Presets for a laptop: layout.py:scenes is the 40 combinations of colour and shape of rendered scenes
+at 16x16, whose boxes are exact, without any download; layout.py:folder is a folder of photographs
+with boxes in the column "objects" (--config.data_path=PATH; set the classes in the file, or by
+--config.runs.base.task.classes). layout.py:test is a few steps of scenes. The adapter needs an
+image encoder: the pipeline trains a CLIP on the data's captions first. Without the adapter:
+--config.use_adapter=False.
+"""
+
+import dataclasses
+
+from contextdiff_jax import config as cfg
+from contextdiff_jax.conditions.layout import LayoutConfig
+from contextdiff_jax.data.boxes import line_of
+from contextdiff_jax.data.config import COLOURS, SHAPES, DataConfig, ScenesConfig
+from contextdiff_jax.data.scenes import boxes, make_scene
+from contextdiff_jax.encoders.config import equal_towers
+from contextdiff_jax.networks.config import UNetConfig, small_adapter
+from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
+from contextdiff_jax.tasks.layout_to_image import LayoutToImageConfig
+
+PRESETS = ("", "scenes", "test")
+
+SCENES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+
+WIDTH = 64  # of the encoder and of what is learned of a layout, in the small presets
+
+
+def get_config(preset: str = ""):
+    cfg.check_preset(preset, PRESETS)
+    config = _scenes()
+    return cfg.to_config_dict(_short(config) if preset == "test" else config)
+
+
+def _optimizer(learning_rate: float, warmup: int, ema: float) -> cfg.OptimizerConfig:
+    return cfg.OptimizerConfig(
+        learning_rate=learning_rate, warmup_steps=warmup, decay="cosine", ema_decay=ema
+    )
+
+
+def _scenes() -> cfg.Config:
+    scenes = ScenesConfig(pairs=0.5)
+    data = DataConfig(source="scenes", resolution=16, scenes=scenes)
+    drawn = [line_of(boxes(make_scene(scenes, "test", index))) for index in range(15)]
+    return cfg.Config(
+        name="layout_scenes",
+        pipeline=("clip", "base"),
+        runs=_small_runs(data, SCENES, tuple(drawn), steps=2500),
+        samples=cfg.SamplesConfig(prompts=(*drawn, ";")),
+    )
+
+
+def _small_runs(
+    data: DataConfig, classes: tuple[str, ...], drawn: tuple[str, ...], steps: int
+) -> dict[str, cfg.RunConfig]:
+    """A CLIP and a base for two CPU cores."""
+    side = data.resolution
+    clip = cfg.RunConfig(
+        task=ContrastiveConfig(
+            clip=equal_towers(WIDTH, 2, 4, image_size=side, patch_size=4, max_length=24),
+            tokenizer=TokenizerConfig(vocab_size=512, sample=2_000),
+        ),
+        data=data,
+        batch_size=128,
+        steps=150,
+        optimizer=_optimizer(2e-3, 25, 0.98),
+        log_every=50,
+        save_every=75,
+    )
+    task = LayoutToImageConfig(
+        classes=classes,
+        layout=LayoutConfig(
+            objects=4,
+            width=WIDTH,
+            layers=1,
+            heads=4,
+            painted=32,
+            adapter_width=WIDTH,
+            grid=16,
+            channels=16,
+            groups=8,
+        ),
+        unet=UNetConfig(
+            width=24,
+            multipliers=(1, 2) if side < 32 else (1, 2, 2),
+            num_blocks=1,
+            attention_levels=(1,) if side < 32 else (2,),
+            head_dim=16,
+            groups=8,
+            text_dim=WIDTH,
+            text_width=None,
+            scan_blocks=False,
+        ),
+        adapter=small_adapter(64, 2, patch_size=4, encoder_width=WIDTH),
+        diffusion=DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1"),
+        sampler=SamplerConfig(name="ddim", num_steps=25, guidance_scale=2.0, threshold="static"),
+        preview=PreviewConfig(every=1000, prompts=drawn[:9], num_steps=10),
+        diagnose_every=1000,
+    )
+    base = cfg.RunConfig(
+        task=task,
+        data=data,
+        batch_size=16,
+        steps=steps,
+        optimizer=_optimizer(4e-3, 100, 0.99),
+        save_every=500,
+    )
+    return {"clip": clip, "base": base}
+
+
+def _short(config: cfg.Config) -> cfg.Config:
+    """The same code path in a few steps of fewer layers, for the tests."""
+    runs = {
+        name: dataclasses.replace(run, steps=4, batch_size=8, log_every=2, save_every=2)
+        for name, run in config.runs.items()
+    }
+    clip, base = runs["clip"].task, runs["base"].task
+    one_layer = dataclasses.replace(clip.clip, text_layers=1, vision_layers=1)
+    return dataclasses.replace(
+        config,
+        runs={
+            "clip": cfg.with_task(runs["clip"], clip=one_layer),
+            "base": cfg.with_task(
+                runs["base"],
+                adapter=dataclasses.replace(base.adapter, num_blocks=1),
+                preview=dataclasses.replace(base.preview, every=4, num_steps=2),
+                sampler=dataclasses.replace(base.sampler, num_steps=2),
+                diagnose_every=4,
+            ),
+        },
+        samples=cfg.SamplesConfig(prompts=(*config.samples.prompts[:2], ";"), batch_size=2),
+    )
