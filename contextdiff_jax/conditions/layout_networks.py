@@ -25,7 +25,7 @@ _FREQUENCIES = 6  # of a corner's sinusoids, each twice the one before
 
 
 class ObjectTokens(nn.Module):
-    """One token for each object: its class and its corners, seen by the others through a transformer.
+    """One token for each object, of its class and corners, through a transformer over all of them.
 
     Attributes:
       count: number of classes.

@@ -129,6 +129,11 @@ def boxes_of_sample(value: Any, key: str) -> Boxes:
         raise DamagedSample(key, error.reason) from error
 
 
+def names_of(boxes: Iterable[Box]) -> str:
+    """Returns a caption of what is there, "boat, dog"."""
+    return ", ".join(box.name for box in boxes)
+
+
 def mirrored(boxes: Iterable[Box]) -> Boxes:
     """Returns the boxes of the picture mirrored left to right."""
     return tuple(

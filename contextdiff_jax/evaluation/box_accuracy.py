@@ -1,13 +1,20 @@
 """Is at every box what the layout says? Read back exactly, on rendered scenes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from contextdiff_jax.conditions.requests import names
 from contextdiff_jax.data.boxes import Box, Boxes, parse_line
 from contextdiff_jax.data.scenes_drawing import box_of
+from contextdiff_jax.evaluation.evaluation import Evaluation
+from contextdiff_jax.evaluation.galleries import sample_gallery
+from contextdiff_jax.evaluation.prompt_following import shuffled
+from contextdiff_jax.evaluation.results import Gallery, Result, Table
 from contextdiff_jax.evaluation.scenes_checker import Seen, read
+from contextdiff_jax.runs.build import asked_conditions
 
 LAYOUTS = 256  # by default
 LEAST_IOU = 0.5  # of a box and the object there, as PASCAL VOC and COCO's AP50 have it
@@ -104,3 +111,62 @@ def _right(compared: tuple[float, bool, bool]) -> bool:
 def _box(thing: Seen) -> tuple[float, float, float, float]:
     # An object of no known shape is as wide as a circle of its size.
     return box_of(thing.shape or "circle", thing.x, thing.y, thing.radius)
+
+
+def measure(
+    pictures: Mapping[str, np.ndarray],
+    layouts: Sequence[str],
+    protocol: Mapping[str, Any],
+    galleries: tuple[Gallery, ...] = (),
+) -> Result:
+    """Compares each stage's pictures (N, H, W, 3) uint8 with N layouts, and those shuffled."""
+    against = {"layouts": layouts, "shuffled": shuffled(layouts)}
+    values = {
+        stage: {name: box_accuracy(part, asked).to_json() for name, asked in against.items()}
+        for stage, part in pictures.items()
+    }
+    columns = (*ASPECTS, "pictures", "iou")
+    rows = [
+        (stage, _AGAINST[name], *(found[column] for column in columns))
+        for stage, compared in values.items()
+        for name, found in compared.items()
+    ]
+    return Result(
+        title="Is at every box what the layout says?",
+        summary="Objects are read back from pictures of held-out layouts. Shares of boxes where "
+        f"one lies with an overlap (IoU) of at least {LEAST_IOU:g}, and also has the colour, the "
+        "shape or both; of pictures in which every box is right and nothing else is there; and the "
+        "mean overlap. Shuffled layouts give the chance level.",
+        values=values,
+        protocol={**protocol, "least IoU": LEAST_IOU},
+        tables=(
+            Table("boxes", ("stage", "against", *(c.replace("_", " ") for c in columns)), (*rows,)),
+        ),
+        galleries=galleries,
+    )
+
+
+def plan_boxes(evaluation: Evaluation) -> Callable[[], Result]:
+    """Is at every box what held-out layouts say? Read back exactly, of rendered scenes."""
+    data, settings = evaluation.data(), evaluation.settings
+    stages = [evaluation.stage]
+    read_names = names(asked_conditions(evaluation.config, stages) or ())
+    if data.source != "scenes" or settings.captions or read_names != ["layout"]:
+        raise ValueError(
+            "--what=boxes: only rendered scenes drawn of layouts can be checked, this is "
+            f"{evaluation.trained_on.source!r} of {' and '.join(read_names) or 'nothing'}"
+        )
+    count = settings.count or LAYOUTS
+    if count < 2:
+        raise ValueError(f"--count={count}: must be at least 2, layouts are shuffled")
+    source = evaluation.open_data(data)
+    layouts = tuple(source.captions(index)[0] for index in range(count))
+
+    def work() -> Result:
+        pictures = evaluation.draw(layouts, "boxes")
+        drawn = {stage: pictures.read(stage, range(count)) for stage in pictures.stages}
+        shown = sample_gallery(pictures, evaluation.stage, "boxes")
+        protocol = {**evaluation.protocol(), "split": data.split, "count": count}
+        return measure(drawn, layouts, protocol, (shown,))
+
+    return work

@@ -1,7 +1,7 @@
 """Pictures of a layout: boxes with classes."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.conditions.layout import LaidOutSource, Layout, LayoutConfig
@@ -25,6 +25,8 @@ class LayoutToImageConfig(DiffusionTaskConfig):
     with more boxes than `layout.objects`, are skipped, and counted.
     layout: sizes of what is learned of a layout; its widths are the text_dim of the networks.
     """
+
+    scenes_measure: ClassVar[str] = "boxes"
 
     kind: Literal["layout_to_image"] = "layout_to_image"
     classes: tuple[str, ...]
