@@ -5,10 +5,10 @@
 
 Presets for a laptop: layout.py:scenes is the 40 combinations of colour and shape of rendered scenes
 at 16x16, whose boxes are exact, without any download; layout.py:folder is a folder of photographs
-with boxes in the column "objects" (--config.data_path=PATH; set the classes in the file, or by
---config.runs.base.task.classes). layout.py:test is a few steps of scenes. The adapter needs an
-image encoder: the pipeline trains a CLIP on the data's captions first. Without the adapter:
---config.use_adapter=False.
+with boxes of COCO's things, or of those in --config.runs.base.task.classes, in the column "objects"
+(--config.data_path=PATH). layout.py:test is a few steps of scenes. The adapter needs an image
+encoder: the pipeline trains a CLIP on the data's captions, or the names of its boxes, first.
+Without the adapter: --config.use_adapter=False.
 """
 
 import dataclasses
@@ -25,8 +25,26 @@ from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
 from contextdiff_jax.tasks.layout_to_image import LayoutToImageConfig
 
-PRESETS = ("", "scenes", "test")
+PRESETS = ("", "scenes", "folder", "test")
 
+COCO = (
+    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
+    *("traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog"),
+    *("horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella"),
+    *("handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite"),
+    *("baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle"),
+    *("wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich"),
+    *("orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
+    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote"),
+    *("keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book"),
+    *("clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
+)
+PHOTOGRAPHS = (
+    "person 0.3 0.2 0.7 1; dog 0.65 0.6 1 1",
+    "car 0.1 0.5 0.6 0.9; car 0.55 0.45 0.9 0.8",
+    "cat 0.2 0.3 0.8 0.9",
+    "person 0 0.3 0.3 1; person 0.35 0.3 0.65 1; person 0.7 0.3 1 1",
+)
 SCENES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
 WIDTH = 64  # of the encoder and of what is learned of a layout, in the small presets
@@ -34,7 +52,7 @@ WIDTH = 64  # of the encoder and of what is learned of a layout, in the small pr
 
 def get_config(preset: str = ""):
     cfg.check_preset(preset, PRESETS)
-    config = _scenes()
+    config = {"": _coco, "folder": _folder}.get(preset, _scenes)()
     return cfg.to_config_dict(_short(config) if preset == "test" else config)
 
 
@@ -44,20 +62,67 @@ def _optimizer(learning_rate: float, warmup: int, ema: float) -> cfg.OptimizerCo
     )
 
 
+def _config(name: str, drawn: tuple[str, ...], runs: dict[str, cfg.RunConfig]) -> cfg.Config:
+    """The last picture is of a layout without objects."""
+    samples = cfg.SamplesConfig(prompts=(*drawn, ";"))
+    return cfg.Config(f"layout_{name}", pipeline=("clip", "base"), runs=runs, samples=samples)
+
+
+def _coco() -> cfg.Config:
+    width = 256
+    data = DataConfig(source="tfds", path="coco/2017", resolution=64, boxes_field="objects")
+    clip = cfg.RunConfig(
+        task=ContrastiveConfig(
+            clip=equal_towers(width, 4, 8, image_size=64, patch_size=8, max_length=64),
+            tokenizer=TokenizerConfig(vocab_size=1000, sample=5_000),
+        ),
+        data=data,
+        batch_size=256,
+        steps=5000,
+        optimizer=_optimizer(1e-3, 50, 0.98),
+    )
+    task = LayoutToImageConfig(
+        classes=COCO,
+        layout=LayoutConfig(width=512, adapter_width=width),
+        unet=UNetConfig(
+            width=128,
+            multipliers=(1, 2, 3, 4),
+            num_blocks=2,
+            attention_levels=(2, 3),
+            text_dim=512,
+            text_width=None,
+        ),
+        adapter=small_adapter(256, 4, patch_size=8, encoder_width=width),
+        diffusion=DiffusionConfig(prediction="v", loss_weight="snr_plus_1"),
+        sampler=SamplerConfig(name="ddim", num_steps=50, guidance_scale=2.0, threshold="static"),
+        preview=PreviewConfig(every=5000, prompts=PHOTOGRAPHS),
+        diagnose_every=5000,
+    )
+    base = cfg.RunConfig(
+        task=task,
+        data=dataclasses.replace(data, flip=True),
+        batch_size=128,
+        steps=200_000,
+        optimizer=dataclasses.replace(_optimizer(1e-4, 5000, 0.9999), decay="constant"),
+        save_every=5000,
+    )
+    return _config("coco", PHOTOGRAPHS, {"clip": clip, "base": base})
+
+
+def _folder() -> cfg.Config:
+    data = DataConfig(source="folder", resolution=32, boxes_field="objects", flip=True)
+    return _config("folder", PHOTOGRAPHS, _small_runs(data, COCO, PHOTOGRAPHS, 30, steps=5000))
+
+
 def _scenes() -> cfg.Config:
     scenes = ScenesConfig(pairs=0.5)
     data = DataConfig(source="scenes", resolution=16, scenes=scenes)
-    drawn = [line_of(boxes(make_scene(scenes, "test", index))) for index in range(15)]
-    return cfg.Config(
-        name="layout_scenes",
-        pipeline=("clip", "base"),
-        runs=_small_runs(data, SCENES, tuple(drawn), steps=2500),
-        samples=cfg.SamplesConfig(prompts=(*drawn, ";")),
-    )
+    drawn = tuple(line_of(boxes(make_scene(scenes, "test", index))) for index in range(15))
+    return _config("scenes", drawn, _small_runs(data, SCENES, drawn, 4, steps=2500))
 
 
 def _small_runs(
-    data: DataConfig, classes: tuple[str, ...], drawn: tuple[str, ...], steps: int
+    data: DataConfig, classes: tuple[str, ...], drawn: tuple[str, ...], objects: int, steps: int
 ) -> dict[str, cfg.RunConfig]:
     """A CLIP and a base for two CPU cores."""
     side = data.resolution
@@ -76,7 +141,7 @@ def _small_runs(
     task = LayoutToImageConfig(
         classes=classes,
         layout=LayoutConfig(
-            objects=4,
+            objects=objects,
             width=WIDTH,
             layers=1,
             heads=4,

@@ -129,11 +129,12 @@ def _draw(cascade: Cascade, requests: Sequence[Request]) -> None:
         augmentation=_AUGMENTATION.value,
     )
     for name, images in drawn.items() if distributed.is_main() else ():
-        _write(name, images, requests)
+        _write(cascade, name, images, requests)
 
 
-def _write(stage: str, images: np.ndarray, requests: Sequence[Request]) -> None:
-    write_pictures(epath.Path(_OUTPUT.value) / stage, images, requests)
+def _write(cascade: Cascade, stage: str, images: np.ndarray, requests: Sequence[Request]) -> None:
+    folder = epath.Path(_OUTPUT.value) / stage
+    write_pictures(folder, images, requests, conditions=cascade.conditions)
     logging.info("wrote %d pictures and grid.png to %s/%s", len(images), _OUTPUT.value, stage)
 
 
@@ -181,7 +182,7 @@ def _invert(cascade: Cascade, pictures: np.ndarray, asked: Wanted) -> None:
     if distributed.is_main():
         name = cascade.stages[0].name
         images = inverted.redrawn if inverted.edited is None else inverted.edited
-        _write(name, images, edited or asked.requests)
+        _write(cascade, name, images, edited or asked.requests)
         rows = inverted.rows()
         columns = len(rows) // len(pictures)
         write_png(epath.Path(_OUTPUT.value) / name / "inverted.png", grid(rows, columns))

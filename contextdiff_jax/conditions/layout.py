@@ -19,6 +19,7 @@ import numpy as np
 
 from contextdiff_jax.conditions.class_label import must_be_of
 from contextdiff_jax.conditions.condition import Batch, Condition, Given, Shapes
+from contextdiff_jax.conditions.layout_drawing import with_boxes
 from contextdiff_jax.conditions.layout_networks import LayoutTokens, ObjectTokens, Painted
 from contextdiff_jax.conditions.layout_tokens import VOCABULARY, layout_tokens
 from contextdiff_jax.data.boxes import (
@@ -148,6 +149,10 @@ class Layout(Condition):
             if box.name not in self.classes:
                 raise ValueError(f"{box.name!r} {must_be_of(box.name, self.classes)}")
         return found
+
+    def drawn_over(self, value: Any, picture: np.ndarray) -> np.ndarray:
+        """Returns the picture, enlarged where it is small, with boxes and their names over it."""
+        return with_boxes(picture, self.boxes(value) or ())
 
     def identities(self) -> dict[str, str]:
         """Returns which classes there are, in which order: an object's is a place in it."""
