@@ -6,7 +6,8 @@
 Presets for a laptop: layout.py:scenes is the 40 combinations of colour and shape of rendered scenes
 at 16x16, whose boxes are exact, without any download; layout.py:folder is a folder of photographs
 with boxes of COCO's things, or of those in --config.runs.base.task.classes, in the column "objects"
-(--config.data_path=PATH). layout.py:test is a few steps of scenes. The adapter needs an image
+(--config.data_path=PATH); layout.py:maps is a folder with segmentation maps instead, named in the
+column "mask", of CamVid's 12 classes. layout.py:test is a few steps of scenes. The adapter needs an image
 encoder: the pipeline trains a CLIP on the data's captions, or the names of its boxes, first.
 Without the adapter: --config.use_adapter=False.
 """
@@ -15,6 +16,7 @@ import dataclasses
 
 from contextdiff_jax import config as cfg
 from contextdiff_jax.conditions.layout import LayoutConfig
+from contextdiff_jax.conditions.layout_networks import MapConfig
 from contextdiff_jax.data.boxes import line_of
 from contextdiff_jax.data.config import COLOURS, SHAPES, DataConfig, ScenesConfig
 from contextdiff_jax.data.scenes import boxes, make_scene
@@ -24,8 +26,9 @@ from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
 from contextdiff_jax.tasks.layout_to_image import LayoutToImageConfig
+from contextdiff_jax.tasks.segmentation_to_image import SegmentationToImageConfig
 
-PRESETS = ("", "scenes", "folder", "test")
+PRESETS = ("", "scenes", "folder", "maps", "test")
 
 COCO = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
@@ -52,7 +55,7 @@ WIDTH = 64  # of the encoder and of what is learned of a layout, in the small pr
 
 def get_config(preset: str = ""):
     cfg.check_preset(preset, PRESETS)
-    config = {"": _coco, "folder": _folder}.get(preset, _scenes)()
+    config = {"": _coco, "folder": _folder, "maps": _maps}.get(preset, _scenes)()
     return cfg.to_config_dict(_short(config) if preset == "test" else config)
 
 
@@ -112,6 +115,29 @@ def _coco() -> cfg.Config:
 def _folder() -> cfg.Config:
     data = DataConfig(source="folder", resolution=32, boxes_field="objects", flip=True)
     return _config("folder", PHOTOGRAPHS, _small_runs(data, COCO, PHOTOGRAPHS, 30, steps=5000))
+
+
+def _maps() -> cfg.Config:
+    """No pictures at the end: a request names the file of a map. The preview shows the first data.
+
+    What is learned of maps has the sizes of that of boxes.
+    """
+    data = DataConfig(source="folder", resolution=32, flip=True)
+    runs = _small_runs(data, ("unread",), (), 1, steps=5000)
+    base = runs["base"].task
+    sizes = {f.name: getattr(base.layout, f.name) for f in dataclasses.fields(MapConfig)}
+    task = SegmentationToImageConfig(
+        labels=tuple(range(12)),
+        segmentation=MapConfig(**sizes),
+        **{
+            name: getattr(base, name)
+            for name in ("unet", "adapter", "diffusion", "sampler", "preview", "diagnose_every")
+        },
+    )
+    runs["base"] = dataclasses.replace(
+        runs["base"], task=task, data=dataclasses.replace(data, mask_field="mask")
+    )
+    return cfg.Config("layout_maps", pipeline=("clip", "base"), runs=runs)
 
 
 def _scenes() -> cfg.Config:

@@ -20,7 +20,12 @@ import numpy as np
 from contextdiff_jax.conditions.class_label import must_be_of
 from contextdiff_jax.conditions.condition import Batch, Condition, Given, Shapes
 from contextdiff_jax.conditions.layout_drawing import with_boxes
-from contextdiff_jax.conditions.layout_networks import LayoutTokens, ObjectTokens, Painted
+from contextdiff_jax.conditions.layout_networks import (
+    LayoutTokens,
+    MapConfig,
+    ObjectTokens,
+    Painted,
+)
 from contextdiff_jax.conditions.layout_tokens import VOCABULARY, layout_tokens
 from contextdiff_jax.data.boxes import (
     NO_BOXES,
@@ -39,50 +44,32 @@ from contextdiff_jax.system.scalars import shown
 MANY = "no usable boxes: more objects than the condition takes"
 UNKNOWN = "no usable boxes: of none of the classes"
 
-_POSITIVE = (
-    *("objects", "width", "heads", "adapter_width", "painted", "channels", "grid", "groups"),
-)
-
 
 @dataclasses.dataclass(frozen=True)
-class LayoutConfig:
-    """Sizes of what is learned of a layout.
+class LayoutConfig(MapConfig):
+    """Sizes of what is learned of a layout; see MapConfig for those of painted maps.
 
     objects: the most that one has. tokens: of the denoiser, one for each object or LDM's sequence.
-    width, layers, heads: of their transformer; the width is the denoiser's text_dim. map: whether
-    the denoiser sees painted boxes too, beside the noisy picture. painted: width of the classes'
-    painted vectors. adapter_width: of the adapter's tokens, its text_dim. grid: side of the map
-    that they are made of, a multiple of 4; there are (grid / 4)^2. channels, groups: of its ResNet
-    blocks, doubled twice.
+    layers, heads: of their transformer. map: whether the denoiser sees painted boxes too, beside
+    the noisy picture.
     """
 
     objects: int = dataclasses.field(default=30, metadata=most(1024))
     tokens: Literal["objects", "ldm"] = "objects"
-    width: int = dataclasses.field(default=512, metadata=most(2**14))
     layers: int = dataclasses.field(default=2, metadata=most(256))
     heads: int = dataclasses.field(default=8, metadata=most(1024))
     map: bool = True
-    painted: int = dataclasses.field(default=64, metadata=most(2**14))
-    adapter_width: int = dataclasses.field(default=512, metadata=most(2**14))
-    grid: int = dataclasses.field(default=32, metadata=most(256))
-    channels: int = dataclasses.field(default=128, metadata=most(2**12))
-    groups: int = dataclasses.field(default=32, metadata=most(2**14))
 
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
-        for key in _POSITIVE:
-            if getattr(self, key) < 1:
-                raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be at least 1")
-        if self.layers < 0:
-            raise ValueError(f"{where}.layers = {self.layers}: must be at least 0")
-        for key, of in (("heads", "width"), ("groups", "channels")):
-            if getattr(self, of) % getattr(self, key):
-                raise ValueError(
-                    f"{where}.{key} = {getattr(self, key)}: must divide {where}.{of} = "
-                    f"{getattr(self, of)}"
-                )
-        if self.grid % 4:
-            raise ValueError(f"{where}.grid = {self.grid}: must be a multiple of 4")
+        super().validate(where)
+        for key, least in (("objects", 1), ("heads", 1), ("layers", 0)):
+            if getattr(self, key) < least:
+                raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be at least {least}")
+        if self.width % self.heads:
+            raise ValueError(
+                f"{where}.heads = {self.heads}: must divide {where}.width = {self.width}"
+            )
 
     @property
     def transformer(self) -> LayoutTransformerConfig:
@@ -120,9 +107,7 @@ class Layout(Condition):
 
     @property
     def _adapter_tokens(self) -> LayoutTokens:
-        c = self.config
-        sizes = (c.adapter_width, c.painted, c.channels, c.grid, c.groups)
-        return LayoutTokens(len(self.classes), *sizes, self.dtype)
+        return LayoutTokens(len(self.classes), self.config, self.dtype)
 
     # -- host side ----------------------------------------------------------------------------
 
@@ -228,14 +213,14 @@ class Layout(Condition):
         return dataclasses.replace(self, for_adapter=False)
 
     def encode(self, params: Any, frozen: Mapping[str, Any], batch: Batch) -> Given:
-        """Returns tokens for both networks, and the denoiser's input "layout", the painted map."""
+        """Returns tokens for both networks, and the denoiser's input "condition_map", painted."""
         objects, own = _objects(batch), params["denoiser"]
         tokens = self._tokens.apply({"params": own["tokens"]}, *self._read(batch))
         ldm = self.config.tokens == "ldm"
         mask = jnp.ones(tokens.shape[:2], bool) if ldm else batch["layout_real"]
         inputs = {}
         if self.config.map:
-            inputs["layout"] = self._map.apply({"params": own["map"]}, *objects)
+            inputs["condition_map"] = self._map.apply({"params": own["map"]}, *objects)
         given = Given(batch["layout_present"], tokens, mask, inputs=inputs)
         if not self.for_adapter:
             return given

@@ -5,6 +5,7 @@ downwards) and real (B, N) bool, False for places that hold none. Nothing here d
 of the objects, and there may be none.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -17,11 +18,42 @@ from contextdiff_jax.networks import axes
 from contextdiff_jax.networks.blocks import ResBlock
 from contextdiff_jax.networks.layers import Conv, Dense, GroupNorm, LayerNorm
 from contextdiff_jax.networks.layout_transformer import TokenLayer
+from contextdiff_jax.system.limits import most
 
 PAINTED = 4
 """Channels of a painted map beside the classes' vectors: coverage, edge, x and y in the box."""
 
 _FREQUENCIES = 6  # of a corner's sinusoids, each twice the one before
+
+
+@dataclasses.dataclass(frozen=True)
+class MapConfig:
+    """Sizes of what is learned of a map of classes.
+
+    width: of the denoiser's tokens, its text_dim. painted: of the classes' painted vectors.
+    adapter_width: of the adapter's tokens, its text_dim. grid: side of the map that they are made
+    of, a multiple of 4; there are (grid / 4)^2. channels, groups: of its ResNet blocks, channels
+    doubled twice.
+    """
+
+    width: int = dataclasses.field(default=512, metadata=most(2**14))
+    painted: int = dataclasses.field(default=64, metadata=most(2**14))
+    adapter_width: int = dataclasses.field(default=512, metadata=most(2**14))
+    grid: int = dataclasses.field(default=32, metadata=most(256))
+    channels: int = dataclasses.field(default=128, metadata=most(2**12))
+    groups: int = dataclasses.field(default=32, metadata=most(2**14))
+
+    def validate(self, where: str) -> None:
+        """Raises ValueError naming the first key below `where` whose value is not allowed."""
+        for key in ("width", "painted", "adapter_width", "grid", "channels", "groups"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be at least 1")
+        if self.channels % self.groups:
+            raise ValueError(
+                f"{where}.groups = {self.groups}: must divide {where}.channels = {self.channels}"
+            )
+        if self.grid % 4:
+            raise ValueError(f"{where}.grid = {self.grid}: must be a multiple of 4")
 
 
 class ObjectTokens(nn.Module):
@@ -72,44 +104,54 @@ class Painted(nn.Module):
         return paint(vectors, boxes, real, self.side)
 
 
-class LayoutTokens(nn.Module):
-    """Tokens of a layout for the adapter: ResNet blocks over the painted boxes.
+class MapTokens(nn.Module):
+    """Tokens of a map for the adapter, by ResNet blocks at three scales.
 
     Attributes:
-      count: number of classes.
-      width: of the tokens.
-      painted: of the classes' vectors.
-      channels: of the first blocks, doubled twice.
-      grid: side of the painted map; there are (grid / 4)^2 tokens.
-      groups: of the norms.
+      config: sizes.
       dtype: compute dtype.
     """
 
-    count: int
-    width: int
-    painted: int = 64
-    channels: int = 128
-    grid: int = 32
-    groups: int = 32
+    config: MapConfig
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, classes: jax.Array, boxes: jax.Array, real: jax.Array) -> jax.Array:
-        """Returns the tokens (B, (grid / 4)^2, width) float32."""
-        h = Painted(self.count, self.painted, self.grid, name="painted")(classes, boxes, real)
-        h = Conv(self.channels, dtype=self.dtype, name="conv_in")(h)
+    def __call__(self, h: jax.Array) -> jax.Array:
+        """Maps (B, grid, grid, D) to tokens (B, (grid / 4)^2, adapter_width) float32."""
+        c = self.config
+        h = Conv(c.channels, dtype=self.dtype, name="conv_in")(h)
         for level, resample in enumerate((None, "down", "down")):
             for number in range(2):
                 h = ResBlock(
-                    self.channels * 2**level,
-                    self.groups,
+                    c.channels * 2**level,
+                    c.groups,
                     resample if number == 0 else None,
                     dtype=self.dtype,
                     name=f"res_{level}_{number}",
                 )(h)
-        h = GroupNorm(self.groups, name="norm")(h)
+        h = GroupNorm(c.groups, name="norm")(h)
         h = h.reshape(h.shape[0], -1, h.shape[-1])
-        return Dense(self.width, (axes.EMBED, axes.CONTEXT), name="project")(h)
+        return Dense(c.adapter_width, (axes.EMBED, axes.CONTEXT), name="project")(h)
+
+
+class LayoutTokens(nn.Module):
+    """Tokens of a layout for the adapter: those of its boxes, painted.
+
+    Attributes:
+      count: number of classes.
+      config: sizes.
+      dtype: compute dtype.
+    """
+
+    count: int
+    config: MapConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, classes: jax.Array, boxes: jax.Array, real: jax.Array) -> jax.Array:
+        """Returns the tokens (B, (grid / 4)^2, adapter_width) float32."""
+        painted = Painted(self.count, self.config.painted, self.config.grid, name="painted")
+        return MapTokens(self.config, self.dtype, name="blocks")(painted(classes, boxes, real))
 
 
 def paint(vectors: jax.Array, boxes: jax.Array, real: jax.Array, side: int) -> jax.Array:

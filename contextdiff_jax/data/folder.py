@@ -18,6 +18,7 @@ from contextdiff_jax.data.example import (
 )
 from contextdiff_jax.data.json_object import parse_object
 from contextdiff_jax.data.listed_files import NotReadable, read_listed, resolved
+from contextdiff_jax.data.segmentation import MASK_MISSING, MASK_UNUSABLE, NAME, read_mask
 from contextdiff_jax.system import buckets
 from contextdiff_jax.system.printable import printable
 
@@ -29,13 +30,14 @@ _NAME_SHOWN = 80  # characters
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A usable row: its line, and what it says. boxes: of the whole picture."""
+    """A usable row: its line, and what it says. boxes: of the whole picture. mask: its file."""
 
     number: int
     name: str
     captions: tuple[str, ...]
     notes: tuple[str, ...]
     boxes: Boxes | None
+    mask: str
 
 
 def _read_row(number: int, name: str, row: Mapping[str, Any], config: DataConfig) -> _Row:
@@ -46,7 +48,10 @@ def _read_row(number: int, name: str, row: Mapping[str, Any], config: DataConfig
     values = decode.caption_values(row, config.caption_fields)
     if boxes and not any(values):
         values = names_of(boxes)
-    return _Row(number, name, *decode.decode_captions(values, name), boxes)
+    mask = row.get(config.mask_field) if config.mask_field else ""
+    if not isinstance(mask, str):
+        raise DamagedSample(name, MASK_MISSING)
+    return _Row(number, name, *decode.decode_captions(values, name), boxes, mask)
 
 
 class FolderSource:
@@ -123,21 +128,34 @@ class FolderSource:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
-        config = self._config
-        row = self._rows[index]
-        name = row.name
+        config, row = self._config, self._rows[index]
+        data = self._read(row, row.name, decode.IMAGE_UNUSABLE)
+        with sample_at_fault(row.name):
+            picture, notes = decode.decode_sample(data, row.name, config)
+        example = Example(picture, row.captions, row.name, notes + row.notes)
+        return example if row.boxes is None and not row.mask else self._laid_out(example, row, data)
+
+    def _laid_out(self, example: Example, row: _Row, data: bytes) -> Example:
+        """Returns the example with its boxes and its segmentation map."""
+        config, maps, boxes = self._config, {}, None
+        mask = self._read(row, row.mask, MASK_UNUSABLE) if row.mask else b""
+        with sample_at_fault(row.name):
+            size = decode.upright_size(data)
+            if row.boxes is not None:
+                boxes = in_square(row.boxes, *size, config.resize_mode)
+            if row.mask:
+                square = read_mask(mask, row.name, size, config.resolution, config.resize_mode)
+                maps = {NAME: square}
+        return dataclasses.replace(example, boxes=boxes, maps=maps)
+
+    def _read(self, row: _Row, file: str, unusable: str) -> bytes:
+        """Returns the bytes of a file of a row. Raises DamagedSample, `unusable` and why."""
         try:
-            with buckets.explained(f"{self._root}/{name}", "be read"):
-                data = read_listed(self._root, name, decode.most_bytes(config.max_pixels))
+            with buckets.explained(f"{self._root}/{file}", "be read"):
+                return read_listed(self._root, file, decode.most_bytes(self._config.max_pixels))
         except NotReadable as error:
-            key = f"{name[:_NAME_SHOWN]} (line {row.number})"
-            raise DamagedSample(key, f"{decode.IMAGE_UNUSABLE}: {error.reason}") from error
-        with sample_at_fault(name):
-            picture, notes = decode.decode_sample(data, name, config)
-            boxes = row.boxes
-            if boxes is not None:
-                boxes = in_square(boxes, *decode.upright_size(data), config.resize_mode)
-        return Example(picture, row.captions, name, notes + row.notes, boxes=boxes)
+            key = f"{row.name[:_NAME_SHOWN]} (line {row.number})"
+            raise DamagedSample(key, f"{unusable}: {error.reason}") from error
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Returns the captions alone."""

@@ -96,7 +96,7 @@ def test_order_and_padding_change_nothing(encode):
     np.testing.assert_allclose(tokens[0, :2], tokens[1, 1::-1], atol=1e-5)
     assert given.mask.tolist() == [[True, True, False]] * 2 + [[True, False, False]]
     np.testing.assert_allclose(adapter[0], adapter[1], atol=1e-5)
-    layout = given.inputs["layout"]
+    layout = given.inputs["condition_map"]
     np.testing.assert_allclose(layout[0], layout[1], atol=1e-6)
     for part in (adapter, layout):  # and the second object is seen
         assert np.abs(part[0] - part[2]).max() > 1e-3
@@ -108,13 +108,13 @@ def test_no_object_is_a_layout_and_no_layout_is_none(encode):
     assert given.present.tolist() == [True, False, True]
     assert all(np.isfinite(part).all() for part in (given.adapter_tokens, given.tokens))
     assert not given.mask.any() and given.adapter_mask.all()
-    assert (given.inputs["layout"] == 0).all()
+    assert (given.inputs["condition_map"] == 0).all()
 
 
 def test_tokens_of_the_adapter_are_as_many_and_as_large_as_said():
     """About 12 M parameters at the default sizes: shared/reference, section D."""
     zeros = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2, 4)), jnp.ones((1, 2), bool)
-    module = LayoutTokens(100, 512)
+    module = LayoutTokens(100, LayoutConfig())
     shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *zeros))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert count / 1e6 == pytest.approx(12.2, abs=0.9)
