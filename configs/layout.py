@@ -7,8 +7,8 @@ Presets for a laptop: layout.py:scenes is the 40 combinations of colour and shap
 at 16x16, whose boxes are exact, without any download; layout.py:folder is a folder of photographs
 with boxes of COCO's things, or of those in --config.runs.base.task.classes, in the column "objects"
 (--config.data_path=PATH); layout.py:maps is a folder with segmentation maps instead, named in the
-column "mask", of CamVid's 12 classes. layout.py:test is a few steps of scenes. The adapter needs an image
-encoder: the pipeline trains a CLIP on the data's captions, or the names of its boxes, first.
+column "mask", of CamVid's 12 classes. layout.py:test is a few steps of scenes. The adapter needs an
+image encoder: the pipeline trains a CLIP on the data's captions, or the names of its boxes, first.
 Without the adapter: --config.use_adapter=False.
 """
 

@@ -9,6 +9,7 @@ What can be measured, by --what (several: with commas):
                 exports trained on scenes), beside the chance level
   boxes         is at every box of held-out layouts of scenes what they say (the default for
                 exports of layouts of scenes), beside the chance level
+  scene_fid     SceneFID: the Frechet distance of what is in boxes, for layouts of --data
   fid           Frechet distance to real images, CLIP score, precision and recall: one picture for
                 each of --count captions of --captions or --data
   fid30k        the same for 30,000 random captions of COCO val2014, prepared by TFDS
@@ -38,6 +39,7 @@ from contextdiff_jax.evaluation import (
     cost_of_stages,
     curves,
     prompt_following,
+    scene_fid,
     scores,
 )
 from contextdiff_jax.evaluation.evaluation import Evaluation, Settings, evaluate
@@ -48,6 +50,7 @@ from contextdiff_jax.system.suggestions import nearest
 PLANS = {
     "scenes": prompt_following.plan_scenes,
     "boxes": box_accuracy.plan_boxes,
+    "scene_fid": scene_fid.plan_scene_fid,
     "fid": scores.plan_fid,
     "fid30k": scores.plan_fid30k,
     "sweep": scores.plan_sweep,

@@ -85,6 +85,13 @@ class Condition:
         """
         return None
 
+    def adapter_places(self, value: Any) -> dict[str, list[int]] | None:
+        """Returns, by name, the places of the adapter's tokens of what a value says is where.
+
+        None where the condition says nothing of places.
+        """
+        return None
+
     # -- parameters ---------------------------------------------------------------------------
 
     def init(self, key: jax.Array) -> Any:

@@ -9,6 +9,7 @@ denoiser's null token and a map that says so; a layout without objects is anothe
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -139,6 +140,17 @@ class Layout(Condition):
         """Returns the picture, enlarged where it is small, with boxes and their names over it."""
         return with_boxes(picture, self.boxes(value) or ())
 
+    def adapter_places(self, value: Any) -> dict[str, list[int]]:
+        """Returns the tokens whose centres lie in each box, or the nearest; "dog 2" is a second."""
+        side = self.config.grid // 4
+        found: dict[str, list[int]] = {}
+        for number, box in enumerate(self.boxes(value) or ()):
+            x0, y0, x1, y1 = (corner * side for corner in box.corners)
+            rows, columns = _cells(y0, y1), _cells(x0, x1)
+            name = f"{box.name} {number + 1}" if box.name in found else box.name
+            found[name] = [row * side + column for row in rows for column in columns]
+        return found
+
     def identities(self) -> dict[str, str]:
         """Returns which classes there are, in which order: an object's is a place in it."""
         digest = hashlib.sha256("\n".join(self.classes).encode()).hexdigest()
@@ -235,6 +247,13 @@ class Layout(Condition):
 
 def _objects(batch: Batch) -> tuple[jax.Array, ...]:
     return batch["layout_classes"], batch["layout_boxes"], batch["layout_real"]
+
+
+def _cells(low: float, high: float) -> range:
+    """Returns the cells of a grid with centres between low and high, at least the middle's."""
+    found = range(math.ceil(low - 0.5), math.ceil(high - 0.5))
+    middle = int((low + high) / 2)
+    return found or range(middle, middle + 1)
 
 
 def _order(box: Box) -> tuple[str, tuple[float, ...]]:

@@ -137,6 +137,14 @@ def test_every_class_has_vectors_of_its_own():
     assert min(np.abs(tokens[i] - tokens[j]).max() for i in range(4) for j in range(i)) > 1e-3
 
 
+def test_an_objects_tokens_are_those_over_its_box():
+    """The adapter's tokens of a grid of 16 are 4 x 4."""
+    layout = dataclasses.replace(LAYOUT, config=dataclasses.replace(SIZES, grid=16))
+    found = layout.adapter_places("cat 0 0 0.5 0.25; dog 0.5 0.5 1 1; cat 0.26 0.99 0.3 1")
+    assert found == {"cat": [0, 1], "dog": [10, 11, 14, 15], "cat 3": [13]}
+    assert layout.adapter_places(";") == {}
+
+
 # -- what is refused ---------------------------------------------------------------------------
 
 
