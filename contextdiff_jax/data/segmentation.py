@@ -41,12 +41,9 @@ def read_mask(
         raise
     except Exception as error:
         raise DamagedSample(key, MASK_NOT_INDICES) from error
-    edges = (size, (min(size),) * 2, (max(size),) * 2)
-    width, height = edges[("stretch", "center_crop", "border").index(mode)]
-    columns, inside_columns = _centres(size[0], width, resolution)
-    rows, inside_rows = _centres(size[1], height, resolution)
-    square = values[rows][:, columns]
-    return np.where(inside_rows[:, None] & inside_columns, square, np.int32(NO_LABEL))
+    columns, rows = (_centres(length, size, resolution, mode) for length in size)
+    square = values[np.maximum(rows, 0)][:, np.maximum(columns, 0)]
+    return np.where((rows >= 0)[:, None] & (columns >= 0), square, np.int32(NO_LABEL))
 
 
 def _open(data: bytes, key: str) -> Image.Image:
@@ -62,11 +59,15 @@ def _open(data: bytes, key: str) -> Image.Image:
     return image
 
 
-def _centres(length: int, edge: int, resolution: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which pixel of `length` each of `resolution` shows, and whether there is one.
-
-    edge: pixels that the resolution spans, around the middle.
-    """
-    places = (length - edge) / 2 + (np.arange(resolution) + 0.5) * edge / resolution
-    inside = (places >= 0) & (places < length)
-    return np.clip(np.floor(places).astype(int), 0, length - 1), inside
+def _centres(length: int, size: tuple[int, int], resolution: int, mode: str) -> np.ndarray:
+    """Returns which pixel of a side each of `resolution` shows, -1 for a border's."""
+    inner, offset, start, edge = resolution, 0, 0.0, float(length)
+    if mode == "border":
+        inner = max(1, round(length * (resolution / max(size))))
+        offset = (resolution - inner) // 2
+    elif mode == "center_crop":
+        edge = min(size)
+        start = (length - edge) / 2
+    places = np.arange(resolution) - offset
+    pixels = np.floor(start + (places + 0.5) * edge / inner).astype(int)
+    return np.where((places >= 0) & (places < inner), np.clip(pixels, 0, length - 1), -1)

@@ -23,8 +23,8 @@ _BATCH = 16
 def choose_words(stage: Stage, prompts: Sequence[str], words: Sequence[str]) -> list[dict]:
     """Returns, for each prompt, {word: places of its tokens}; without words, its own.
 
-    Where prompts are layouts, the words are their objects. Raises ValueError for a stage without an adapter, an empty prompt, or a word that no prompt has
-    (or that is cut off).
+    Where prompts are layouts, the words are their objects. Raises ValueError for a stage without an
+    adapter, an empty prompt, or a word that no prompt has (or that is cut off).
     """
     if stage.task.adapter is None:
         raise ValueError(f"stage {stage.name!r} has no adapter, so there are no maps of it")
@@ -49,14 +49,12 @@ def choose_words(stage: Stage, prompts: Sequence[str], words: Sequence[str]) -> 
 
 def _objects(stage: Stage, prompts: Sequence[str], words: Sequence[str]) -> list[dict]:
     """Returns, for each layout, {object: places of its tokens}."""
-    [condition] = [each for each in stage.task.conditions if each.captioned]
-    found = [condition.adapter_places(prompt) for prompt in prompts]
+    captioned = [each for each in stage.task.conditions if each.captioned]
+    found = [each.adapter_places(prompt) for prompt in prompts for each in captioned[:1]] or [None]
     if None in found:
         raise ValueError(f"the adapter of stage {stage.name!r} reads no text, so no words")
     if words:
         raise ValueError(f"--word={words[0]}: not with layouts, whose objects are all shown")
-    if not all(found):
-        raise ValueError(f"prompt {prompts[found.index({})]!r} has no object")
     return found
 
 

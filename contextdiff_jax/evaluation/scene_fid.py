@@ -34,16 +34,23 @@ _RESAMPLING = Image.Resampling.BICUBIC
 def crops(pictures: Sequence[np.ndarray], layouts: Iterable[Sequence[Box]]) -> np.ndarray:
     """Returns what is in the boxes of pictures (H, W, 3) uint8, (n, SIDE, SIDE, 3) uint8, in order.
 
-    Corners are not rounded to pixels: bicubic, antialiased where it shrinks.
+    Corners are rounded to pixels, and a box has one pixel at least.
     """
     found = []
     for picture, boxes in zip(pictures, layouts, strict=True):
-        image = Image.fromarray(picture)
         for box in boxes:
-            sides = zip(box.corners, image.size * 2, strict=True)
-            area = tuple(value * length for value, length in sides)
-            found.append(np.asarray(image.resize((SIDE, SIDE), _RESAMPLING, box=area)))
+            rows, columns = (
+                _pixels(*box.corners[axis::2], length)
+                for axis, length in ((1, picture.shape[0]), (0, picture.shape[1]))
+            )
+            crop = Image.fromarray(np.ascontiguousarray(picture[rows, columns]))
+            found.append(np.asarray(crop.resize((SIDE, SIDE), _RESAMPLING)))
     return np.stack(found) if found else np.zeros((0, SIDE, SIDE, 3), np.uint8)
+
+
+def _pixels(low: float, high: float, length: int) -> slice:
+    start = min(round(low * length), length - 1)
+    return slice(start, max(round(high * length), start + 1))
 
 
 def plan_scene_fid(evaluation: Evaluation) -> Callable[[], Result]:
@@ -149,7 +156,7 @@ def _result(
         values={"scene_fid": distance.distance, "crops": drawn.count, "real crops": real.count},
         protocol={
             "features": network.identity.to_json(),
-            "crops": f"{SIDE} px, bicubic, not rounded to pixels",
+            "crops": f"rounded to pixels, bicubic to {SIDE} px",
             "pictures": pictures,
             "real": source.name,
             **evaluation.protocol(),
