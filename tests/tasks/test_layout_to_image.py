@@ -66,6 +66,7 @@ def moved(task):
     return jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape, np.float32), shapes)
 
 
+@pytest.mark.slow
 def test_only_the_rows_of_classes_that_are_there_get_a_gradient(make):
     batch = {"image": np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)}
     task = make()
