@@ -48,8 +48,8 @@ def random(shapes, seed=0):
 def test_paint_against_a_loop_over_subpixels():
     side, fine = 6, 20
     rng = np.random.default_rng(0)
-    corners = np.sort(rng.uniform(0, 1, (3, 2, 2)), axis=2)  # object, axis, low and high
-    boxes = np.round(corners.transpose(0, 2, 1).reshape(3, 4) * side * fine) / (side * fine)
+    # Two that overlap, in whole subpixels, and one that is not real.
+    boxes = np.array([[0.1, 0.1, 0.65, 0.7], [0.4, 0.35, 0.95, 0.9], [0.5, 0, 0.9, 0.8]])
     vectors = rng.standard_normal((3, 2)).astype(np.float32)
     painted = np.asarray(paint(vectors[None], boxes[None], np.array([[True, True, False]]), side))
     centres = (np.arange(side * fine) + 0.5) / (side * fine)
