@@ -47,7 +47,7 @@ def _read_row(number: int, name: str, row: Mapping[str, Any], config: DataConfig
         boxes = boxes_of_sample(row.get(config.boxes_field), name)
     values = decode.caption_values(row, config.caption_fields)
     if boxes and not any(values):
-        values = names_of(boxes)
+        values = [names_of(boxes)]
     mask = row.get(config.mask_field) if config.mask_field else ""
     if not isinstance(mask, str):
         raise DamagedSample(name, MASK_MISSING)

@@ -80,7 +80,7 @@ class TfdsSource:
         }
         values = decode.caption_values({**record, **names}, self._config.caption_fields)
         if boxes and not any(values):
-            values = names_of(boxes)
+            values = [names_of(boxes)]
         return decode.decode_captions(values, key)
 
 
@@ -124,7 +124,7 @@ def _box_names(
     where: str, features: dict[str, Any], config: DataConfig, tfds: Any
 ) -> Callable[[int], str]:
     """Returns label-to-name of the objects; DataError unless they have boxes and labels."""
-    inner = getattr(features.get(config.boxes_field), "feature", None)
+    inner: Any = getattr(features.get(config.boxes_field), "feature", None)
     objects = isinstance(inner, tfds.features.FeaturesDict)
     if not objects or not {"bbox", "label"} <= set(inner.keys()):
         raise DataError(
