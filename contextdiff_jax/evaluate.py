@@ -7,6 +7,9 @@
 What can be measured, by --what (several: with commas):
   scenes        do pictures of rendered scenes show what held-out prompts say (the default for
                 exports trained on scenes), beside the chance level
+  boxes         is at every box of held-out layouts of scenes what they say (the default for
+                exports of layouts of scenes), beside the chance level
+  scene_fid     SceneFID: the Frechet distance of what is in boxes, for layouts of --data
   fid           Frechet distance to real images, CLIP score, precision and recall: one picture for
                 each of --count captions of --captions or --data
   fid30k        the same for 30,000 random captions of COCO val2014, prepared by TFDS
@@ -32,9 +35,11 @@ from contextdiff_jax.arguments import existing_folder
 from contextdiff_jax.evaluation import (
     attention_maps,
     bits_per_dim,
+    box_accuracy,
     cost_of_stages,
     curves,
     prompt_following,
+    scene_fid,
     scores,
 )
 from contextdiff_jax.evaluation.evaluation import Evaluation, Settings, evaluate
@@ -44,6 +49,8 @@ from contextdiff_jax.system.suggestions import nearest
 
 PLANS = {
     "scenes": prompt_following.plan_scenes,
+    "boxes": box_accuracy.plan_boxes,
+    "scene_fid": scene_fid.plan_scene_fid,
     "fid": scores.plan_fid,
     "fid30k": scores.plan_fid30k,
     "sweep": scores.plan_sweep,
@@ -67,8 +74,8 @@ _AUGMENTATION = entry.define_augmentation()
 _COUNT = flags.DEFINE_integer(
     "count",
     None,
-    f"Samples, one per caption. By default {prompt_following.SCENES} for scenes, 30,000 for "
-    "fid30k, else all captions of a file, or up to 10,000 of a data source.",
+    f"Samples, one per caption. By default {prompt_following.SCENES} for scenes and boxes, "
+    "30,000 for fid30k, else all captions of a file, or up to 10,000 of a data source.",
     lower_bound=1,
     upper_bound=10**7,
 )
@@ -129,9 +136,10 @@ def main() -> None:
 
 
 def _default(settings: Settings) -> list[str]:
-    if Evaluation(settings, Watch()).trained_on.source != "scenes":
+    evaluation = Evaluation(settings, Watch())
+    if evaluation.trained_on.source != "scenes":
         raise ValueError(f"--what is missing: give some of {', '.join(PLANS)}")
-    return ["scenes"]
+    return [evaluation.config.runs[evaluation.stage].task.scenes_measure]
 
 
 def _settings() -> Settings:

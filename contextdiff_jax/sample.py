@@ -4,10 +4,10 @@
       --prompt="a red circle left of a blue square" --seed=1
 
 A request gives a value for each condition of the export: --prompt where that is text, --label where
-it is a class, and --requests=FILE for all, one a line: {"text": "a red circle"}. An empty prompt,
-or null in a file, leaves the condition out. The same seed gives the same picture whatever the batch
-size or the number of devices. What you leave out is taken from the export's config: its
-samples.seed, .batch_size and .augmentation, its samplers, its dtype.
+it is a class, --layout where it is boxes, and --requests=FILE for all, one a line:
+{"text": "a red circle"}. An empty prompt, or null in a file, leaves the condition out. The same seed
+gives the same picture whatever the batch size or the number of devices. What you leave out is taken
+from the export's config: its samples.seed, .batch_size and .augmentation, its samplers, its dtype.
 
 With --invert the first stage turns given pictures into noise, each under its own request, and draws
 them again from it, by DDIM:
@@ -44,6 +44,12 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for STAGE/NNNN.png and STA
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given again for more.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "A text file with one prompt per line.")
 _LABEL = flags.DEFINE_multi_string("label", [], "The name of a class; may be given again for more.")
+_LAYOUT = flags.DEFINE_multi_string(
+    "layout",
+    [],
+    "Boxes, each a class and its corners x0 y0 x1 y1 in sides of the picture, y downwards: "
+    '"red circle 0.1 0.1 0.5 0.5; blue square 0.5 0.5 0.9 0.9". May be given again for more.',
+)
 _REQUESTS = flags.DEFINE_string(
     "requests",
     None,
@@ -81,7 +87,8 @@ flags.mark_flags_as_required(["output"])
 
 def main() -> None:
     entry.join(_PROCESSES())
-    asked = wanted(_prompts(), _LABEL.value, _REQUESTS.value, _EDIT.value)
+    given = {"text": _prompts(), "label": _LABEL.value, "layout": _LAYOUT.value}
+    asked = wanted(given, _REQUESTS.value, _EDIT.value)
     _check_inversion(len(asked.requests))
     published = _MODEL.check(
         _EXPORT.value, augmentation=_AUGMENTATION.value, invert=_INVERT.value or None
@@ -121,11 +128,12 @@ def _draw(cascade: Cascade, requests: Sequence[Request]) -> None:
         augmentation=_AUGMENTATION.value,
     )
     for name, images in drawn.items() if distributed.is_main() else ():
-        _write(name, images, requests)
+        _write(cascade, name, images, requests)
 
 
-def _write(stage: str, images: np.ndarray, requests: Sequence[Request]) -> None:
-    write_pictures(epath.Path(_OUTPUT.value) / stage, images, requests)
+def _write(cascade: Cascade, stage: str, images: np.ndarray, requests: Sequence[Request]) -> None:
+    folder = epath.Path(_OUTPUT.value) / stage
+    write_pictures(folder, images, requests, conditions=cascade.conditions)
     logging.info("wrote %d pictures and grid.png to %s/%s", len(images), _OUTPUT.value, stage)
 
 
@@ -173,7 +181,7 @@ def _invert(cascade: Cascade, pictures: np.ndarray, asked: Wanted) -> None:
     if distributed.is_main():
         name = cascade.stages[0].name
         images = inverted.redrawn if inverted.edited is None else inverted.edited
-        _write(name, images, edited or asked.requests)
+        _write(cascade, name, images, edited or asked.requests)
         rows = inverted.rows()
         columns = len(rows) // len(pictures)
         write_png(epath.Path(_OUTPUT.value) / name / "inverted.png", grid(rows, columns))

@@ -78,6 +78,20 @@ class Condition:
         """Returns the shapes of what a training batch holds of it."""
         return {}
 
+    def drawn_over(self, value: Any, picture: np.ndarray) -> np.ndarray | None:
+        """Returns a picture uint8 (H, W, 3), perhaps larger, with what a value says drawn over it.
+
+        None where the condition says nothing of places. The size depends on the picture's alone.
+        """
+        return None
+
+    def adapter_places(self, value: Any) -> dict[str, list[int]] | None:
+        """Returns, by name, the places of the adapter's tokens of what a value says is where.
+
+        None where the condition says nothing of places.
+        """
+        return None
+
     # -- parameters ---------------------------------------------------------------------------
 
     def init(self, key: jax.Array) -> Any:

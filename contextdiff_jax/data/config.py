@@ -76,6 +76,13 @@ class DataConfig:
         name of its class.
     caption_template: what is made of every caption, which takes the place of "{}" in it
         ("a photo of a {}" for class names); empty leaves captions as they are.
+    boxes_field: the column of a folder, or the feature of a TFDS data set ("objects"), that holds
+        boxes with names (docs/layout.md); empty reads none. Scenes always have theirs. A sample
+        whose boxes are not usable is skipped, and counted. Where one has boxes and no caption,
+        their names are its caption ("boat, dog").
+    mask_field: the column of a folder that names the file of a segmentation map, a PNG of numbers
+        of classes as large as the upright picture; empty reads none. One that is not usable costs
+        its sample, which is counted.
     image_field: the image feature of a TFDS data set.
     shuffle: a new order every epoch; False keeps the source's order.
     flip: mirror every second picture at random. Not for captions with left and right in them.
@@ -103,6 +110,8 @@ class DataConfig:
     min_original_side: int = 0
     caption_fields: tuple[str, ...] = ()
     caption_template: str = ""
+    boxes_field: str = ""
+    mask_field: str = ""
     image_field: str = "image"
     shuffle: bool = True
     flip: bool = False
@@ -152,6 +161,16 @@ class DataConfig:
             raise ValueError(
                 f"{where}.split = {self.split!r}: must be {DataConfig.split!r}, shards have no "
                 "splits; give the shards by path"
+            )
+        if self.boxes_field and self.source not in ("folder", "tfds"):
+            raise ValueError(
+                f"{where}.boxes_field = {self.boxes_field!r}: must be empty, source "
+                f"{self.source!r} reads no column of boxes"
+            )
+        if self.mask_field and self.source != "folder":
+            raise ValueError(
+                f"{where}.mask_field = {self.mask_field!r}: must be empty, source {self.source!r} "
+                "reads no column of masks"
             )
         if self.caption_template and self.caption_template.count("{}") != 1:
             raise ValueError(

@@ -59,6 +59,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SWAPPING = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}  # width and height
 # PIL warns of what max_pixels decides about.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -233,6 +234,14 @@ def _band_to_rgb(band: Image.Image, sixteen: bool) -> Image.Image:
         white = Image.new("RGBA", rgba.size, (*_WHITE, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return band.convert("RGB")
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Returns width and height, orientation undone, of what `decode_image` has decoded."""
+    image = open_image(data)
+    width, height = image.size
+    turn, _ = _orientation(image)
+    return (height, width) if turn in _SWAPPING else (width, height)
 
 
 def to_square(

@@ -50,6 +50,8 @@ class Example:
     the source. notes: what had to be repaired to use it, one phrase each.
     maps: what else lies over the picture, (R, R, ...) each, by name; it is mirrored with it, and
     its name is that of its array in a batch. The same names in every sample of a source.
+    boxes: what is where in it (data/boxes.py), () for nothing; None where the source does not say.
+    mirrored: captions of the mirrored picture, one for each; () where they are the same.
     """
 
     image: np.ndarray
@@ -57,6 +59,8 @@ class Example:
     key: str
     notes: tuple[str, ...] = ()
     maps: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    boxes: tuple[Any, ...] | None = None
+    mirrored: tuple[str, ...] = ()
 
 
 class Source(Protocol):

@@ -1,10 +1,13 @@
 """A folder of image files with a metadata.jsonl (the Hugging Face `imagefolder` convention)."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from contextdiff_jax.data import decode
+from contextdiff_jax.data.boxes import Boxes, boxes_of_sample, in_square, names_of
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import (
     DamagedSample,
@@ -15,6 +18,7 @@ from contextdiff_jax.data.example import (
 )
 from contextdiff_jax.data.json_object import parse_object
 from contextdiff_jax.data.listed_files import NotReadable, read_listed, resolved
+from contextdiff_jax.data.segmentation import MASK_MISSING, MASK_UNUSABLE, NAME, read_mask
 from contextdiff_jax.system import buckets
 from contextdiff_jax.system.printable import printable
 
@@ -24,15 +28,41 @@ NO_FILE_NAME = "no file_name in its row"
 _NAME_SHOWN = 80  # characters
 
 
-class FolderSource:
-    """One sample per row of metadata.jsonl: `file_name`, and captions in a column.
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """A usable row: its line, and what it says. boxes: of the whole picture. mask: its file."""
 
-    Rows of another split (column `split`) are not samples. Rows without file name or caption
-    are counted in `report`, by their key or line. A file name is relative to the folder and stays
-    inside it (no ".."); links are followed while they do, so copy a folder of links to elsewhere,
-    such as a snapshot in the Hugging Face cache, with `cp -rL`. A name of anything but a regular
-    file inside is a damaged sample. Raises DataError if there is no metadata.jsonl, or it is no
-    such file, the split has no rows, or no usable row is left.
+    number: int
+    name: str
+    captions: tuple[str, ...]
+    notes: tuple[str, ...]
+    boxes: Boxes | None
+    mask: str
+
+
+def _read_row(number: int, name: str, row: Mapping[str, Any], config: DataConfig) -> _Row:
+    """Returns what a row says. Raises DamagedSample."""
+    boxes = None
+    if config.boxes_field:
+        boxes = boxes_of_sample(row.get(config.boxes_field), name)
+    values = decode.caption_values(row, config.caption_fields)
+    if boxes and not any(values):
+        values = [names_of(boxes)]
+    mask = row.get(config.mask_field) if config.mask_field else ""
+    if not isinstance(mask, str):
+        raise DamagedSample(name, MASK_MISSING)
+    return _Row(number, name, *decode.decode_captions(values, name), boxes, mask)
+
+
+class FolderSource:
+    """One sample per row of metadata.jsonl: `file_name`, captions in a column, boxes in another.
+
+    Rows of another split (column `split`) are not samples. Rows without file name or caption, or
+    with boxes that are not usable, are counted in `report`, by their key or line. A file name is
+    relative to the folder and stays inside it (no ".."); links are followed while they do, so copy
+    a folder of links to elsewhere, such as a snapshot in the Hugging Face cache, with `cp -rL`. A
+    name of anything but a regular file inside is a damaged sample. Raises DataError if there is no
+    metadata.jsonl, or it is no such file, the split has no rows, or no usable row is left.
     """
 
     def __init__(self, config: DataConfig, report: SkipReport):
@@ -41,7 +71,7 @@ class FolderSource:
             self._folder = _find(epath.Path(config.path), config.split)
             self._root = resolved(self._folder)
         self.name = f"folder {self._folder}"
-        self._rows: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = []
+        self._rows: list[_Row] = []
         for number, row in self._rows_of_split(report):
             name = row.get("file_name")
             if not isinstance(name, str) or not name.strip():
@@ -49,8 +79,7 @@ class FolderSource:
                 continue
             try:
                 with sample_at_fault(name):
-                    values = decode.caption_values(row, config.caption_fields)
-                    self._rows.append((number, name, *decode.decode_captions(values, name)))
+                    self._rows.append(_read_row(number, name, row, config))
             except DamagedSample as damaged:
                 report.skip(damaged.reason, name)
         if not self._rows:
@@ -99,21 +128,38 @@ class FolderSource:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
-        config = self._config
-        number, name, captions, repaired = self._rows[index]
+        config, row = self._config, self._rows[index]
+        data = self._read(row, row.name, decode.IMAGE_UNUSABLE)
+        with sample_at_fault(row.name):
+            picture, notes = decode.decode_sample(data, row.name, config)
+        example = Example(picture, row.captions, row.name, notes + row.notes)
+        return example if row.boxes is None and not row.mask else self._laid_out(example, row, data)
+
+    def _laid_out(self, example: Example, row: _Row, data: bytes) -> Example:
+        """Returns the example with its boxes and its segmentation map."""
+        config, maps, boxes = self._config, {}, None
+        mask = self._read(row, row.mask, MASK_UNUSABLE) if row.mask else b""
+        with sample_at_fault(row.name):
+            size = decode.upright_size(data)
+            if row.boxes is not None:
+                boxes = in_square(row.boxes, *size, config.resize_mode)
+            if row.mask:
+                square = read_mask(mask, row.name, size, config.resolution, config.resize_mode)
+                maps = {NAME: square}
+        return dataclasses.replace(example, boxes=boxes, maps=maps)
+
+    def _read(self, row: _Row, file: str, unusable: str) -> bytes:
+        """Returns the bytes of a file of a row. Raises DamagedSample, `unusable` and why."""
         try:
-            with buckets.explained(f"{self._root}/{name}", "be read"):
-                data = read_listed(self._root, name, decode.most_bytes(config.max_pixels))
+            with buckets.explained(f"{self._root}/{file}", "be read"):
+                return read_listed(self._root, file, decode.most_bytes(self._config.max_pixels))
         except NotReadable as error:
-            row = f"{name[:_NAME_SHOWN]} (line {number})"
-            raise DamagedSample(row, f"{decode.IMAGE_UNUSABLE}: {error.reason}") from error
-        with sample_at_fault(name):
-            picture, notes = decode.decode_sample(data, name, config)
-        return Example(picture, captions, name, notes + repaired)
+            key = f"{row.name[:_NAME_SHOWN]} (line {row.number})"
+            raise DamagedSample(key, f"{unusable}: {error.reason}") from error
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Returns the captions alone."""
-        return self._rows[index][2]
+        return self._rows[index].captions
 
 
 def _find(folder: epath.Path, split: str) -> epath.Path:

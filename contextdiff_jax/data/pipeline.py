@@ -113,12 +113,13 @@ class Stream:
 
     def _drawn(self, position: int, index: int, example: Example, damaged: tuple) -> Loaded:
         """Draws the caption and the mirroring of this position."""
-        spatial, caption = {"image": example.image, **example.maps}, example.captions[0]
-        if len(example.captions) > 1:
-            choice = self._random("caption", position).integers(len(example.captions))
-            caption = example.captions[choice]
+        spatial, captions = {"image": example.image, **example.maps}, example.captions
         if self._flip and self._random("flip", position).integers(2):
             spatial = {name: array[:, ::-1] for name, array in spatial.items()}
+            captions = example.mirrored or captions
+        caption = captions[0]
+        if len(captions) > 1:
+            caption = captions[self._random("caption", position).integers(len(captions))]
         record = Record(index, example.key, example.notes, damaged)
         return Loaded(spatial.pop("image"), caption, record, spatial)
 

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from contextdiff_jax.data.boxes import Box, Boxes
 from contextdiff_jax.data.config import COLOURS, SCENE_SPLITS, SHAPES, DataConfig, ScenesConfig
 from contextdiff_jax.data.example import Example
-from contextdiff_jax.data.scenes_drawing import PALETTE, draw
+from contextdiff_jax.data.scenes_drawing import PALETTE, box_of, draw
 
 CELLS = (
     *("at the top left", "at the top", "at the top right"),
@@ -78,7 +79,8 @@ class ScenesSource:
     def __getitem__(self, index: int) -> Example:
         scene = self.scene(index)
         key = f"{self._config.split}/{index}"
-        return Example(render(scene, self._config.resolution), (scene.caption,), key)
+        picture = render(scene, self._config.resolution)
+        return Example(picture, (scene.caption,), key, boxes=boxes(scene))
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Returns the caption alone."""
@@ -89,6 +91,14 @@ class ScenesSource:
         if not 0 <= index < _NUMBER:
             raise IndexError(f"scene {index} of {_NUMBER}")
         return make_scene(self._config.scenes, self._config.split, index)
+
+
+def boxes(scene: Scene) -> Boxes:
+    """Returns the exact box of each object; its name is colour and shape, "red circle"."""
+    return tuple(
+        Box(f"{thing.colour} {thing.shape}", box_of(thing.shape, *thing.centre, thing.radius))
+        for thing in scene.things
+    )
 
 
 def render(scene: Scene, side: int) -> np.ndarray:

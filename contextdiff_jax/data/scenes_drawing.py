@@ -52,6 +52,21 @@ _DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "cross": _cross,
 }
 
+# Left, top, right, bottom of the shape of radius 1, y downwards.
+_EXTENTS = {
+    "circle": (-1.0, -1.0, 1.0, 1.0),
+    "square": (-0.88, -0.88, 0.88, 0.88),
+    "triangle": (-1.1, -1.0, 1.1, 1.0),
+    "diamond": (-REACH, -REACH, REACH, REACH),
+    "cross": (-1.08, -1.08, 1.08, 1.08),
+}
+
+
+def box_of(shape: str, x: float, y: float, radius: float) -> tuple[float, float, float, float]:
+    """Returns the corners x0, y0, x1, y1 of the smallest box around a shape, in its units."""
+    left, top, right, bottom = (radius * value for value in _EXTENTS[shape])
+    return x + left, y + top, x + right, y + bottom
+
 
 def coverage(
     shape: str, centre_x: float, centre_y: float, radius: float, columns: range, rows: range

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from contextdiff_jax.data import decode
+from contextdiff_jax.data.boxes import Boxes, boxes_of_sample, in_square, names_of
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DataError, Example, sample_at_fault
 
@@ -13,6 +14,7 @@ class TfdsSource:
 
     records: random access to dicts of features, the image still encoded.
     class_names: for features that are class labels, label to name; the name is the caption.
+    box_name: label to name of an object in config.boxes_field; None where none are read.
     """
 
     def __init__(
@@ -20,11 +22,13 @@ class TfdsSource:
         records: Sequence[Mapping[str, Any]],
         config: DataConfig,
         class_names: Mapping[str, Callable[[int], str]],
+        box_name: Callable[[int], str] | None = None,
     ):
         self.name = f"tfds {config.path} ({config.split})"
         self._records = records
         self._config = config
         self._class_names = class_names
+        self._box_name = box_name
         if not len(records):
             raise DataError(f"no sample in {self.name}")
 
@@ -35,22 +39,38 @@ class TfdsSource:
         config, key = self._config, self._key(index)
         record = self._records[index]
         with sample_at_fault(key):
-            captions, repaired = self._captions(record, key)
+            boxes = self._boxes(record, key)
+            captions, repaired = self._captions(record, key, boxes)
             encoded = record[config.image_field]
             picture, notes = decode.decode_sample(encoded, key, config)
-            return Example(picture, captions, key, notes + repaired)
+            if boxes is not None:
+                boxes = in_square(boxes, *decode.upright_size(encoded), config.resize_mode)
+            return Example(picture, captions, key, notes + repaired, boxes=boxes)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Returns the captions alone (the record is read whole)."""
         record, key = self._records[index], self._key(index)
         with sample_at_fault(key):
-            return self._captions(record, key)[0]
+            return self._captions(record, key, self._boxes(record, key))[0]
 
     def _key(self, index: int) -> str:
         return f"{self._config.path}/{self._config.split}/{index}"
 
+    def _boxes(self, record: Mapping[str, Any], key: str) -> Boxes | None:
+        """Returns the boxes; TFDS has corners as y0, x0, y1, x1 in sides."""
+        if self._box_name is None:
+            return None
+        objects = record[self._config.boxes_field]
+        corners = [[float(value) for value in box] for box in objects["bbox"]]
+        names = [self._box_name(int(label)) for label in objects["label"]]
+        rows = [
+            {"name": name, "box": [x0, y0, x1, y1]}
+            for name, (y0, x0, y1, x1) in zip(names, corners, strict=True)
+        ]
+        return boxes_of_sample(rows, key)
+
     def _captions(
-        self, record: Mapping[str, Any], key: str
+        self, record: Mapping[str, Any], key: str, boxes: Boxes | None = None
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         labels = {field: int(record[field]) for field in self._class_names}
         # -1 is TFDS's mark of a sample without a label, and as an index the last class.
@@ -59,6 +79,8 @@ class TfdsSource:
             for field, label in labels.items()
         }
         values = decode.caption_values({**record, **names}, self._config.caption_fields)
+        if boxes and not any(values):
+            values = [names_of(boxes)]
         return decode.decode_captions(values, key)
 
 
@@ -92,7 +114,24 @@ def open_tfds(config: DataConfig) -> TfdsSource:
         )
     except (ValueError, NotImplementedError) as error:
         raise DataError(f"{where} cannot be read: {_first_line(error)}") from error
-    return TfdsSource(records, config, class_names)
+    box_name = None
+    if config.boxes_field:
+        box_name = _box_names(where, dict(builder.info.features), config, tfds)
+    return TfdsSource(records, config, class_names, box_name)
+
+
+def _box_names(
+    where: str, features: dict[str, Any], config: DataConfig, tfds: Any
+) -> Callable[[int], str]:
+    """Returns label-to-name of the objects; DataError unless they have boxes and labels."""
+    inner: Any = getattr(features.get(config.boxes_field), "feature", None)
+    objects = isinstance(inner, tfds.features.FeaturesDict)
+    if not objects or not {"bbox", "label"} <= set(inner.keys()):
+        raise DataError(
+            f"data.boxes_field = {config.boxes_field!r}: must be a sequence of objects with bbox "
+            f"and label of {where}, it has {', '.join(sorted(features))}"
+        )
+    return inner["label"].int2str
 
 
 def _check_features(
@@ -106,7 +145,8 @@ def _check_features(
         )
     fields = config.caption_fields or ("captions", "caption", "text")
     present = [field for field in fields if field.split("/")[0] in features]
-    if not present or (config.caption_fields and len(present) < len(fields)):
+    named = config.boxes_field and not config.caption_fields  # their names stand for captions
+    if not (present or named) or (config.caption_fields and len(present) < len(fields)):
         raise DataError(
             f"data.caption_fields = {config.caption_fields!r}: not all in {where}, it has {known}"
         )

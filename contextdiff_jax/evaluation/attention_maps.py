@@ -23,14 +23,14 @@ _BATCH = 16
 def choose_words(stage: Stage, prompts: Sequence[str], words: Sequence[str]) -> list[dict]:
     """Returns, for each prompt, {word: places of its tokens}; without words, its own.
 
-    Raises ValueError for a stage without an adapter, an empty prompt, or a word that no prompt has
-    (or that is cut off).
+    Where prompts are layouts, the words are their objects. Raises ValueError for a stage without an
+    adapter, an empty prompt, or a word that no prompt has (or that is cut off).
     """
     if stage.task.adapter is None:
         raise ValueError(f"stage {stage.name!r} has no adapter, so there are no maps of it")
     tokenizer = stage.task.adapter_tokenizer
     if tokenizer is None:
-        raise ValueError(f"the adapter of stage {stage.name!r} reads no text, so no words")
+        return _objects(stage, prompts, words)
     chosen = []
     for prompt in prompts:
         spans = tokenizer.spans(prompt)
@@ -45,6 +45,17 @@ def choose_words(stage: Stage, prompts: Sequence[str], words: Sequence[str]) -> 
             f"word {lost[0]!r}: no prompt has it within its {tokenizer.max_length} tokens"
         )
     return chosen
+
+
+def _objects(stage: Stage, prompts: Sequence[str], words: Sequence[str]) -> list[dict]:
+    """Returns, for each layout, {object: places of its tokens}."""
+    captioned = [each for each in stage.task.conditions if each.captioned]
+    found = [each.adapter_places(prompt) for prompt in prompts for each in captioned[:1]] or [None]
+    if None in found:
+        raise ValueError(f"the adapter of stage {stage.name!r} reads no text, so no words")
+    if words:
+        raise ValueError(f"--word={words[0]}: not with layouts, whose objects are all shown")
+    return found
 
 
 def attention_maps(stage: Stage, pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:

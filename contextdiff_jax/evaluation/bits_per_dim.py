@@ -201,6 +201,7 @@ def _evaluate(
     filled = numbered + numbered[-1:] * (size - len(numbered))
     index = np.array([number for number, _ in filled], np.int64)
     batch = {"image": np.stack([example.image for _, example in filled])}
+    batch |= {name: np.stack([each.maps[name] for _, each in filled]) for name in filled[0][1].maps}
     captions = [example.captions[0] for _, example in filled]
     batch |= stage.task.collate(captions)
     sharding = batch_sharding(stage.mesh)

@@ -1,12 +1,13 @@
 """Requests from the command line: flags for pictures of one condition, a file for all."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from contextdiff_jax.conditions.requests import Asked, Request, check_requests, names, of_captions
 from contextdiff_jax.generation.request_files import read_requests
 
-_FLAGS = {"text": "--prompt", "label": "--label"}  # by the condition that they are values of
+FLAGS = {"text": "--prompt", "label": "--label", "layout": "--layout"}
+"""By the condition that they are values of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +33,12 @@ class Wanted:
         if not self.file:
             [name], known = self.requests[0], names(conditions)
             if known != [name]:
-                flag = _FLAGS.get(known[0]) if len(known) == 1 else None
+                flag = FLAGS.get(known[0]) if len(known) == 1 else None
                 raise ValueError(
-                    f"{_FLAGS[name]} gives {name!r}, this export's pictures are of "
+                    f"{FLAGS[name]} gives {name!r}, this export's pictures are of "
                     f"{' and '.join(known) or 'no condition'}: give {flag or '--requests=FILE'}"
                 )
-            where = f"{_FLAGS[name]} number"
+            where = f"{FLAGS[name]} number"
         check_requests(self.requests, conditions, where)
         check_requests(self.edited(conditions), conditions, "--edit number")
 
@@ -50,22 +51,21 @@ class Wanted:
 
 
 def wanted(
-    prompts: Sequence[str], labels: Sequence[str], file: str | None, edits: Sequence[str] = ()
+    given: Mapping[str, Sequence[str]], file: str | None, edits: Sequence[str] = ()
 ) -> Wanted:
-    """Returns what the flags ask for; one of --prompt, --label and --requests must be given.
+    """Returns what the flags ask for; one of those of FLAGS and --requests must be given.
 
-    Raises ValueError where none is, or several are, and as `read_requests` does.
+    given: values by condition. Raises ValueError where none is, or several are, and as
+    `read_requests` does.
     """
-    given = {
-        "--prompt": [{"text": prompt} for prompt in prompts],
-        "--label": [{"label": label} for label in labels],
-        "--requests": [] if file is None else read_requests(file, "requests"),
-    }
-    used = [flag for flag, requests in given.items() if requests]
+    requests = {FLAGS[name]: [{name: value} for value in values] for name, values in given.items()}
+    requests["--requests"] = [] if file is None else read_requests(file, "requests")
+    used = [flag for flag, found in requests.items() if found]
     if not used:
         raise ValueError(
-            "no requests: give --prompt=TEXT, --prompts=FILE, --label=NAME or --requests=FILE"
+            "no requests: give --prompt=TEXT, --prompts=FILE, --label=NAME, --layout=BOXES or "
+            "--requests=FILE"
         )
     if len(used) > 1:
         raise ValueError(f"{' and '.join(used)} are given: must be one of them")
-    return Wanted(given[used[0]], tuple(edits), file or "")
+    return Wanted(requests[used[0]], tuple(edits), file or "")

@@ -81,11 +81,13 @@ class TaskConfig:
     reads_text: whether `data.embeddings` may stand for its text encoders.
     conditions: of its pictures: each the condition itself, or its type where the config alone does
         not make it. None: they are known only once the task is built.
+    scenes_measure: what evaluate.py measures of it, where it is trained on rendered scenes.
     """
 
     draws: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
     conditions: ClassVar[tuple[Condition | type[Condition], ...] | None] = None
+    scenes_measure: ClassVar[str] = "scenes"
 
     # -- before it is built -------------------------------------------------------------------
 

@@ -293,7 +293,7 @@ MISTAKES = [
         "--repeat=2: not with --invert",
     ),
     ("sample", [*EXPORT, "--prompt=a\nb"], "--prompt='a\\nb': must be one line"),
-    ("sample", [*EXPORT], "no requests: give --prompt=TEXT, --prompts=FILE, --label=NAME or --req"),
+    ("sample", [*EXPORT], "no requests: give --prompt=TEXT, --prompts=FILE, --label=NAME, --lay"),
     (
         "main",
         ["--config=configs/emoji.py:cpu", "--workdir={tmp}/w", "--config.data_path=**"],

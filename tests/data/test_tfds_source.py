@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from contextdiff_jax.data import decode
+from contextdiff_jax.data.boxes import Box
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, DataError
 from contextdiff_jax.data.sources import open_source
@@ -30,6 +31,12 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
             "label": tfds.features.ClassLabel(names=["cat", "dog"]),
             "captions": captions,
             "objects": {"title": tfds.features.Text()},
+            "things": tfds.features.Sequence(
+                {
+                    "bbox": tfds.features.BBoxFeature(),
+                    "label": tfds.features.ClassLabel(names=["car", "dog"]),
+                }
+            ),
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -40,8 +47,10 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
         for i in range(6):
             captions = [{"text": f"one {i}", "id": 1}, {"text": f"two {i}", "id": 2}]
             image = np.full((20, 30, 3), 40 * i, np.uint8)
+            box = tfds.features.BBox(ymin=0.0, xmin=0.5, ymax=1.0, xmax=0.75)
+            things = [{"bbox": box, "label": 1}] * (i % 3)
             row = {"image": image, "label": i % 2, "objects": {"title": f"title {i}"}}
-            yield i, {**row, "captions": captions}
+            yield i, {**row, "captions": captions, "things": things}
 
 Tiny(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
 """
@@ -104,6 +113,20 @@ def test_caption_fields(prepared):
         assert nested.captions(i) == (f"one {number}", f"two {number}", ("cat", "dog")[number % 2])
 
 
+def test_objects_become_boxes_with_names(prepared):
+    """The picture is 30 x 20, so that the crop takes a sixth from each side."""
+    source = open_tfds(config_for(prepared, boxes_field="things"))
+    for i in range(6):
+        example = source[i]
+        number = example.image[0, 0, 0] // 40
+        assert len(example.boxes) == number % 3
+        for box in example.boxes:
+            assert box.name == "dog"
+            np.testing.assert_allclose(box.corners, (0.5, 0, 0.875, 1), atol=1e-6)
+    with pytest.raises(DataError, match="boxes_field = 'label': must be a sequence of objects"):
+        open_tfds(config_for(prepared, boxes_field="label"))
+
+
 def test_class_names_in_a_template(prepared):
     options = {"caption_fields": ("label",), "caption_template": "a photo of a {}"}
     source = open_source(config_for(prepared, **options))
@@ -149,6 +172,18 @@ def test_adapter_on_plain_records(picture_bytes):
         assert (caught.value.key, caught.value.reason) == (f"tiny/train/{index}", reason)
     with pytest.raises(DataError, match="no sample in tfds tiny"):
         TfdsSource([], config_for(""), {})
+
+
+def test_names_of_boxes_stand_for_captions(picture_bytes):
+    objects = {"bbox": np.array([[0, 0, 0.5, 1], [0, 0, 1, 1]]), "label": np.array([1, 0])}
+    bad = {"bbox": np.array([[0, 0, 0.5, 1.5]]), "label": np.array([1])}
+    records = [{"image": picture_bytes(10), "things": each} for each in (objects, bad)]
+    names = ("car", "dog").__getitem__
+    source = TfdsSource(records, config_for("", boxes_field="things"), {}, names)
+    assert source.captions(0) == source[0].captions == ("dog, car",)
+    assert source[0].boxes[0] == Box("dog", (0, 0, 1, 0.5))
+    with pytest.raises(DamagedSample, match="a corner outside the picture"):
+        source[1]
 
 
 def test_a_sample_without_a_label_has_no_caption(picture_bytes):

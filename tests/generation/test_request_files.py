@@ -97,10 +97,11 @@ def test_files_that_hold_none_or_too_many(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "conditions", "sentence"),
     [
-        ({"prompts": ["a"]}, (Label,), "--prompt gives 'text', this .* of label: give --label$"),
-        ({"labels": ["a"]}, (Text, LowResolution), "--label .* of text: give --prompt$"),
-        ({"prompts": ["a"]}, (Text, Label), "of text and label: give --requests=FILE$"),
-        ({"prompts": ["a"]}, (), "of no condition: give --requests=FILE$"),
+        ({"text": ["a"]}, (Label,), "--prompt gives 'text', this .* of label: give --label$"),
+        ({"label": ["a"]}, (Text, LowResolution), "--label .* of text: give --prompt$"),
+        ({"layout": [";"]}, (Text,), "--layout gives 'layout', this .* of text: give --prompt$"),
+        ({"text": ["a"]}, (Text, Label), "of text and label: give --requests=FILE$"),
+        ({"text": ["a"]}, (), "of no condition: give --requests=FILE$"),
         ({"file": True}, (Label,), r"^--requests=.*: line 1 names 'text': must name label"),
         (
             {"file": True},
@@ -110,9 +111,8 @@ def test_files_that_hold_none_or_too_many(tmp_path, monkeypatch):
     ],
 )
 def test_flags_for_other_conditions_are_refused(flags, conditions, sentence, tmp_path):
-    if "file" in flags:
-        flags = {"file": str(written(tmp_path, '{"text": "a"}'))}
-    asked = wanted(**{"prompts": [], "labels": [], "file": None} | flags)
+    file = str(written(tmp_path, '{"text": "a"}')) if "file" in flags else None
+    asked = wanted({} if file else flags, file)
     asked.check(None)  # not known yet
     with pytest.raises(ValueError, match=sentence):
         asked.check(conditions)
@@ -120,16 +120,16 @@ def test_flags_for_other_conditions_are_refused(flags, conditions, sentence, tmp
 
 def test_flags_that_say_nothing_or_two_things(tmp_path):
     with pytest.raises(ValueError, match="no requests: give --prompt"):
-        wanted([], [], None)
+        wanted({"text": [], "label": []}, None)
     with pytest.raises(ValueError, match="--prompt and --label are given: must be one of them"):
-        wanted(["a"], ["b"], None)
+        wanted({"text": ["a"], "label": ["b"]}, None)
     file = str(written(tmp_path, '{"text": "a"}'))
     with pytest.raises(ValueError, match="--prompt and --requests are given"):
-        wanted(["a"], [], file)
+        wanted({"text": ["a"]}, file)
 
 
 def test_edits_are_other_values_of_the_captioned_condition():
-    asked = wanted([], ["a", "b"], None, ["c", "d"])
+    asked = wanted({"label": ["a", "b"]}, None, ["c", "d"])
     asked.check((Label,))
     assert asked.edited((Label,)) == [{"label": "c"}, {"label": "d"}]
-    assert wanted(["a"], [], None).edited((Text,)) == []
+    assert wanted({"text": ["a"]}, None).edited((Text,)) == []

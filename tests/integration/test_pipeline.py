@@ -216,7 +216,7 @@ def test_a_bfloat16_export_draws_nearly_the_same(quickstart, run, tmp_path):
             2,
             "stage 'base' cannot invert pictures by sampler ddpm with eta 0: must be ddim",
         ),
-        ("sample", [], 2, "no requests: give --prompt=TEXT, --prompts=FILE, --label=NAME or "),
+        ("sample", [], 2, "no requests: give --prompt=TEXT, --prompts=FILE, --label=NAME, --lay"),
     ],
 )
 def test_sampling_refuses_in_one_sentence(module, flags, code, sentence, quickstart, run, tmp_path):
