@@ -5,9 +5,10 @@
 
 A request gives a value for each condition of the export: --prompt where that is text, --label where
 it is a class, --layout where it is boxes, and --requests=FILE for all, one a line:
-{"text": "a red circle"}. An empty prompt, or null in a file, leaves the condition out. The same seed
-gives the same picture whatever the batch size or the number of devices. What you leave out is taken
-from the export's config: its samples.seed, .batch_size and .augmentation, its samplers, its dtype.
+{"text": "a red circle"}. An empty prompt, or null in a file, leaves the condition out. The same
+seed gives the same picture whatever the batch size or the number of devices. What you leave out is
+taken from the export's config: its samples.seed, .batch_size and .augmentation, its samplers, its
+dtype.
 
 With --invert the first stage turns given pictures into noise, each under its own request, and draws
 them again from it, by DDIM:
