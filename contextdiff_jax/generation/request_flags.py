@@ -58,7 +58,9 @@ def wanted(
     given: values by condition. Raises ValueError where none is, or several are, and as
     `read_requests` does.
     """
-    requests = {FLAGS[name]: [{name: value} for value in values] for name, values in given.items()}
+    requests: dict[str, list[Any]] = {
+        FLAGS[name]: [{name: value} for value in values] for name, values in given.items()
+    }
     requests["--requests"] = [] if file is None else read_requests(file, "requests")
     used = [flag for flag, found in requests.items() if found]
     if not used:
