@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from contextdiff_jax.conditions.requests import Asked, Request, check_requests, names, of_captions
 from contextdiff_jax.generation.request_files import read_requests
