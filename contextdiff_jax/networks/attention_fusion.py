@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from contextdiff_jax.networks.attention_masks import site_mask
 
 SOURCE, EDIT = 0, 1  # rows of a frame
 
@@ -88,17 +89,6 @@ jax.tree_util.register_dataclass(
     ["self_on", "heat", "threshold", "projection", "alpha", "equalizer", "weight"],
     ["rows", "side", "finest"],
 )
-
-
-def site_mask(heat: jax.Array, threshold: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Returns where the heat (F, m, n), brought to a size, is above a share of its maximum, bool.
-
-    Resized to the nearest as torch does it: output i reads input floor(i m / size).
-    """
-    for axis, length in ((1, size[0]), (2, size[1])):
-        taken = np.arange(length) * heat.shape[axis] // length
-        heat = jnp.take(heat, taken, axis=axis)
-    return heat > threshold * heat.max((1, 2), keepdims=True)
 
 
 def fused_attention(

@@ -54,8 +54,7 @@ FAMILIES = {
 def table_of(keys):
     """By hand: 0 is the first frame, negative numbers are relative."""
     named = {0: lambda f: 0, "mid": lambda f: 3, "last": lambda f: 7}
-    rows = [[named.get(k, lambda f, k=k: max(f + k, 0))(f) for k in keys] for f in range(FRAMES)]
-    return rows
+    return [[named.get(k, lambda f, k=k: max(f + k, 0))(f) for k in keys] for f in range(FRAMES)]
 
 
 def folded(x):
