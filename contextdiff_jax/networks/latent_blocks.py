@@ -147,7 +147,7 @@ class SiteAttention(nn.Module):
     use_bias: bool = False
     out_init: Initializer = lecun
     out_bias_init: Initializer = zeros
-    keys_from: tuple[str | int, ...] = ()
+    keys_from: tuple[str, ...] = ()
     frames: int = 1
     kept: tuple[str, ...] = ()
     dtype: Any = jnp.float32

@@ -5,12 +5,14 @@ al. 2023 (Tune-A-Video), Qi et al. 2023 (FateZero), Zhao et al. 2023 (ControlVid
 """
 
 import dataclasses
+import re
 from typing import Literal
 
 import numpy as np
 
 from contextdiff_jax.networks.config_checks import check_choice, check_positive
 
+_OFFSET = re.compile(r"[+-]?\d{1,4}")
 _NAMED = ("previous", "first", "mid", "last")
 
 
@@ -22,8 +24,8 @@ class VideoConfig:
       frames: of every clip. They are folded into the batch, the frame first: row f * R + r is frame
         f of clip r of R, so that all rows of a frame share a device.
       keys_from: frames whose positions self-attention attends to, for each frame: "previous",
-        "first", "mid", "last", or an offset from the frame itself, cut off at the ends. () is the
-        frame alone.
+        "first", "mid", "last", or an offset from the frame itself such as "-2", cut off at the
+        ends. () is the frame alone.
       least_width: self-attention of narrower tokens attends to the frame alone.
       temporal: where each position attends to itself in all frames: after the MLP (Tune-A-Video,
         FateZero), or beside self-attention (ControlVideo; not in the middle); None is nowhere.
@@ -37,7 +39,7 @@ class VideoConfig:
     """
 
     frames: int = 8
-    keys_from: tuple[str | int, ...] = ("previous", "first")
+    keys_from: tuple[str, ...] = ("previous", "first")
     least_width: int = 0
     temporal: Literal["after_feedforward", "parallel"] | None = "after_feedforward"
     temporal_conv: Literal["full", "lora"] | None = None
@@ -55,7 +57,7 @@ class VideoConfig:
         """Frames that share the statistics of a norm."""
         return self.frames if self.norm == "joint" else 1
 
-    def attended(self, width: int) -> tuple[str | int, ...]:
+    def attended(self, width: int) -> tuple[str, ...]:
         """Returns keys_from for tokens of a width."""
         return self.keys_from if width >= self.least_width else ()
 
@@ -66,21 +68,21 @@ class VideoConfig:
         check_choice(self, where, "temporal_conv", ("full", "lora", None))
         check_choice(self, where, "norm", ("joint", "frame"))
         for name in self.keys_from:
-            if name not in _NAMED and (isinstance(name, bool) or not isinstance(name, int)):
+            if name not in _NAMED and not _OFFSET.fullmatch(name):
                 raise ValueError(
                     f"{where}.keys_from has {name!r}: {', '.join(_NAMED)} or whole numbers are "
                     "allowed."
                 )
 
 
-def frame_table(keys_from: tuple[str | int, ...], frames: int) -> np.ndarray:
+def frame_table(keys_from: tuple[str, ...], frames: int) -> np.ndarray:
     """Returns which frames each frame attends to, int32 (frames, len(keys_from))."""
     own = np.arange(frames)
     fixed = {"first": 0, "mid": (frames - 1) // 2, "last": frames - 1}
     columns = []
     for name in keys_from:
-        offset = -1 if name == "previous" else name
-        column = np.full(frames, fixed[name]) if name in fixed else own + offset
+        offset = "-1" if name == "previous" else name
+        column = np.full(frames, fixed[name]) if name in fixed else own + int(offset)
         columns.append(np.clip(column, 0, frames - 1))
     return np.stack(columns, axis=1).astype(np.int32)
 

@@ -44,7 +44,7 @@ FAMILIES = {
         ("UNet3DConditionModel", "3D"),
     ),
     "full convolutions": (
-        VideoConfig(FRAMES, (-2, "last"), temporal=None, temporal_conv="full", norm="frame"),
+        VideoConfig(FRAMES, ("-2", "last"), temporal=None, temporal_conv="full", norm="frame"),
         {"keys": [-2, "last"], "conv": "full", "joint": False},
         ("UNetPseudo3DConditionModel", "Pseudo3D"),
     ),
@@ -196,8 +196,8 @@ def load_config(family):
     ("keys", "table"),
     [
         (("previous", "first"), [[0, 0], [0, 0], [1, 0], [2, 0]]),
-        (("mid", "last", 1), [[1, 3, 1], [1, 3, 2], [1, 3, 3], [1, 3, 3]]),
-        ((-2, -1, 0), [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]]),
+        (("mid", "last", "1"), [[1, 3, 1], [1, 3, 2], [1, 3, 3], [1, 3, 3]]),
+        (("-2", "-1", "0"), [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]]),
     ],
 )
 def test_frames_attended(keys, table):

@@ -90,7 +90,7 @@ def test_guidance_leads_away_from_the_row_without_condition():
     expected = sample(
         *(PLAIN, lambda x, t, keep: jnp.full_like(x, 0.3), None, (2,), SAMPLER), x_init=X0
     )
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 def test_a_blend_sees_the_source_at_the_same_time():
