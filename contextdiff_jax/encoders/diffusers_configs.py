@@ -20,7 +20,7 @@ from contextdiff_jax.system.limits import check_limits
 from contextdiff_jax.system.scalars import read_scalar, shown
 
 _UNET = "UNet2DConditionModel"
-_OF_CLIPS = ("UNet3DConditionModel", "UNetPseudo3DConditionModel")  # Tune-A-Video, FateZero
+OF_CLIPS = ("UNet3DConditionModel", "UNetPseudo3DConditionModel")  # Tune-A-Video, FateZero
 _KINDS = {"AutoencoderKL": "kl", "VQModel": "vq"}
 _TINY = "AutoencoderTiny"
 
@@ -125,7 +125,7 @@ def read_unet_config(folder: os.PathLike, clips: bool = False) -> LatentUNetConf
     Raises FileNotFoundError where config.json is missing, and ValueError, naming the key, where
     it is no JSON, of another class, or says what LatentUNet does not have.
     """
-    values, where = _read(folder, (_UNET, *(_OF_CLIPS if clips else ())))
+    values, where = _read(folder, (_UNET, *(OF_CLIPS if clips else ())))
     values = _of_pictures(values) if clips else values
     check_fixed(_UNET_FIXED, values, where)
     fields = read_fields(_UNET_FIELDS, _without_null(values, "sample_size"), where)

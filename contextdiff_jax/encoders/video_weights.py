@@ -13,12 +13,22 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from contextdiff_jax.encoders.diffusers_configs import read_unet_config
+from contextdiff_jax.encoders.diffusers_configs import (
+    OF_CLIPS,
+    read_unet_config,
+    unet_config_json,
+)
 from contextdiff_jax.encoders.diffusers_names import squeezed, unet_table
 from contextdiff_jax.encoders.latent_weights import STEM, abstract_unet, init_unet
 from contextdiff_jax.encoders.local_folder import local_folder
-from contextdiff_jax.encoders.name_map import Entry, to_params
-from contextdiff_jax.encoders.tensor_files import VARIANTS, Tensor, listed, open_folder
+from contextdiff_jax.encoders.name_map import Entry, from_params, to_params
+from contextdiff_jax.encoders.tensor_files import (
+    VARIANTS,
+    Tensor,
+    listed,
+    open_folder,
+    write_folder,
+)
 from contextdiff_jax.networks.latent_config import LatentUNetConfig
 from contextdiff_jax.networks.video_config import VideoConfig
 
@@ -69,6 +79,19 @@ def fresh_parts(params: Any, config: LatentUNetConfig, video: VideoConfig, seed:
     begun = traverse_util.flatten_dict(init_unet(config, video, seed), sep="/")
     own = traverse_util.flatten_dict(params, sep="/")
     return _nested({path: own.get(path, leaf) for path, leaf in begun.items()})
+
+
+def save_video_unet_folder(
+    folder: str | pathlib.Path, config: LatentUNetConfig, video: VideoConfig, params: Any
+) -> None:
+    """Writes config.json and weights (float32) under Tune-A-Video's names, for load_video_unet.
+
+    Raises ValueError where `params` do not fit.
+    """
+    abstract = abstract_unet(config, video)
+    tensors = from_params(unet_table(abstract, len(config.channels)), abstract, params)
+    description = unet_config_json(config) | {"_class_name": OF_CLIPS[0]}
+    write_folder(folder, description, tensors, STEM)
 
 
 def _fresh(table: list[Entry], tensors: Mapping[str, Tensor], where: str) -> set[str]:

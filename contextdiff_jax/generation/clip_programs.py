@@ -97,11 +97,11 @@ class ClipNetwork:
 
         batch: of `collate` for one request, the source's.
         """
-        space = self._space(frozen)
+        space = self.space(frozen)
         x0 = space.encode(frames)
         if self.config.invert_from:
             x0 = x0 + self.config.invert_from * jax.random.normal(key, x0.shape)
-        text, null = self._text(frozen, batch)
+        text, null = self.text(frozen, batch)
         told = text if self.config.invert_prompt == "source" else null
 
         def denoise(x, t, keep):
@@ -123,7 +123,7 @@ class ClipNetwork:
         batches: of the source's request and of the edit's. path, maps: of `invert`. arrays: of a
         PromptEdit; None without fusion.
         """
-        (source, _), (text, null) = (self._text(frozen, batch) for batch in batches)
+        (source, _), (text, null) = (self.text(frozen, batch) for batch in batches)
         contexts = {SOURCE: source, EDIT: text, NULL: null}
         fusion = self.config.fusion
         controls = None if fusion is None else self._controls(arrays, maps)
@@ -152,7 +152,7 @@ class ClipNetwork:
             fused=fused,
             blend=blend,
         )
-        return self._space(frozen).decode(x0), x0
+        return self.space(frozen).decode(x0), x0
 
     def coverage(self, maps: jax.Array, words: jax.Array) -> jax.Array:
         """Returns the share of each frame that may change, by fused step, (n, F)."""
@@ -161,10 +161,11 @@ class ClipNetwork:
         mask = jax.vmap(lambda each: site_mask(each, fusion.threshold, self.mask_size))(heat)
         return mask.mean((2, 3))[: fusion.fused_steps(len(self.times) - 1)]
 
-    def _space(self, frozen: Any) -> Any:
+    def space(self, frozen: Any) -> Any:
+        """Returns the space of the latents with its parameters."""
         return self.task.space.bind({"stage": frozen[self.task.first_stage.identity]})
 
-    def _text(self, frozen: Any, batch: Arrays) -> tuple[jax.Array, jax.Array]:
+    def text(self, frozen: Any, batch: Arrays) -> tuple[jax.Array, jax.Array]:
         """Returns the tokens (1, L, D) of the prompt, and of the one for no condition."""
         [condition] = self.task.conditions
         given = condition.encode({}, frozen, batch)

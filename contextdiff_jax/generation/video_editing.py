@@ -1,6 +1,7 @@
 """Edits of a clip by a folder of Stable Diffusion: one inversion, many prompts.
 
     FOLDER/manifest.json         what the edits are of: weights, clip, prompts, config, seed
+    FOLDER/tuned/                the U-Net that was tuned on the clip, where it was: for --tuned
     FOLDER/source/               the clip as it was read: frames, clip.webp
     FOLDER/NN/frames/000.png     the edit of prompt NN, frame by frame
     FOLDER/NN/clip.webp          lossless; clip.mp4 where PyAV is, clip.gif where asked for
@@ -24,7 +25,7 @@ from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.data.video_files import available, write_mp4
 from contextdiff_jax.encoders.latent_weights import abstract_unet
 from contextdiff_jax.encoders.video_weights import fresh_parts, load_video_unet
-from contextdiff_jax.generation import manifest, stable_diffusion
+from contextdiff_jax.generation import clip_tuning, manifest, stable_diffusion
 from contextdiff_jax.generation.cascade import Placed, Stage
 from contextdiff_jax.generation.clip_programs import ClipNetwork
 from contextdiff_jax.generation.editing_config import EditingConfig
@@ -203,6 +204,7 @@ def edit_clip(
     missing = [place for place in places if not (place / EDIT_FILE).exists()]
     if not missing:
         return places
+    editor = _tuned(editor, wanted, folder / clip_tuning.FOLDER, seed, watch)
     write_frames(folder / "source" / "frames", wanted.clip.frames)
     write_webp(folder / "source" / "clip.webp", wanted.clip.frames, wanted.clip.fps)
     with phase(f"inverting {config.clip.count} frames in {config.num_steps} steps"):
@@ -218,6 +220,23 @@ def edit_clip(
         _say_what_is_odd(frames, coverage, wanted.clip, config)
         _write(place, frames, coverage, wanted, prompt, config)
     return places
+
+
+def _tuned(editor: Editor, wanted: Wanted, folder: epath.Path, seed: int, watch: Watch) -> Editor:
+    """Returns the editor with the weights tuned on the clip, where the config asks for that."""
+    config, stage = editor.config, editor.stage
+    if not config.tuning.steps:
+        return editor
+    if (folder / "config.json").exists():  # written last
+        params = _inflated(stage, config, str(folder), seed)
+    else:
+        batch = stage.task.collate_requests([{"text": wanted.source}])
+        tuning = clip_tuning.Tuning(
+            editor.network, stage.params, stage.frozen, wanted.clip, batch, stage.mesh
+        )
+        with phase(f"tuning on the clip, {config.tuning.steps} steps"):
+            params = clip_tuning.tune(tuning, folder, seed, watch)
+    return Editor(dataclasses.replace(stage, params=params), config)
 
 
 def _say_what_is_odd(

@@ -164,7 +164,7 @@ def test_where_nothing_may_change_the_edit_is_the_source(edits, tmp_path, caplog
     frames, coverage = copying.edit((path, maps), SOURCE, TARGET)
     assert not np.any(coverage)
     # The last step is outside the blend's open interval: it starts from the source's state.
-    space = editor.network._space(editor.stage.frozen)
+    space = editor.network.space(editor.stage.frozen)
     whole = np.asarray(space.decode(path[-1]))
     assert np.abs(frames / 127.5 - 1 - whole).mean() < 0.2 * np.abs(whole).mean()
     video_editing._say_what_is_odd(PIXELS, coverage, CLIP, config)
