@@ -133,25 +133,26 @@ class SiteAttention(nn.Module):
     Attributes:
       heads: number of heads; must divide the input width.
       use_bias: whether the projections of queries, keys and values have biases.
-      out_init, out_bias_init: initializers of the output projection.
-      keys_from, frames: frames whose tokens are attended to, of clips of so many; () is the frame
-        alone. See video_config.VideoConfig.
+      out_init: initializer of the output projection's kernel.
       kept: names of sites that keep their weights (B, heads, Q, K) float32 in the collection
         ATTENTION; these compute attention plainly.
       dtype: compute dtype.
       implementation: of the attention, see dot_product_attention. With "cudnn", heads wider than
         128, which it does not have, take "xla".
+      out_bias_init: initializer of the output projection's bias.
+      keys_from, frames: frames whose tokens are attended to, of clips of so many; () is the frame
+        alone. See video_config.VideoConfig.
     """
 
     heads: int
     use_bias: bool = False
     out_init: Initializer = lecun
-    out_bias_init: Initializer = zeros
-    keys_from: tuple[str, ...] = ()
-    frames: int = 1
     kept: tuple[str, ...] = ()
     dtype: Any = jnp.float32
     implementation: Implementation = "auto"
+    out_bias_init: Initializer = zeros
+    keys_from: tuple[str, ...] = ()
+    frames: int = 1
 
     @nn.compact
     def __call__(

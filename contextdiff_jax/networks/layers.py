@@ -46,16 +46,17 @@ class Dense(nn.Module):
       features: output width.
       axes: logical names of the kernel's (input, output) axes.
       use_bias: whether a bias is added.
-      kernel_init, bias_init: initializers.
+      kernel_init: initializer of the kernel.
       dtype: compute dtype, also that of the output.
+      bias_init: initializer of the bias.
     """
 
     features: int
     axes: tuple[str, str]
     use_bias: bool = True
     kernel_init: Initializer = lecun
-    bias_init: Initializer = zeros
     dtype: Any = jnp.float32
+    bias_init: Initializer = zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
