@@ -3,8 +3,12 @@
   python -m contextdiff_jax.edit --config=configs/video_editing.py:fatezero --model=FOLDER ...
 
 Methods: per_frame inverts and edits every frame by itself; fatezero (the default) takes attention
-over from the source, without tuning; tune_a_video tunes the inflated U-Net on the clip first.
+over from the source, without tuning; tune_a_video tunes the inflated U-Net on the clip first, and
+fatezero_tuned and contextdiff take over attention as well; contextdiff has the context-aware
+adapter, for which --image_encoder gives a CLIP.
 """
+
+import dataclasses
 
 from contextdiff_jax import config as cfg
 from contextdiff_jax.data.clips import ClipConfig
@@ -14,9 +18,10 @@ from contextdiff_jax.generation.editing_config import (
     TuningConfig,
     editing_config_dict,
 )
+from contextdiff_jax.networks.config import AdapterConfig
 from contextdiff_jax.networks.video_config import VideoConfig, tune_a_video
 
-PRESETS = ("", "per_frame", "fatezero", "tune_a_video", "fatezero_tuned")
+PRESETS = ("", "per_frame", "fatezero", "tune_a_video", "fatezero_tuned", "contextdiff")
 
 
 def get_config(preset: str = ""):
@@ -56,4 +61,18 @@ def _fatezero_tuned() -> EditingConfig:
             trainable=("**/query", "**/temporal", "**/*_temporal"),
         ),
         fusion=FusionConfig(),
+    )
+
+
+def _contextdiff() -> EditingConfig:
+    """As the paper: the adapter tuned beside, 20 steps, the bias in inversion and drawing."""
+    config = _fatezero_tuned()
+    trainable = (*config.tuning.trainable, "adapter")
+    return dataclasses.replace(
+        config,
+        name="contextdiff",
+        clip=ClipConfig(stride=2),
+        tuning=dataclasses.replace(config.tuning, trainable=trainable),
+        num_steps=20,
+        adapter=AdapterConfig(patch_size=4),
     )

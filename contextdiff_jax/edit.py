@@ -28,6 +28,9 @@ _MODEL = flags.DEFINE_string("model", None, "Folder of Stable Diffusion 1.x or 2
 _TUNED = flags.DEFINE_string(
     "tuned", None, "Folder of a U-Net that was tuned on the clip, in the place of --model's."
 )
+_IMAGE = flags.DEFINE_string(
+    "image_encoder", None, "Folder of CLIP, which a config with an adapter needs."
+)
 _CLIP = flags.DEFINE_string("clip", None, "Folder of frames, or a video file.")
 _SOURCE = flags.DEFINE_string("source_prompt", None, "What the clip shows.")
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "What it is to show; may be given again.")
@@ -42,13 +45,14 @@ def main() -> None:
     wanted = _unread()
     wanted.check()
     existing_folder(_MODEL.value, "model")
-    if _TUNED.value is not None:
-        existing_folder(_TUNED.value, "tuned")
+    for flag, folder in (("tuned", _TUNED.value), ("image_encoder", _IMAGE.value)):
+        if folder is not None:
+            existing_folder(folder, flag)
     _read(config, 8, 8)  # the clip's mistakes come before the weights
     entry.join(_PROCESSES())
     entry.check_writable(_OUTPUT.value, "output")
     notices.doing("loading the model")
-    editor = open_editor(_MODEL.value, config, _TUNED.value, _SEED.value)
+    editor = open_editor(_MODEL.value, config, _TUNED.value, _SEED.value, _IMAGE.value)
     height, width, _ = editor.stage.task.space.image_shape
     wanted = Wanted(_read(config, height, width), wanted.source, wanted.prompts)
     notices.doing("editing")

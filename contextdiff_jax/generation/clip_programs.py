@@ -20,6 +20,8 @@ from contextdiff_jax.networks.latent_blocks import ATTENTION
 from contextdiff_jax.networks.latent_unet import LatentUNet, attention_sites
 from contextdiff_jax.sampling.inversion import observed_inversion
 from contextdiff_jax.sampling.lockstep import EDIT, NULL, SOURCE, NoBlend, edit
+from contextdiff_jax.spaces.pixels import from_uint8
+from contextdiff_jax.tasks.clip_adapter import ClipAdapter, fit_colours
 from contextdiff_jax.tasks.latent_text_to_image import LatentTextToImage
 
 Arrays = Mapping[str, Any]
@@ -30,16 +32,28 @@ class ClipNetwork:
     """The U-Net of a task for the frames of one clip, and how it is asked.
 
     task: of a folder of Stable Diffusion. config: of the edit. times: int32 (T + 1,), falling.
+    adapter: biases both ways, each by its own prompt; None is plain diffusion.
+
+    The programs take params {"denoiser": ..., "adapter": ...}, and frozen: the task's, and with an
+    adapter CLIP's parameters and the fit of the clip's colours.
     """
 
     task: LatentTextToImage
     config: EditingConfig
     times: np.ndarray
+    adapter: ClipAdapter | None = None
 
-    @property
-    def process(self) -> Process:
-        """Plain diffusion: the folder has no adapter."""
-        return Process(self.task.schedule, self.task.config.prediction, None, None)
+    def process(self, params: Any, frozen: Any, text: jax.Array, batch: Arrays) -> Process:
+        """Returns the process under a prompt: its tokens (1, L, D), and its batch."""
+        relation = None
+        if self.adapter is not None:
+            mask = jnp.asarray(batch["text_mask"])
+            relation = self.adapter.relation(params["adapter"], frozen, text, mask)
+        return Process(self.task.schedule, self.task.config.prediction, relation, None)
+
+    def colours(self, frozen: Any, frames: jax.Array) -> jax.Array:
+        """Returns the fit of the colours of frames uint8 (F, H, W, 3), see tasks/clip_adapter."""
+        return fit_colours(self.space(frozen).encode(frames), from_uint8(frames))
 
     @functools.cached_property
     def kept(self) -> tuple[str, ...]:
@@ -81,7 +95,7 @@ class ClipNetwork:
         denoiser = self.task.denoiser
         module = LatentUNet(denoiser.config, denoiser.dtype, self.kept, self.config.inflation)
         predicted, seen = module.apply(
-            {"params": params}, x, t, context, fusion=fusion, mutable=[ATTENTION]
+            {"params": params["denoiser"]}, x, t, context, fusion=fusion, mutable=[ATTENTION]
         )
         if not self.kept:
             return predicted, ()
@@ -107,7 +121,8 @@ class ClipNetwork:
         def denoise(x, t, keep):
             return self.predict(params, x, t, (told,))
 
-        return observed_inversion(self.process, denoise, x0, self.times)
+        process = self.process(params, frozen, text, batch)
+        return observed_inversion(process, denoise, x0, self.times)
 
     def edit(
         self,
@@ -143,7 +158,7 @@ class ClipNetwork:
             blend = LatentBlend(fusion, self.mask_size, len(self.times) - 1, maps, arrays)
         fused = 0 if fusion is None else fusion.fused_steps(len(self.times) - 1)
         x0 = edit(
-            self.process,
+            self.process(params, frozen, text, batches[1]),
             predict,
             path,
             self.times,

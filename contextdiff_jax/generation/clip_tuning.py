@@ -10,7 +10,9 @@ from absl import logging
 from etils import epath
 
 from contextdiff_jax.data.clips import Clip
+from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.encoders.video_weights import save_video_unet_folder
+from contextdiff_jax.generation.adapter_file import save_adapter
 from contextdiff_jax.generation.clip_programs import ClipNetwork
 from contextdiff_jax.generation.editing_config import TuningConfig
 from contextdiff_jax.networks.latent_unet import LatentUNet
@@ -19,6 +21,7 @@ from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding
 from contextdiff_jax.system.interruption import Interrupted, Vote, Watch
 from contextdiff_jax.system.progress import Progress, duration
+from contextdiff_jax.tasks.clip_adapter import COLOURS
 from contextdiff_jax.tasks.video_editing import ClipTask
 from contextdiff_jax.training.failure import NotFinite
 from contextdiff_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -35,7 +38,7 @@ _LOGGED = 50  # steps between looks
 class Tuning:
     """What is tuned: a network's parameters on the devices, on a clip and its prompt.
 
-    params, frozen: of the stage. batch: of `collate` for the prompt.
+    params, frozen: what the network's programs take. batch: of `collate` for the prompt.
     """
 
     network: ClipNetwork
@@ -50,11 +53,17 @@ class Tuning:
         sharding = batch_sharding(self.mesh)
         frames = distributed.place(self.clip.frames, sharding)
         encoded = jit_on_mesh(self._encoded, self.mesh)(self.frozen, frames, self.batch)
-        denoiser = self.network.task.denoiser
+        denoiser, adapter = self.network.task.denoiser, self.network.adapter
         sizes = dataclasses.replace(denoiser.config, remat="blocks")
         video = self.network.config.inflation
         module = LatentUNet(sizes, denoiser.dtype, video=video)
-        return ClipTask(module, self.network.process, *encoded)
+        task = self.network.task
+        process = Process(task.schedule, task.config.prediction, None, None)
+        read = {}
+        if adapter is not None:
+            read = {name: self.frozen[name] for name in (adapter.image.identity, COLOURS)}
+        mask = jnp.asarray(self.batch["text_mask"])
+        return ClipTask(module, process, *encoded, mask, adapter, read)
 
     def _encoded(self, frozen: Any, frames: jax.Array, batch: Any) -> tuple:
         mean, deviation = self.network.space(frozen).moments(frames)
@@ -69,12 +78,14 @@ def check_trainable(task: ClipTask, config: TuningConfig) -> Any:
 def tune(tuning: Tuning, folder: epath.Path, seed: int, watch: Watch) -> Any:
     """Returns the tuned parameters, and writes them to `folder` as a U-Net's folder.
 
+    An adapter's are beside it, in adapter.safetensors.
+
     Raises NotFinite where the loss or its gradient is not; Interrupted once the watch was
     triggered: tuning then begins anew.
     """
     config, task = tuning.network.config.tuning, tuning.task()
     fixed = check_trainable(task, config)
-    whole = {"denoiser": tuning.params}
+    whole = tuning.params
     part = trained_part(task, like(whole, fixed))
     params = jax.tree.map(jnp.copy, without(whole, fixed))  # the step donates its state
     optimizer = make_optimizer(
@@ -96,7 +107,7 @@ def tune(tuning: Tuning, folder: epath.Path, seed: int, watch: Watch) -> Any:
     step = make_train_step(part, optimizer, seed=seed, ema_decay=0.0)
     program = jit_on_mesh(step, tuning.mesh, donate_argnums=0)
     state = _run(lambda state: program(state, part.frozen, {}), state, config.steps, watch)
-    tuned = merged(whole, state.params)["denoiser"]
+    tuned = merged(whole, state.params)
     _save(folder, tuning, tuned)
     return tuned
 
@@ -130,5 +141,7 @@ def _save(folder: epath.Path, tuning: Tuning, params: Any) -> None:
     host = jax.tree.map(distributed.to_host, params)
     if distributed.is_main():
         sizes, video = tuning.network.task.denoiser.config, tuning.network.config.inflation
-        save_video_unet_folder(folder, sizes, video, host)
+        if "adapter" in host:
+            save_adapter(folder, host["adapter"])
+        save_video_unet_folder(folder, sizes, video, host["denoiser"])  # config.json comes last
     distributed.wait_for_all(f"{folder} is written")

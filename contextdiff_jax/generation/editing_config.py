@@ -8,6 +8,7 @@ import ml_collections
 
 from contextdiff_jax.config import ConfigError, read_section
 from contextdiff_jax.data.clips import ClipConfig
+from contextdiff_jax.networks.config import AdapterConfig
 from contextdiff_jax.networks.video_config import VideoConfig
 
 
@@ -135,7 +136,11 @@ class EditingConfig:
     invert_prompt: what the inversion is told: the source's prompt, or "" (Tune-A-Video).
     invert_from: standard deviation of noise added to the latents first; flat pictures invert to
         noise of a better size from 0.04.
-    fusion: None takes nothing over. dtype: compute dtype. gif: whether GIFs are written too.
+    fusion: None takes nothing over.
+    adapter: biases both processes, each by its own prompt, with causal attention over 3 frames; its
+        image_channels, image_dim and text_dim are those of the weights. It begins as zero, so it
+        needs tuning. None is plain diffusion.
+    dtype: compute dtype. gif: whether GIFs are written too.
     """
 
     name: str
@@ -150,6 +155,7 @@ class EditingConfig:
     invert_prompt: Literal["source", "none"] = "source"
     invert_from: float = 0.0
     fusion: FusionConfig | None = None
+    adapter: AdapterConfig | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     gif: bool = False
 
@@ -168,6 +174,8 @@ class EditingConfig:
             raise ValueError(f"{where}.guidance_scale = {self.guidance_scale}: must be above 0")
         if not 0 <= self.invert_from < 1:
             raise ValueError(f"{where}.invert_from = {self.invert_from}: must be in 0..1, below 1")
+        if self.adapter is not None:
+            self.adapter.validate(f"{where}.adapter")
         if self.video is not None:
             self._validate_video(where)
         elif self.tuning.steps:

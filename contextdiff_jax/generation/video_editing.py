@@ -12,6 +12,7 @@ The same command goes on where it was stopped: edits that are there are left alo
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import Any
@@ -20,16 +21,20 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from flax import linen as nn
 
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.data.video_files import available, write_mp4
+from contextdiff_jax.encoders.frozen import load_image_encoder
 from contextdiff_jax.encoders.latent_weights import abstract_unet
 from contextdiff_jax.encoders.video_weights import fresh_parts, load_video_unet
 from contextdiff_jax.generation import clip_tuning, manifest, stable_diffusion
+from contextdiff_jax.generation.adapter_file import load_adapter
 from contextdiff_jax.generation.cascade import Placed, Stage
 from contextdiff_jax.generation.clip_programs import ClipNetwork
 from contextdiff_jax.generation.editing_config import EditingConfig
 from contextdiff_jax.generation.prompt_edit import PromptEdit, prompt_edit
+from contextdiff_jax.networks.adapter import Adapter
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import MeshConfig
 from contextdiff_jax.parallel.programs import jit_on_mesh
@@ -39,6 +44,7 @@ from contextdiff_jax.spaces.pictures import to_uint8, write_png
 from contextdiff_jax.system.atomic_write import written_whole
 from contextdiff_jax.system.interruption import Interrupted, Vote, Watch
 from contextdiff_jax.system.progress import phase
+from contextdiff_jax.tasks.clip_adapter import COLOURS, ClipAdapter
 from contextdiff_jax.training.failure import NotFinite
 
 EDIT_FILE = "edit.json"
@@ -66,17 +72,19 @@ class Wanted:
 class Editor:
     """A U-Net of clips on the devices, and its programs.
 
-    stage: of the folder, `params` those of the inflated U-Net alone.
+    stage: of the folder, `params` those of the inflated U-Net and of the adapter, which `frozen`
+    has CLIP's for.
     """
 
-    def __init__(self, stage: Stage, config: EditingConfig):
+    def __init__(self, stage: Stage, config: EditingConfig, adapter: ClipAdapter | None = None):
         self.stage, self.config = stage, config
         times = stage.sampler.timesteps(stage.task.schedule)
-        self.network = ClipNetwork(stage.task, config, times)
+        self.network = ClipNetwork(stage.task, config, times, adapter)
         if config.fusion is not None:
             _ = self.network.kept  # refuses a resolution that attention does not have
         self._invert = jit_on_mesh(self.network.invert, stage.mesh)
         self._edit = jit_on_mesh(self.network.edit, stage.mesh)
+        self._colours = jit_on_mesh(self.network.colours, stage.mesh)
         self._coverage = jit_on_mesh(self.network.coverage, stage.mesh)
 
     @property
@@ -93,9 +101,24 @@ class Editor:
             self.tokenizer, source, prompt, self.config.fusion, self.config.num_steps
         )
 
+    def for_clip(self, clip: Clip) -> "Editor":
+        """Returns the editor with the colours of a clip, which its adapter reads."""
+        if self.network.adapter is None:
+            return self
+        colours = self._colours(self.stage.frozen, self._placed(clip))
+        return self.replaced(frozen=self.stage.frozen | {COLOURS: colours})
+
+    def replaced(self, **of_stage: Any) -> "Editor":
+        """Returns the editor with other parts of its stage."""
+        stage = dataclasses.replace(self.stage, **of_stage)
+        return Editor(stage, self.config, self.network.adapter)
+
+    def _placed(self, clip: Clip) -> jax.Array:
+        return distributed.place(clip.frames, batch_sharding(self.stage.mesh))
+
     def invert(self, clip: Clip, source: str, seed: int) -> tuple[jax.Array, Any]:
         """Returns the path and the maps of a clip; raises NotFinite where a number is none."""
-        frames = distributed.place(clip.frames, batch_sharding(self.stage.mesh))
+        frames = self._placed(clip)
         path, maps = self._invert(
             *self._weights(), frames, self._batch(source), jax.random.key(seed)
         )
@@ -137,12 +160,16 @@ class Editor:
 
 
 def open_editor(
-    model: str, config: EditingConfig, tuned: str | None = None, seed: int = 0
+    model: str,
+    config: EditingConfig,
+    tuned: str | None = None,
+    seed: int = 0,
+    image_encoder: str | None = None,
 ) -> Editor:
     """Returns the editor of a folder of Stable Diffusion.
 
     tuned: a U-Net's folder that was tuned on a clip, in the place of the folder's own. seed: of
-    temporal parts that begin anew.
+    temporal parts that begin anew. image_encoder: CLIP's folder, for an adapter.
 
     Raises as stable_diffusion.load does, and ValueError where the devices do not divide the frames
     or the tuned U-Net is of other sizes.
@@ -165,10 +192,49 @@ def open_editor(
             f"config.clip.count = {count}: must be a multiple of {devices}, the number of devices, "
             "which share the frames"
         )
-    params = stage.params["denoiser"]
+    adapter, placed = None, Placed(MeshConfig(), stage.mesh)
+    if config.adapter is not None:
+        adapter = _adapter(stage, config, image_encoder)
+        image = placed.add("image encoder", adapter.image.params, adapter.image.boxed)
+        stage = dataclasses.replace(stage, frozen=stage.frozen | {adapter.image.identity: image})
+    elif image_encoder is not None:
+        raise ValueError(f"--image_encoder={image_encoder}: only together with config.adapter")
+    return _with_weights(Editor(stage, config, adapter), tuned, seed)
+
+
+def _adapter(stage: Stage, config: EditingConfig, folder: str | None) -> ClipAdapter:
+    """Returns the adapter for the sizes of the weights."""
+    if folder is None:
+        raise ValueError("--image_encoder is missing: config.adapter needs a CLIP folder")
+    dtype, unet = stage.task.denoiser.dtype, stage.task.denoiser.config
+    image = load_image_encoder(folder, dtype)
+    sizes = dataclasses.replace(
+        config.adapter,
+        image_channels=unet.image_channels,
+        image_dim=image.width,
+        text_dim=unet.context_dim,
+    )
+    for side in stage.task.space.shape[:2]:
+        sizes.check_resolution(side, "a side of the latents for config.adapter.patch_size")
+    return ClipAdapter(Adapter(sizes, dtype, config.clip.count), image)
+
+
+def _with_weights(editor: Editor, tuned: str | None, seed: int) -> Editor:
+    """Returns the editor with the weights of the inflated U-Net, and of the adapter."""
+    stage, config, adapter = editor.stage, editor.config, editor.network.adapter
+    params = {"denoiser": stage.params["denoiser"]}
     if tuned is not None or config.video is not None and config.video.has_parameters:
-        params = _inflated(stage, config, tuned, seed)
-    return Editor(dataclasses.replace(stage, params=params), config)
+        params["denoiser"] = _inflated(stage, config, tuned, seed)
+    if adapter is not None:
+        init = functools.partial(adapter.init, shape=stage.task.space.shape)
+        boxed = jax.eval_shape(init, jax.random.key(0))
+        if tuned is None:
+            weights = nn.unbox(jit_on_mesh(init, stage.mesh, runs_once=True)(jax.random.key(seed)))
+        else:
+            weights = load_adapter(tuned, boxed)
+        placed = Placed(MeshConfig(), stage.mesh)
+        params["adapter"] = placed.add("adapter", weights, lambda: boxed)
+    return editor.replaced(params=params)
 
 
 def _inflated(stage: Stage, config: EditingConfig, tuned: str | None, seed: int) -> Any:
@@ -204,6 +270,7 @@ def edit_clip(
     missing = [place for place in places if not (place / EDIT_FILE).exists()]
     if not missing:
         return places
+    editor = editor.for_clip(wanted.clip)
     editor = _tuned(editor, wanted, folder / clip_tuning.FOLDER, seed, watch)
     write_frames(folder / "source" / "frames", wanted.clip.frames)
     write_webp(folder / "source" / "clip.webp", wanted.clip.frames, wanted.clip.fps)
@@ -228,15 +295,14 @@ def _tuned(editor: Editor, wanted: Wanted, folder: epath.Path, seed: int, watch:
     if not config.tuning.steps:
         return editor
     if (folder / "config.json").exists():  # written last
-        params = _inflated(stage, config, str(folder), seed)
-    else:
-        batch = stage.task.collate_requests([{"text": wanted.source}])
-        tuning = clip_tuning.Tuning(
-            editor.network, stage.params, stage.frozen, wanted.clip, batch, stage.mesh
-        )
-        with phase(f"tuning on the clip, {config.tuning.steps} steps"):
-            params = clip_tuning.tune(tuning, folder, seed, watch)
-    return Editor(dataclasses.replace(stage, params=params), config)
+        return _with_weights(editor, str(folder), seed)
+    batch = stage.task.collate_requests([{"text": wanted.source}])
+    tuning = clip_tuning.Tuning(
+        editor.network, stage.params, stage.frozen, wanted.clip, batch, stage.mesh
+    )
+    with phase(f"tuning on the clip, {config.tuning.steps} steps"):
+        params = clip_tuning.tune(tuning, folder, seed, watch)
+    return editor.replaced(params=params)
 
 
 def _say_what_is_odd(
@@ -287,8 +353,10 @@ def _write(
 
 def _manifest(editor: Editor, wanted: Wanted, seed: int) -> dict[str, Any]:
     clip = wanted.clip
+    adapter = editor.network.adapter
     described = {
         "weights": editor.stage.identity(),
+        "image_encoder": None if adapter is None else adapter.image.identity,
         "sampler": dataclasses.asdict(editor.stage.sampler),
         "config": dataclasses.asdict(editor.config),
         "clip": {"sha256": _digest(clip.frames), "fps": clip.fps},

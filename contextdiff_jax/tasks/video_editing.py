@@ -14,6 +14,7 @@ import numpy as np
 
 from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.networks.latent_unet import LatentUNet
+from contextdiff_jax.tasks.clip_adapter import ClipAdapter
 from contextdiff_jax.training.task import Batch, Metrics, Params
 
 
@@ -22,8 +23,9 @@ class ClipTask:
     """Denoises all frames of a clip at one time; every step draws the time, noise and latents.
 
     denoiser: with `video`. process: without a relation. mean, deviation: of the clip's latents
-    (F, h, w, c), in the units of x0; deviation None where the first stage has none. context:
-    tokens (1, L, D) of the prompt. They are frozen, encoded once.
+    (F, h, w, c), in the units of x0; deviation None where the first stage has none. context, mask:
+    tokens (1, L, D) of the prompt, and which are of its words. They are frozen, encoded once.
+    adapter: trained beside, or None; encoded: what it reads that is frozen.
     """
 
     denoiser: LatentUNet
@@ -31,11 +33,16 @@ class ClipTask:
     mean: jax.Array
     deviation: jax.Array | None
     context: jax.Array
+    mask: jax.Array | None = None
+    adapter: ClipAdapter | None = None
+    encoded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def frozen(self) -> dict[str, Any]:
-        """The encoded clip and prompt."""
+        """The encoded clip and prompt, and what the adapter reads."""
         found = {"mean": self.mean, "context": self.context}
+        if self.adapter is not None:
+            found |= {"mask": self.mask, "adapter": dict(self.encoded)}
         return found if self.deviation is None else found | {"deviation": self.deviation}
 
     def boxed_frozen(self) -> Any:
@@ -55,11 +62,14 @@ class ClipTask:
         return {}
 
     def init(self, key: jax.Array) -> Params:
-        """Returns {"denoiser": ...}, boxed with logical axis names."""
+        """Returns {"denoiser": ..., "adapter": ...}, boxed with logical axis names."""
         frames = self.denoiser.video.frames
         x = jnp.zeros((frames, *self.mean.shape[1:]))
         context = jnp.zeros((frames, *self.context.shape[1:]))
-        return {"denoiser": self.denoiser.init(key, x, jnp.ones(frames), context)["params"]}
+        params = {"denoiser": self.denoiser.init(key, x, jnp.ones(frames), context)["params"]}
+        if self.adapter is not None:
+            params["adapter"] = self.adapter.init(key, self.mean.shape[1:])
+        return params
 
     def loss(
         self, params: Params, frozen: Mapping[str, Any], batch: Batch, key: jax.Array
@@ -70,12 +80,21 @@ class ClipTask:
         if "deviation" in frozen:
             x0 = x0 + frozen["deviation"] * jax.random.normal(latent_key, x0.shape)
         t = jax.random.randint(time_key, (), 1, self.process.num_steps + 1)
-        x_t = self.process.diffuse(x0, 0.0, t, jax.random.normal(noise_key, x0.shape))
+        process = self._process(params, frozen)
+        [bias] = process.biases(x0, t)
+        x_t = process.diffuse(x0, bias, t, jax.random.normal(noise_key, x0.shape))
         context = jnp.repeat(frozen["context"], len(x0), axis=0)
         times = jnp.full(len(x0), t, jnp.float32)
         predicted = self.denoiser.apply({"params": params["denoiser"]}, x_t, times, context)
-        target = self.process.target(x0, x_t, t)
+        target = process.target(x0, x_t, t)
         return jnp.mean(jnp.square(predicted.astype(jnp.float32) - target)), {}
+
+    def _process(self, params: Params, frozen: Mapping[str, Any]) -> Process:
+        if self.adapter is None:
+            return self.process
+        text = frozen["context"], frozen["mask"]
+        relation = self.adapter.relation(params["adapter"], frozen["adapter"], *text)
+        return dataclasses.replace(self.process, relation=relation)
 
     def diagnose(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Metrics:
         """Nothing costlier is measured."""

@@ -20,9 +20,11 @@ from contextdiff_jax.generation.editing_config import (
 )
 from contextdiff_jax.generation.prompt_edit import prompt_edit, words_of
 from contextdiff_jax.generation.video_editing import Wanted, edit_clip, open_editor
+from contextdiff_jax.networks.config import AdapterConfig
 from contextdiff_jax.networks.video_config import VideoConfig
 from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.system.interruption import Watch
+from contextdiff_jax.tasks.clip_adapter import colours_of, fit_colours
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -50,6 +52,7 @@ FUSION = FusionConfig(
     mask_reduction=2,
 )
 VIDEO = VideoConfig(keys_from=("mid",), temporal=None)
+ADAPTER = AdapterConfig(patch_size=4, width=16, num_blocks=1, heads=2, time_width=8)
 FUSED = dataclasses.replace(PLAIN, name="fatezero", video=VIDEO, fusion=FUSION, gif=True)
 
 
@@ -171,6 +174,46 @@ def test_where_nothing_may_change_the_edit_is_the_source(edits, tmp_path, caplog
     assert "the edit is the source, to the pixel" in caplog.text
 
 
+def test_an_adapter_that_is_zero_changes_nothing_and_one_that_is_not_does(
+    edits, folder, clip_folder
+):
+    """Zero, as it begins: equal to none, to the digit. Else each prompt has its own bias."""
+    output, editor, _ = edits
+    config = dataclasses.replace(FUSED, adapter=ADAPTER)
+    biased = open_editor(folder, config, image_encoder=str(clip_folder)).for_clip(CLIP)
+    path, maps = biased.invert(CLIP, SOURCE, 0)
+    frames, _ = biased.edit((path, maps), SOURCE, TARGET)
+    plain = editor.invert(CLIP, SOURCE, 0)[0]
+    np.testing.assert_allclose(path, plain, atol=1e-5)
+    for number, pixels in enumerate(frames):
+        file = output / f"00/frames/{number:03d}.png"
+        np.testing.assert_array_equal(pixels, np.asarray(Image.open(file)))
+    params = jax.tree.map(lambda leaf: leaf + 0.3, biased.stage.params["adapter"])
+    other = biased.replaced(params=biased.stage.params | {"adapter": params})
+    other._invert, other._edit = biased._invert, biased._edit  # the same programs
+    moved, _ = other.invert(CLIP, SOURCE, 0)
+    assert np.abs(np.asarray(moved - plain)).max() > 0.01
+    assert np.any(other.edit((path, maps), SOURCE, TARGET)[0] != frames)
+
+
+def test_colours_of_latents_are_fitted():
+    """Latents that are an affine function of the colours give these back."""
+    latents = np.random.default_rng(1).normal(size=(2, 4, 4, 5)).astype(np.float32)
+    mixing = 0.1 * np.random.default_rng(2).normal(size=(5, 3)).astype(np.float32)
+    colours = latents @ mixing + np.float32(0.2)
+    pictures = np.kron(colours, np.ones((1, 8, 8, 1), np.float32))
+    got = colours_of(fit_colours(latents, pictures), latents)
+    np.testing.assert_allclose(got, colours, atol=2e-3)
+
+
+def test_an_adapter_needs_an_image_encoder(folder, clip_folder):
+    config = dataclasses.replace(PLAIN, adapter=ADAPTER)
+    with pytest.raises(ValueError, match="--image_encoder is missing: config.adapter needs a CLIP"):
+        open_editor(folder, config)
+    with pytest.raises(ValueError, match="--image_encoder=.*: only together with config.adapter"):
+        open_editor(folder, PLAIN, image_encoder=str(clip_folder))
+
+
 def test_a_mask_that_is_empty_is_said(caplog):
     coverage = np.array([[0.0, 0.5], [0.0, 0.5]])
     video_editing._say_what_is_odd(PIXELS + 1, coverage, CLIP, FUSED)
@@ -245,7 +288,9 @@ def test_configs_that_cannot_work_are_refused(changes, sentence):
         read_editing_config({"name": "test"} | changes)
 
 
-@pytest.mark.parametrize("preset", ["", "per_frame", "fatezero", "tune_a_video", "fatezero_tuned"])
+@pytest.mark.parametrize(
+    "preset", ["", "per_frame", "fatezero", "tune_a_video", "fatezero_tuned", "contextdiff"]
+)
 def test_the_configs_of_the_methods_are_read(preset):
     import importlib.util
     import pathlib
@@ -296,7 +341,7 @@ def test_numbers_that_are_none_write_nothing(edits, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
+def frames_folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("clip")
     for number, pixels in enumerate(PIXELS):
         Image.fromarray(pixels).save(path / f"{number:03d}.png")
@@ -307,8 +352,8 @@ COMMAND = ["--config=configs/video_editing.py:per_frame", f"--config.clip.count=
 COMMAND += [f"--config.num_steps={STEPS}", "--config.height=32", "--config.width=32"]
 
 
-def test_the_command(forks, folder, clip_folder, tmp_path):
-    asked = [*COMMAND, f"--model={folder}", f"--clip={clip_folder}", f"--output={tmp_path}"]
+def test_the_command(forks, folder, frames_folder, tmp_path):
+    asked = [*COMMAND, f"--model={folder}", f"--clip={frames_folder}", f"--output={tmp_path}"]
     asked += [f"--source_prompt={SOURCE}"]
     done = forks("edit", *asked, f"--prompt={TARGET}")
     assert done.returncode == 0, done.stderr
