@@ -58,7 +58,7 @@ def _fatezero_tuned() -> EditingConfig:
         tuning=TuningConfig(
             steps=200,
             learning_rate=1e-5,
-            trainable=("**/query", "**/temporal", "**/*_temporal"),
+            trainable=("**/query", "**/temporal", "**/conv*_temporal", "**/head_temporal"),
         ),
         fusion=FusionConfig(),
     )

@@ -16,7 +16,12 @@ from contextdiff_jax import command_line, entry
 from contextdiff_jax.arguments import existing_folder
 from contextdiff_jax.data.clips import read_clip
 from contextdiff_jax.generation.editing_config import EditingConfig, read_editing_config
-from contextdiff_jax.generation.video_editing import Wanted, edit_clip, open_editor
+from contextdiff_jax.generation.video_editing import (
+    Wanted,
+    check_prompts,
+    edit_clip,
+    open_editor,
+)
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.system import notices
 from contextdiff_jax.system.interruption import Watch
@@ -42,19 +47,18 @@ flags.mark_flags_as_required(["config", "model", "clip", "source_prompt", "promp
 
 def main() -> None:
     config = read_editing_config(_CONFIG.value)
-    wanted = _unread()
-    wanted.check()
     existing_folder(_MODEL.value, "model")
     for flag, folder in (("tuned", _TUNED.value), ("image_encoder", _IMAGE.value)):
         if folder is not None:
             existing_folder(folder, flag)
-    _read(config, 8, 8)  # the clip's mistakes come before the weights
+    wanted = _wanted(config, 8, 8)  # the clip's mistakes come before the weights
+    check_prompts(_MODEL.value, config, wanted)
     entry.join(_PROCESSES())
     entry.check_writable(_OUTPUT.value, "output")
     notices.doing("loading the model")
     editor = open_editor(_MODEL.value, config, _TUNED.value, _SEED.value, _IMAGE.value)
     height, width, _ = editor.stage.task.space.image_shape
-    wanted = Wanted(_read(config, height, width), wanted.source, wanted.prompts)
+    wanted = _wanted(config, height, width)
     notices.doing("editing")
     with Watch() as watch:
         places = edit_clip(editor, wanted, _OUTPUT.value, _SEED.value, watch)
@@ -62,12 +66,9 @@ def main() -> None:
         logging.info("edits are in %s", ", ".join(map(str, places)))
 
 
-def _unread() -> Wanted:
-    return Wanted(None, _SOURCE.value, tuple(_PROMPT.value))
-
-
-def _read(config: EditingConfig, height: int, width: int):
-    return read_clip(_CLIP.value, config.clip, height, width)
+def _wanted(config: EditingConfig, height: int, width: int) -> Wanted:
+    clip = read_clip(_CLIP.value, config.clip, height, width)
+    return Wanted(clip, _SOURCE.value, tuple(_PROMPT.value))
 
 
 if __name__ == "__main__":

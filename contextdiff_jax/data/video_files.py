@@ -2,6 +2,7 @@
 
 import pathlib
 import types
+from typing import Any
 
 import numpy as np
 
@@ -39,16 +40,19 @@ def read_video(path: pathlib.Path, numbers: range) -> tuple[list[np.ndarray], fl
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise ValueError("has no pictures, sound alone" if container.streams.audio else
-                                 "has no pictures")  # fmt: skip
+                raise ValueError(
+                    f"has no pictures{', sound alone' * bool(container.streams.audio)}"
+                )
             stream = container.streams.video[0]
-            if stream.width * stream.height > _MOST_PIXELS:
-                raise ValueError(f"is {stream.width} x {stream.height}, too large")
             fps = float(stream.average_rate or 0)
             frames, there = [], 0
             for there, frame in enumerate(container.decode(stream), 1):  # noqa: B007
+                if frame.width * frame.height > _MOST_PIXELS:
+                    raise ValueError(f"has a frame of {frame.width} x {frame.height}, too large")
                 if there - 1 in numbers:
-                    frames.append(_upright(frame))
+                    frames.append(upright(frame))
+                    if frames[-1].shape != frames[0].shape:
+                        raise ValueError(f"changes its size at frame {there - 1}")
                 if there > numbers[-1]:
                     break
     except ValueError as error:
@@ -67,8 +71,8 @@ def _unreadable(path: pathlib.Path, error: Exception) -> ValueError:
     return ValueError(f"clip {path} cannot be read as a video: {reason}")
 
 
-def _upright(frame) -> np.ndarray:
-    """Returns the pixels, turned as the file says that they are to be shown."""
+def upright(frame: Any) -> np.ndarray:
+    """Returns the pixels of PyAV's frame, turned as its file says that they are to be shown."""
     pixels = frame.to_ndarray(format="rgb24")
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, turns))

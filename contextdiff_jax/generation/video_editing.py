@@ -27,6 +27,8 @@ from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.data.video_files import available, write_mp4
 from contextdiff_jax.encoders.frozen import load_image_encoder
 from contextdiff_jax.encoders.latent_weights import abstract_unet
+from contextdiff_jax.encoders.local_folder import local_folder
+from contextdiff_jax.encoders.tokenizers import load_tokenizer
 from contextdiff_jax.encoders.video_weights import fresh_parts, load_video_unet
 from contextdiff_jax.generation import clip_tuning, manifest, stable_diffusion
 from contextdiff_jax.generation.adapter_file import load_adapter
@@ -159,6 +161,16 @@ class Editor:
         return self.stage.task.collate_requests([{"text": prompt}], warn=True)
 
 
+def check_prompts(model: str, config: EditingConfig, wanted: Wanted) -> None:
+    """Reads a folder's tokenizer alone, and raises ValueError for prompts that cannot be meant."""
+    wanted.check()
+    if config.fusion is None:
+        return
+    tokenizer = load_tokenizer(local_folder(model) / "tokenizer")
+    for prompt in wanted.prompts:
+        prompt_edit(tokenizer, wanted.source, prompt, config.fusion, config.num_steps)
+
+
 def open_editor(
     model: str,
     config: EditingConfig,
@@ -258,12 +270,9 @@ def edit_clip(
 ) -> list[epath.Path]:
     """Writes the edits of a clip that are not there yet, and returns the folders of all.
 
-    Raises ValueError where the folder holds edits of something else, naming the difference;
-    NotFinite; Interrupted once the watch was triggered.
+    wanted: checked by `check_prompts`. Raises ValueError where the folder holds edits of something
+    else, naming the difference; NotFinite; Interrupted once the watch was triggered.
     """
-    wanted.check()
-    for prompt in wanted.prompts:
-        editor.changes(wanted.source, prompt)  # refuses words before the long work
     folder, config = epath.Path(folder), editor.config
     places = [folder / f"{number:02d}" for number in range(len(wanted.prompts))]
     manifest.begin(folder, _manifest(editor, wanted, seed), "edits")

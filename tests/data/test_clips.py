@@ -1,13 +1,14 @@
 """Clips of folders and video files: which frames, of which size, and what is refused."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from contextdiff_jax.data.clips import ClipConfig, read_clip
-from contextdiff_jax.data.video_files import available, write_mp4
+from contextdiff_jax.data.video_files import available, upright, write_mp4
 
 needs_av = pytest.mark.skipif(not available(), reason="PyAV is not installed")
 
@@ -132,6 +133,17 @@ def test_a_broken_film_is_refused(data, reason, tmp_path):
     (tmp_path / "clip.mp4").write_bytes(data)
     with pytest.raises(ValueError, match=reason):
         read_clip(str(tmp_path / "clip.mp4"), ClipConfig(), 6, 10)
+
+
+@pytest.mark.parametrize(
+    ("rotation", "turn"), [(90, "ROTATE_90"), (-90, "ROTATE_270"), (180, "ROTATE_180")]
+)
+def test_frames_are_turned_as_the_file_says(rotation, turn):
+    """PyAV gives degrees counterclockwise."""
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 5, 3), np.uint8)
+    frame = types.SimpleNamespace(rotation=rotation, to_ndarray=lambda format: pixels)
+    expected = Image.fromarray(pixels).transpose(getattr(Image.Transpose, turn))
+    np.testing.assert_array_equal(upright(frame), expected)
 
 
 @needs_av

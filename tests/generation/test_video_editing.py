@@ -19,7 +19,7 @@ from contextdiff_jax.generation.editing_config import (
     read_editing_config,
 )
 from contextdiff_jax.generation.prompt_edit import prompt_edit, words_of
-from contextdiff_jax.generation.video_editing import Wanted, edit_clip, open_editor
+from contextdiff_jax.generation.video_editing import Wanted, check_prompts, edit_clip, open_editor
 from contextdiff_jax.networks.config import AdapterConfig
 from contextdiff_jax.networks.video_config import VideoConfig
 from contextdiff_jax.parallel.mesh import make_mesh
@@ -310,6 +310,13 @@ def test_empty_prompts_are_refused_and_equal_ones_said(caplog):
             wanted.check()
     Wanted(CLIP, SOURCE, (f" {SOURCE}",)).check()
     assert "is the source's prompt, nothing is edited" in caplog.text
+
+
+def test_words_are_refused_before_the_weights_are_read(folder):
+    config = dataclasses.replace(FUSED, fusion=FusionConfig(blend_words=("square",)))
+    with pytest.raises(ValueError, match="fusion.blend_words has 'square', which is not in the pr"):
+        check_prompts(folder, config, Wanted(CLIP, SOURCE, (TARGET,)))
+    check_prompts(folder, FUSED, Wanted(CLIP, SOURCE, (TARGET,)))
 
 
 def test_frames_that_devices_cannot_share_are_refused(folder, monkeypatch):
