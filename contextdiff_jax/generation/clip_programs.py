@@ -105,23 +105,27 @@ class ClipNetwork:
     # -- the programs -------------------------------------------------------------------------
 
     def invert(
-        self, params: Any, frozen: Any, frames: jax.Array, batch: Arrays, key: jax.Array
+        self,
+        params: Any,
+        frozen: Any,
+        frames: jax.Array,
+        batches: tuple[Arrays, Arrays],
+        key: jax.Array,
     ) -> tuple[jax.Array, Any]:
         """Returns path (T + 1, F, ...) of frames uint8 (F, H, W, 3), and maps (T, F, Q, L) or ().
 
-        batch: of `collate` for one request, the source's.
+        batches: of `collate` for one request each, the source's, and what the U-Net is told.
         """
         space = self.space(frozen)
         x0 = space.encode(frames)
         if self.config.invert_from:
             x0 = x0 + self.config.invert_from * jax.random.normal(key, x0.shape)
-        text, null = self.text(frozen, batch)
-        told = text if self.config.invert_prompt == "source" else null
+        (text, _), (told, _) = (self.text(frozen, batch) for batch in batches)
 
         def denoise(x, t, keep):
             return self.predict(params, x, t, (told,))
 
-        process = self.process(params, frozen, text, batch)
+        process = self.process(params, frozen, text, batches[0])
         return observed_inversion(process, denoise, x0, self.times)
 
     def edit(

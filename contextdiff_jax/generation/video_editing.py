@@ -121,9 +121,9 @@ class Editor:
     def invert(self, clip: Clip, source: str, seed: int) -> tuple[jax.Array, Any]:
         """Returns the path and the maps of a clip; raises NotFinite where a number is none."""
         frames = self._placed(clip)
-        path, maps = self._invert(
-            *self._weights(), frames, self._batch(source), jax.random.key(seed)
-        )
+        told = source if self.config.invert_prompt == "source" else ""
+        batches = self._batch(source), self._batch(told)
+        path, maps = self._invert(*self._weights(), frames, batches, jax.random.key(seed))
         finite = np.isfinite(distributed.to_host(path)).all(axis=tuple(range(2, path.ndim)))
         if not finite.all():
             step, frame = np.argwhere(~finite[::-1])[0]
