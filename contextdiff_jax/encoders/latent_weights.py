@@ -8,13 +8,14 @@ float32 whatever the files hold, unless another dtype is asked for.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 
 from contextdiff_jax.encoders.diffusers_configs import (
     read_stage_config,
@@ -163,9 +164,17 @@ def abstract_unet(config: LatentUNetConfig, video: VideoConfig | None = None) ->
     return jax.eval_shape(_unet_init(config, video), jax.random.key(0))["params"]
 
 
-def init_unet(config: LatentUNetConfig, video: VideoConfig | None = None, seed: int = 0) -> Any:
-    """Returns fresh parameters of a U-Net."""
-    return nn.unbox(jax.jit(_unet_init(config, video))(jax.random.key(seed)))["params"]
+def init_unet(
+    config: LatentUNetConfig, video: VideoConfig | None, seed: int, names: Collection[str]
+) -> dict[str, np.ndarray]:
+    """Returns fresh parameters of a U-Net, those of these names alone: "middle_attn/norm/scale"."""
+    init = _unet_init(config, video)
+
+    def drawn(key: jax.Array) -> dict[str, jax.Array]:
+        flat = traverse_util.flatten_dict(nn.unbox(init(key))["params"], sep="/")
+        return {name: flat[name] for name in names}  # the others are not even computed
+
+    return jax.tree.map(np.asarray, jax.jit(drawn)(jax.random.key(seed)))
 
 
 def _unet_init(config: LatentUNetConfig, video: VideoConfig | None) -> Any:

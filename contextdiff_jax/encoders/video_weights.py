@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
@@ -69,16 +68,15 @@ def video_unet_params(
     loaded = to_params(found, _nested(known), tensors, lambda _: False, where)
     if not fresh:
         return loaded
-    begun = traverse_util.flatten_dict(init_unet(config, video, seed), sep="/")
     flat = traverse_util.flatten_dict(loaded, sep="/")
-    return _nested(flat | {path: np.asarray(begun[path]) for path in sorted(fresh)})
+    return _nested(flat | init_unet(config, video, seed, sorted(fresh)))
 
 
 def fresh_parts(params: Any, config: LatentUNetConfig, video: VideoConfig, seed: int = 0) -> Any:
     """Returns the parameters of the 2-D network with temporal parts drawn beside them."""
-    begun = traverse_util.flatten_dict(init_unet(config, video, seed), sep="/")
     own = traverse_util.flatten_dict(params, sep="/")
-    return _nested({path: own.get(path, leaf) for path, leaf in begun.items()})
+    inflated = traverse_util.flatten_dict(nn.unbox(abstract_unet(config, video)), sep="/")
+    return _nested(own | init_unet(config, video, seed, sorted(set(inflated) - set(own))))
 
 
 def save_video_unet_folder(
