@@ -158,6 +158,7 @@ def test_the_same_command_draws_what_is_missing(edits, monkeypatch):
         edit_clip(editor, other, output, 0, Watch())
 
 
+@pytest.mark.slow
 def test_where_nothing_may_change_the_edit_is_the_source(edits, tmp_path, caplog):
     """A threshold of 2 leaves nothing free: the latents are those of the source, and it is said."""
     _, editor, _ = edits
@@ -174,6 +175,7 @@ def test_where_nothing_may_change_the_edit_is_the_source(edits, tmp_path, caplog
     assert "the edit is the source, to the pixel" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_zero_changes_nothing_and_one_that_is_not_does(
     edits, folder, clip_folder
 ):

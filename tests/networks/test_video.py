@@ -68,7 +68,13 @@ def inputs(frames=FRAMES):
     return folded(X[:frames]), *each
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+SLOW = ("control_video", "full convolutions")  # each compiles a network of its own
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in FAMILIES],
+)
 def family(request, latent_oracles, tmp_path_factory):
     """A random network of torch, its folder, ours, and its compiled function of parameters."""
     from diffusers import UNet2DConditionModel
