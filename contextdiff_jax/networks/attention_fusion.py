@@ -89,19 +89,3 @@ jax.tree_util.register_dataclass(
     ["self_on", "heat", "threshold", "projection", "alpha", "equalizer", "weight"],
     ["rows", "side", "finest"],
 )
-
-
-def fused_attention(
-    fusion: Fusion, attend: Attend, query: jax.Array, key: jax.Array, value: jax.Array
-) -> jax.Array:
-    """Returns what all rows attended at a site of self-attention, fused where it takes over."""
-    if not fusion.applies(query.shape[1]):
-        return attend(query, key, value)
-    return fusion.fused_self(attend, query, key, value)
-
-
-def fused_weights(fusion: Fusion | None, weights: jax.Array) -> jax.Array:
-    """Returns the weights (F * rows, heads, Q, L) of cross-attention, fused where it takes over."""
-    if fusion is None or not fusion.applies(weights.shape[2]):
-        return weights
-    return fusion.fused_cross(weights)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from contextdiff_jax.networks import axes
 from contextdiff_jax.networks.attention import split_heads
-from contextdiff_jax.networks.attention_fusion import Fusion, fused_attention, fused_weights
+from contextdiff_jax.networks.attention_fusion import Fusion
 from contextdiff_jax.networks.dot_product_attention import (
     Implementation,
     attend,
@@ -183,14 +183,15 @@ class SiteAttention(nn.Module):
             table = frame_table(self.keys_from, self.frames)
             key, value = of_frames(key, table), of_frames(value, table)
         kept = "/".join(self.path) in self.kept
-        if kept or (fusion is not None and context is not None):
+        fused = fusion is not None and fusion.applies(query.shape[1])
+        if fused and context is None:
+            attended = fusion.fused_self(self._attend, query, key, value)
+        elif fused or kept:
             weights = attention_weights(query, key, context_mask)
-            weights = weights if context is None else fused_weights(fusion, weights)
+            weights = fusion.fused_cross(weights) if fused else weights
             if kept:
                 self.sow(ATTENTION, "weights", weights, reduce_fn=lambda _, new: new)
             attended = weighted_sum(weights, value)
-        elif fusion is not None:
-            attended = fused_attention(fusion, self._attend, query, key, value)
         else:
             attended = self._attend(query, key, value, context_mask)
         out = Dense(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, special
 
-from contextdiff_jax.networks.attention_fusion import Fusion, fused_attention, fused_weights
+from contextdiff_jax.networks.attention_fusion import Fusion
 from contextdiff_jax.networks.attention_masks import site_mask, word_heat
 from contextdiff_jax.networks.dot_product_attention import attend
 
@@ -54,7 +54,8 @@ def test_fused_self_attention_is_that_of_explicit_maps(masked):
     free = free if masked else np.zeros_like(free)
     maps[:, 1] = free * maps[:, 1] + (1 - free) * maps[:, 0]
     expected = np.einsum("frhqk,frkhd->frqhd", maps, rows(VALUE))
-    got = fused_attention(fusion, attend, *map(jnp.asarray, (QUERY, KEY, VALUE)))
+    assert fusion.applies(8)
+    got = fusion.fused_self(attend, *map(jnp.asarray, (QUERY, KEY, VALUE)))
     np.testing.assert_allclose(rows(got), expected, atol=1e-5)
 
 
@@ -62,12 +63,10 @@ def test_outside_its_steps_and_at_fine_sites_nothing_is_taken_over():
     given = tuple(map(jnp.asarray, (QUERY, KEY, VALUE)))
     plain = attend(*given)
     off = dataclasses.replace(FUSION, self_on=jnp.array(False))
-    np.testing.assert_allclose(fused_attention(off, attend, *given), plain, atol=1e-6)
-    fine = dataclasses.replace(FUSION, finest=4)
-    np.testing.assert_array_equal(fused_attention(fine, attend, *given), plain)
-    weights = special.softmax(normal(FRAMES * ROWS, HEADS, 8, TOKENS), axis=-1)
-    np.testing.assert_array_equal(fused_weights(fine, weights), weights)
-    np.testing.assert_array_equal(fused_weights(None, weights), weights)
+    np.testing.assert_allclose(off.fused_self(attend, *given), plain, atol=1e-6)
+    # Of 8 x 4 latents a site of 4 x 2 is coarse enough for a factor of 2, not for one of 4.
+    assert not dataclasses.replace(FUSION, finest=4).applies(8)
+    assert dataclasses.replace(FUSION, finest=4).applies(2)
 
 
 def test_fused_cross_attention_is_the_formula():
@@ -83,7 +82,7 @@ def test_fused_cross_attention_is_the_formula():
             aligned = alpha[token] * carried + (1 - alpha[token]) * own[token]
             mixed = w[token] * eq[token] * aligned + (1 - w[token]) * own[token]
             expected[frame, 1, head, query, token] = mixed
-    got = fused_weights(FUSION, jnp.asarray(weights, jnp.float32))
+    got = FUSION.fused_cross(jnp.asarray(weights, jnp.float32))
     np.testing.assert_allclose(rows(got), expected, atol=1e-6)
 
 
