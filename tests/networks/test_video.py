@@ -15,6 +15,7 @@ from contextdiff_jax.encoders.diffusers_names import unet_table
 from contextdiff_jax.encoders.latent_weights import STEM, abstract_unet, load_unet
 from contextdiff_jax.encoders.video_weights import fresh_parts, load_video_unet
 from contextdiff_jax.networks import video_config
+from contextdiff_jax.networks.attention_fusion import Fusion
 from contextdiff_jax.networks.latent_config import stable_diffusion_1
 from contextdiff_jax.networks.latent_unet import LatentUNet
 from contextdiff_jax.networks.video_config import VideoConfig, frame_table
@@ -173,6 +174,35 @@ def test_published_weights_begin_as_the_two_dimensional_network(flat_network):
     assert np.abs(apply(config, video, inflated, *inputs()) - flat).max() > 0.1
     single = dataclasses.replace(video, frames=1)
     np.testing.assert_allclose(apply(config, single, inflated, *inputs(1)), flat[:CLIPS], atol=2e-4)
+
+
+def test_the_edits_rows_alone_take_attention_over(flat_network):
+    """Rows 0 and 2 of each frame are as they were; row 1 too where it is the source itself, and
+    outside the steps in which something is taken over."""
+    _, config, params = flat_network
+    x = RNG.normal(size=(2, 3, 8, 4, 4)).astype(np.float32)
+    context = np.repeat(RNG.normal(size=(1, 3, 5, 24)).astype(np.float32), 2, axis=0)
+    run = jax.jit(
+        lambda x, context, fusion: (
+            LatentUNet(config)
+            .apply({"params": params}, folded(x), jnp.full(6, 9.0), folded(context), fusion=fusion)
+            .reshape(x.shape)
+        )
+    )
+    fusion = Fusion(
+        *(jnp.array(True), None, jnp.float32(0.3)),
+        *(jnp.eye(5), jnp.ones(5), jnp.ones(5), jnp.ones(5)),
+        **{"rows": 3, "side": (8, 4), "finest": 1},
+    )
+    off = dataclasses.replace(fusion, self_on=jnp.array(False), weight=jnp.zeros(5))
+    plain, fused = (np.asarray(run(x, context, each)) for each in (off, fusion))
+    expected = apply(config, None, params, folded(x), np.full(6, 9.0, np.float32), folded(context))
+    np.testing.assert_allclose(plain, expected.reshape(x.shape), atol=1e-4)
+    np.testing.assert_allclose(fused[:, [0, 2]], plain[:, [0, 2]], atol=1e-4)
+    assert np.abs(fused[:, 1] - plain[:, 1]).max() > 0.1
+    x[:, 1], context[:, 1] = x[:, 0], context[:, 0]
+    same = np.asarray(run(x, context, fusion))
+    np.testing.assert_allclose(same[:, 1], same[:, 0], atol=1e-4)
 
 
 def test_the_originals_bias_is_not_the_identity(flat_network):
