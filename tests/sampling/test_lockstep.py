@@ -39,6 +39,19 @@ def test_what_is_observed_belongs_to_the_step_of_its_time():
     np.testing.assert_array_equal(seen["x"], path[1:])
 
 
+def test_an_adapter_that_is_zero_is_none_to_the_digit():
+    """Operation by operation: compiled as one, two programs may round apart."""
+    zero = Process(SCHEDULE, "eps", lambda x0, times: tuple(0 * x0 for _ in times), bounds=None)
+    drawn = []
+    with jax.disable_jit():
+        for process in (zero, PLAIN):
+            path, _ = observed_inversion(process, lambda x, t, keep: (network(x, t), ()), X0, TIMES)
+            guided = {"scale": 3, "controls": jnp.zeros(2), "fused": 2}
+            drawn.append((path, edit(process, alike, path, TIMES, **guided)))
+    for biased, plain in zip(*drawn, strict=True):
+        np.testing.assert_array_equal(biased, plain)
+
+
 @pytest.mark.parametrize("fused", [0, 4, 6])
 def test_the_identity_edit_at_guidance_1_is_the_round_trip(fused):
     path = invert(BIASED, lambda x, t, keep: network(x, t), X0, TIMES, return_path=True)
