@@ -80,6 +80,7 @@ def tokenizer(folder):
     return load_tokenizer(f"{folder}/tokenizer")
 
 
+@pytest.mark.slow
 def test_every_frame_by_itself_is_diffusers(folder):
     """DDIMInverseScheduler under the source's prompt, then DDIM with guidance under the edit's."""
     import diffusers

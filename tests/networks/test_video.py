@@ -157,6 +157,7 @@ def apply(config, video, params, *given):
     return np.asarray(compiled(config, video)({"params": params}, *given))
 
 
+@pytest.mark.slow
 def test_published_weights_begin_as_the_two_dimensional_network(flat_network):
     """All temporal parts are fresh: the identity, biases too. Only attention between frames is
     left, and norms over them: without these, and for one frame or equal frames, nothing is."""
