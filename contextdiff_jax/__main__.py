@@ -14,6 +14,7 @@ from contextdiff_jax.system.suggestions import nearest
 COMMANDS = {  # name: (module, what it does)
     "train": ("main", "train a pipeline of runs and draw its samples; resumes"),
     "sample": ("sample", "draw pictures for prompts from an export"),
+    "edit": ("edit", "edit a clip by a prompt, with Stable Diffusion"),
     "evaluate": ("evaluate", "measure an export or training runs"),
     "export": ("export", "turn training checkpoints into one folder to sample from"),
     "prepare": ("prepare", "encode all captions once, before training"),

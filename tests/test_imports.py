@@ -42,7 +42,7 @@ ALLOWED = {
 }
 # Where the parts meet, in order: each may import all above, and those before it.
 TOP = ["runs", "compilation", "generation", "evaluation"]
-ENTRIES = {"__main__", "main", "sample", "evaluate", "export", "prepare", "compile"}
+ENTRIES = {"__main__", "main", "sample", "edit", "evaluate", "export", "prepare", "compile"}
 NOT_DRAWN = {*ENTRIES, "contextdiff_jax", "arguments", "command_line", "entry"}
 FORBIDDEN = {"diffusion": {"flax"}, "sampling": {"flax"}, "data": {"jax", "flax"}}
 
@@ -207,11 +207,11 @@ def test_what_is_private_is_seen(text, needed):
     assert bool(needed_private(ast.parse(text))) == needed
 
 
-@pytest.mark.parametrize("entry", ["main", "sample", "prepare"])
+@pytest.mark.parametrize("entry", ["main", "sample", "edit", "prepare"])
 def test_no_entry_point_needs_tensorflow_torch_or_beam(entry):
     code = (
         f"import sys, contextdiff_jax.{entry}\n"
-        "loaded = {'tensorflow', 'torch', 'diffusers', 'apache_beam'} & set(sys.modules)\n"
+        "loaded = {'tensorflow', 'torch', 'diffusers', 'apache_beam', 'av'} & set(sys.modules)\n"
         "assert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -91,18 +91,32 @@ def decode_image(
     image = _open(data, key, max_pixels)
     if min(image.size) < min_side:
         raise DamagedSample(key, IMAGE_SMALL)
+    rgb, turn, notes, shown = _read(image, key, resolution)
+    square = to_square(rgb, resolution, resize_mode, shown)
+    return np.array(square if turn is None else square.transpose(turn)), notes
+
+
+def decode_upright(data: bytes, key: str, max_pixels: int = DataConfig.max_pixels) -> np.ndarray:
+    """Returns the whole picture, uint8 (H, W, 3), as decode_image repairs it; raises as it does."""
+    rgb, turn, *_ = _read(_open(data, key, max_pixels), key)
+    return np.array(rgb if turn is None else rgb.transpose(turn))
+
+
+def _read(image: Image.Image, key: str, resolution: int | None = None) -> tuple:
+    """Returns the pixels, what turns them upright or None, notes, and what `reduce` does.
+
+    resolution: that `reduce` may reduce for; None leaves the picture whole.
+    """
     try:
-        shown = reduce(image, resolution)
+        shown = None if resolution is None else reduce(image, resolution)
         image.load()
         turn, notes = _orientation(image)
-        rgb = _to_rgb(image)
+        return _to_rgb(image), turn, notes, shown
     except MemoryError:
         raise
     except Exception as error:  # whatever a decoder stumbles on, it is the sample's fault
         truncated = "truncated" in str(error)
         raise DamagedSample(key, IMAGE_TRUNCATED if truncated else IMAGE_BROKEN) from error
-    square = to_square(rgb, resolution, resize_mode, shown)
-    return np.array(square if turn is None else square.transpose(turn)), notes
 
 
 def open_image(file: bytes | IO[bytes], formats: Sequence[str] = FORMATS) -> Image.Image:

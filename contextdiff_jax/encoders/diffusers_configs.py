@@ -5,6 +5,7 @@ not have is refused by name, so that no weights run through another network than
 """
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from contextdiff_jax.system.limits import check_limits
 from contextdiff_jax.system.scalars import read_scalar, shown
 
 _UNET = "UNet2DConditionModel"
+OF_CLIPS = ("UNet3DConditionModel", "UNetPseudo3DConditionModel")  # Tune-A-Video, FateZero
 _KINDS = {"AutoencoderKL": "kl", "VQModel": "vq"}
 _TINY = "AutoencoderTiny"
 
@@ -65,6 +67,8 @@ _UNET_FIXED = {
     "mid_block_only_cross_attention": None,
     "cross_attention_norm": None,
 }
+_THREE_D = re.compile("(Pseudo)?3D")
+_BLOCK_KEYS = ("down_block_types", "mid_block_type", "up_block_types")
 _ATTENDING, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 _UP = {_ATTENDING: "CrossAttnUpBlock2D", _PLAIN: "UpBlock2D"}
 
@@ -115,13 +119,14 @@ _TINY_FIXED = {
 }
 
 
-def read_unet_config(folder: os.PathLike) -> LatentUNetConfig:
-    """Returns the sizes of a U-Net's folder.
+def read_unet_config(folder: os.PathLike, clips: bool = False) -> LatentUNetConfig:
+    """Returns the sizes of a U-Net's folder; clips: of one that was tuned on a clip too.
 
     Raises FileNotFoundError where config.json is missing, and ValueError, naming the key, where
     it is no JSON, of another class, or says what LatentUNet does not have.
     """
-    values, where = _read(folder, (_UNET,))
+    values, where = _read(folder, (_UNET, *(OF_CLIPS if clips else ())))
+    values = _of_pictures(values) if clips else values
     check_fixed(_UNET_FIXED, values, where)
     fields = read_fields(_UNET_FIELDS, _without_null(values, "sample_size"), where)
     channels = fields["channels"]
@@ -132,6 +137,17 @@ def read_unet_config(folder: os.PathLike) -> LatentUNetConfig:
         **fields, attention_levels=levels, heads=_heads(values, len(channels), where)
     )
     return _checked(config, where)
+
+
+def _of_pictures(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values with the names of the 2-D network's blocks."""
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [renamed(each) for each in value]
+        return _THREE_D.sub("2D", value) if isinstance(value, str) else value
+
+    return {key: renamed(values[key]) if key in _BLOCK_KEYS else values[key] for key in values}
 
 
 def _heads(values: Mapping[str, Any], levels: int, where: str) -> tuple[int, ...]:

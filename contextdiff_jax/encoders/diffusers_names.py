@@ -20,10 +20,12 @@ _SINGLE = {
     "time/out": "time_embedding.linear_2",
     "head/norm": "conv_norm_out",
     "head/conv": "conv_out",
+    "head": "conv_out",  # of its convolution over time
 }
 _LEVEL = re.compile(r"(?P<way>down|up)_(?P<level>\d+)(?P<resample>_resample)?")
 _MIDDLE = re.compile(r"middle[_/](?P<kind>res|attn)(_(?P<index>\d))?")
 _SCANNED = re.compile(r"blocks_(?P<first>\d+)_\d+")
+_OVER_TIME = re.compile(r"(conv\w*|head)_temporal")
 _KINDS = {"res": "resnets", "attn": "attentions"}
 # Modules inside a ResBlock, a transformer or a first stage's attention; others keep their names.
 _INNER = {
@@ -43,6 +45,10 @@ _INNER = {
     "mlp_in": "ff.net.0.proj",
     "mlp_out": "ff.net.2",
     "attention": None,
+    # Temporal parts, as Tune-A-Video and ControlVideo name them.
+    "temporal": "attn_temp",
+    "norm_temporal": "norm_temp",
+    "temporal_out": "conv_temp",
 }
 # Attention of a first stage: its old names, and the axes that make its kernels 1x1 convolutions.
 _ATTENTION = re.compile(r"(?P<module>.*\battentions\.\d+)\.(?P<part>\w+)(?P<rest>\..*)")
@@ -78,12 +84,17 @@ def _table(abstract: Any, module_name: Callable[[Path], str]) -> list[Entry]:
         name = f"{module_name(path[:-1])}.{'bias' if path[-1] == 'bias' else 'weight'}"
         scanned = _SCANNED.search(joined)
         axes = len(leaf.shape) - (scanned is not None)
-        layout = {4: "conv", 2: "linear", 1: "same"}[axes]
+        layout = {4: "conv", 3: "time", 2: "linear", 1: "same"}[axes]
         entries.append(Entry(joined, name, layout, int(scanned["first"]) if scanned else 0))
     return entries
 
 
 def _module_name(path: Path, levels: int) -> str:
+    for depth, part in enumerate(path):
+        if _OVER_TIME.fullmatch(part):  # a layer behind a convolution
+            conv = (*path[:depth], part.removesuffix("_temporal"))
+            rest = [inner for inner in path[depth + 1 :] if inner != "full"]
+            return ".".join([_module_name(conv, levels), "conv_temporal", *rest])
     joined = "/".join(path)
     if path[0] in ("encoder", "decoder"):
         return f"{path[0]}.{_module_name(path[1:], levels)}"

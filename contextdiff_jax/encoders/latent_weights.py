@@ -5,14 +5,17 @@ diffusion_pytorch_model.safetensors, its fp16 variant, or shards and their index
 float32 whatever the files hold, unless another dtype is asked for.
 """
 
+import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from flax import traverse_util
 
 from contextdiff_jax.encoders.diffusers_configs import (
     read_stage_config,
@@ -45,6 +48,7 @@ from contextdiff_jax.networks.latent_config import (
 )
 from contextdiff_jax.networks.latent_unet import LatentUNet
 from contextdiff_jax.networks.tiny_autoencoder import TinyAutoencoder, encoder_layers
+from contextdiff_jax.networks.video_config import VideoConfig
 
 STEM = "diffusion_pytorch_model"
 
@@ -155,13 +159,32 @@ def first_stage(config: FirstStageConfig, dtype: Any = jnp.float32) -> FirstStag
 
 
 @functools.lru_cache(maxsize=8)
-def abstract_unet(config: LatentUNetConfig) -> Any:
+def abstract_unet(config: LatentUNetConfig, video: VideoConfig | None = None) -> Any:
     """Returns the shapes of a U-Net's parameters, boxed with their logical axis names."""
+    return jax.eval_shape(_unet_init(config, video), jax.random.key(0))["params"]
+
+
+def init_unet(
+    config: LatentUNetConfig, video: VideoConfig | None, seed: int, names: Collection[str]
+) -> dict[str, np.ndarray]:
+    """Returns fresh parameters of a U-Net, those of these names alone: "middle_attn/norm/scale"."""
+    init = _unet_init(config, video)
+
+    def drawn(key: jax.Array) -> dict[str, jax.Array]:
+        flat = traverse_util.flatten_dict(nn.unbox(init(key))["params"], sep="/")
+        return {name: flat[name] for name in names}  # the others are not even computed
+
+    return jax.tree.map(np.asarray, jax.jit(drawn)(jax.random.key(seed)))
+
+
+def _unet_init(config: LatentUNetConfig, video: VideoConfig | None) -> Any:
+    """Returns init(key) of a U-Net. How many frames clips have changes no parameter."""
+    video = None if video is None else dataclasses.replace(video, frames=1)
     side = config.reduction
     latents = jnp.zeros((1, side, side, config.image_channels))
     context = jnp.zeros((1, 1, config.context_dim))
-    inputs = (jax.random.key(0), latents, jnp.ones(1), context)
-    return jax.eval_shape(LatentUNet(config).init, *inputs)["params"]
+    module = LatentUNet(config, video=video)
+    return lambda key: module.init(key, latents, jnp.ones(1), context)
 
 
 @functools.lru_cache(maxsize=8)

@@ -17,9 +17,10 @@ from contextdiff_jax.encoders.tensor_files import FLOATS, Tensor, listed, read_f
 
 Path = tuple[str, ...]
 
-# Order of torch's axes in the Flax array: linear (out, in) -> (in, out), conv OIHW -> HWIO.
+# Order of torch's axes in the Flax array: linear (out, in) -> (in, out), conv OIHW -> HWIO, and
+# over time (out, in, 3) -> (3, in, out).
 LAYOUTS: Mapping[str, tuple[int, ...] | None] = MappingProxyType(
-    {"same": None, "linear": (1, 0), "conv": (2, 3, 1, 0)}
+    {"same": None, "linear": (1, 0), "conv": (2, 3, 1, 0), "time": (2, 1, 0)}
 )
 
 
@@ -34,7 +35,7 @@ class Entry:
 
     path: str
     name: str
-    layout: Literal["same", "linear", "conv"] = "same"
+    layout: Literal["same", "linear", "conv", "time"] = "same"
     first: int = 0
 
     @property

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from contextdiff_jax.networks import axes
 from contextdiff_jax.networks.attention import MultiHeadAttention
+from contextdiff_jax.networks.causal_frames import CausalFrames
 from contextdiff_jax.networks.conditioning import SinusoidMLP
 from contextdiff_jax.networks.config import AdapterConfig
 from contextdiff_jax.networks.dot_product_attention import Implementation
@@ -40,10 +41,12 @@ class Adapter(nn.Module):
     Attributes:
       config: sizes, see AdapterConfig.
       dtype: compute dtype of the transformer; parameters, last layer and output are float32.
+      frames: of the clips whose frames are the batch, see causal_frames; 0 for pictures.
     """
 
     config: AdapterConfig
     dtype: Any = jnp.float32
+    frames: int = 0
 
     @nn.compact
     def __call__(
@@ -89,6 +92,7 @@ class Adapter(nn.Module):
                 config.mlp_ratio,
                 self.dtype,
                 config.attention_implementation,
+                self.frames,
                 name=f"block_{i}",
             )
             text = text_tokens.astype(self.dtype)
@@ -141,12 +145,14 @@ class AdapterBlock(nn.Module):
       mlp_ratio: hidden width of the MLP in units of the token width.
       dtype: compute dtype.
       implementation: of the attention, see dot_product_attention.
+      frames: as Adapter's.
     """
 
     heads: int
     mlp_ratio: int
     dtype: Any = jnp.float32
     implementation: Implementation = "auto"
+    frames: int = 0
 
     @nn.compact
     def __call__(
@@ -184,6 +190,8 @@ class AdapterBlock(nn.Module):
         settings = {"dtype": self.dtype, "implementation": self.implementation}
         attend_self = MultiHeadAttention(self.heads, "self", **settings, name="self")
         h = h + attend_self(adapted(0))[0]
+        if self.frames:
+            h = h + CausalFrames(self.heads, self.frames, **settings, name="frames")(h)
         attend_text = MultiHeadAttention(self.heads, "context", **settings, name="cross")
         attended, weights = attend_text(adapted(1), text, text_mask, return_maps)
         h = h + attended

@@ -15,6 +15,7 @@ CONV_IN = "conv_in"
 CONV_OUT = "conv_out"
 KERNEL_HEIGHT = "kernel_height"
 KERNEL_WIDTH = "kernel_width"
+KERNEL_TIME = "kernel_time"
 NORM = "norm"
 PATCH = "patch"
 MODULATION = "modulation"
@@ -39,6 +40,7 @@ AXES = MappingProxyType(
         CONV_OUT: "output channels of a convolution, or of what is added to or scales them",
         KERNEL_HEIGHT: "height of a convolution kernel; too short to split",
         KERNEL_WIDTH: "width of a convolution kernel; too short to split",
+        KERNEL_TIME: "length of a convolution kernel over frames; too short to split",
         NORM: "scale and bias of a normalization layer; small, kept replicated",
         PATCH: "pixels times channels of one image patch",
         MODULATION: "adaptive LayerNorm vectors: number of modulations, or that times the width",

@@ -123,16 +123,18 @@ class OutputHead(nn.Module):
       channels: channels of the prediction.
       groups: groups of the norm.
       epsilon: of the norm.
+      frames: pictures that share the norm's statistics, see GroupNorm.
     """
 
     channels: int
     groups: int = 32
     epsilon: float = 1e-5
+    frames: int = 1
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
         """Maps (B, H, W, C) to (B, H, W, channels) float32."""
-        h = nn.silu(GroupNorm(self.groups, self.epsilon, name="norm")(h))
+        h = nn.silu(GroupNorm(self.groups, self.epsilon, frames=self.frames, name="norm")(h))
         return Conv(self.channels, kernel_init=zeros, name="conv")(h)
 
 
@@ -212,23 +214,18 @@ class BlockStack(nn.Module):
         self,
         h: jax.Array,
         skips: list[jax.Array] | None,
-        embedding: jax.Array | None,
-        text: jax.Array | None,
-        text_mask: jax.Array | None,
+        *conditions: Any,
     ) -> tuple[jax.Array, list[jax.Array]]:
         """Applies the blocks to h (B, H, W, C).
 
         Args:
           h: input of the first block.
           skips: `count` arrays in the order of consumption, or None on the way down.
-          embedding: (B, E) float32 or None.
-          text: (B, L, D) or None.
-          text_mask: (B, L) bool or None.
+          conditions: further arguments of every block, the same for all.
 
         Returns:
           The last output, and the list of all outputs (empty on the way up).
         """
-        conditions = (embedding, text, text_mask)
         outputs = []
         for start, length in self._runs(h, skips):
             taken = None if skips is None else skips[start : start + length]
@@ -237,7 +234,7 @@ class BlockStack(nn.Module):
                 h, output = block(h, None if taken is None else taken[0], *conditions)
                 outputs.append(output)
             else:
-                h, stacked = self._scanned(start, length)(
+                h, stacked = self._scanned(start, length, len(conditions))(
                     h, None if taken is None else jnp.stack(taken), *conditions
                 )
                 outputs.extend([None] * length if stacked is None else list(stacked))
@@ -253,12 +250,12 @@ class BlockStack(nn.Module):
         groups = [list(g) for _, g in itertools.groupby(range(self.count), lambda i: shapes[i])]
         return [(g[0], len(g)) for g in groups]
 
-    def _scanned(self, start: int, length: int) -> nn.Module:
+    def _scanned(self, start: int, length: int, conditions: int) -> nn.Module:
         scanned = nn.scan(
             rematerialized(self.kind, self.remat, in_scan=True),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, *[nn.broadcast] * conditions),
             length=length,
             metadata_params={nn.PARTITION_NAME: axes.LAYERS},
         )

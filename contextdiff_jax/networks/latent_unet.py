@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from contextdiff_jax.networks.attention_fusion import Fusion
 from contextdiff_jax.networks.blocks import BlockStack, OutputHead, rematerialized
 from contextdiff_jax.networks.conditioning import SinusoidMLP
 from contextdiff_jax.networks.latent_blocks import (
@@ -24,6 +25,8 @@ from contextdiff_jax.networks.latent_blocks import (
 from contextdiff_jax.networks.latent_config import LatentUNetConfig
 from contextdiff_jax.networks.layers import Conv
 from contextdiff_jax.networks.unet import UNet
+from contextdiff_jax.networks.video_config import VideoConfig
+from contextdiff_jax.networks.video_layers import with_temporal_conv
 
 
 class LatentUNet(UNet):
@@ -36,11 +39,14 @@ class LatentUNet(UNet):
       kept: names of attention sites (see attention_sites) that keep their weights in the
         collection latent_blocks.ATTENTION: apply(..., mutable=[ATTENTION]) returns them at the
         site's path, (B, heads, Q, K) float32.
+      video: makes it a network of clips, whose frames are folded into the batch; None, the one of
+        pictures.
     """
 
     config: LatentUNetConfig
     dtype: Any = jnp.float32
     kept: tuple[str, ...] = ()
+    video: VideoConfig | None = None
 
     @nn.compact
     def __call__(
@@ -49,6 +55,7 @@ class LatentUNet(UNet):
         t: jax.Array,
         context: jax.Array,
         context_mask: jax.Array | None = None,
+        fusion: Fusion | None = None,
     ) -> jax.Array:
         """Predicts eps or v (or x0), whatever it was trained for.
 
@@ -59,6 +66,7 @@ class LatentUNet(UNet):
             too: Stable Diffusion's is the encoded "".
           context_mask: (B, L) bool, True for what may be attended; None means all, as Stable
             Diffusion was trained.
+          fusion: what attention of the edit's rows takes over from those of the source.
 
         Returns:
           (B, H, W, C) float32.
@@ -77,12 +85,15 @@ class LatentUNet(UNet):
             if array.shape[-1] != width:
                 raise ValueError(f"{name} has shape {array.shape}; its last axis must be {width}.")
         time = SinusoidMLP(config.channels[0], 4 * config.channels[0], name="time")
-        conditions = (time(t.astype(jnp.float32) - 1.0), context, context_mask)
+        conditions = (time(t.astype(jnp.float32) - 1.0), context, context_mask, fusion)
         h = Conv(config.channels[0], dtype=self.dtype, name="conv_in")(x)
+        h = with_temporal_conv(h, self.video, self.dtype, "conv_in")
         h, skips = self._down(h, conditions)
         h = self._middle(h, conditions)
         h = self._up(h, skips, conditions)
-        return OutputHead(config.image_channels, config.groups, name="head")(h)
+        frames = 1 if self.video is None else self.video.joint_frames
+        h = OutputHead(config.image_channels, config.groups, frames=frames, name="head")(h)
+        return with_temporal_conv(h, self.video, jnp.float32, "head")
 
     def _check_kept(self) -> None:
         if not self.kept:
@@ -96,9 +107,17 @@ class LatentUNet(UNet):
         channels, remat = config.channels[-1], config.remat_at(len(config.channels) - 1)
         res = rematerialized(AddedResBlock, remat)
         transformer = rematerialized(SpatialTransformer, remat)
-        h = res(channels, config.groups, dtype=self.dtype, name="middle_res_0")(h, embedding)
-        h = transformer(config.heads[-1], **self._transformer(), name="middle_attn")(h, *context)
-        return res(channels, config.groups, dtype=self.dtype, name="middle_res_1")(h, embedding)
+        shared = {"dtype": self.dtype, "video": self.video}
+        h = res(channels, config.groups, **shared, name="middle_res_0")(h, embedding)
+        settings = self._transformer() | {"video": self._middle_video()}
+        h = transformer(config.heads[-1], **settings, name="middle_attn")(h, *context)
+        return res(channels, config.groups, **shared, name="middle_res_1")(h, embedding)
+
+    def _middle_video(self) -> VideoConfig | None:
+        """Returns how the middle sees frames: ControlVideo has no temporal attention there."""
+        if self.video is None or self.video.temporal != "parallel":
+            return self.video
+        return dataclasses.replace(self.video, temporal=None)
 
     def _stack(self, level: int, count: int, name: str) -> BlockStack:
         config = self.config
@@ -108,6 +127,7 @@ class LatentUNet(UNet):
             "transformer": self._transformer(),
             "groups": config.groups,
             "dtype": self.dtype,
+            "video": self.video,
         }
         scan, remat = config.scan_blocks, config.remat_at(level)
         return BlockStack(count, block, scan, remat, LatentUNetBlock, name=name)
@@ -121,6 +141,7 @@ class LatentUNet(UNet):
             "kept": self.kept,
             "dtype": self.dtype,
             "implementation": config.attention_implementation,
+            "video": self.video,
         }
 
     def _resample(
@@ -129,8 +150,8 @@ class LatentUNet(UNet):
         del embedding  # only ResBlocks take it
         name = f"{direction}_{level}_resample"
         if direction == "down":
-            return Downsample(symmetric=True, dtype=self.dtype, name=name)(h)
-        return Upsample(self.dtype, name=name)(h)
+            return Downsample(symmetric=True, dtype=self.dtype, video=self.video, name=name)(h)
+        return Upsample(self.dtype, self.video, name=name)(h)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,6 +48,7 @@ class Dense(nn.Module):
       use_bias: whether a bias is added.
       kernel_init: initializer of the kernel.
       dtype: compute dtype, also that of the output.
+      bias_init: initializer of the bias.
     """
 
     features: int
@@ -55,6 +56,7 @@ class Dense(nn.Module):
     use_bias: bool = True
     kernel_init: Initializer = lecun
     dtype: Any = jnp.float32
+    bias_init: Initializer = zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -65,7 +67,7 @@ class Dense(nn.Module):
         kernel = gathered(kernel.astype(self.dtype), self.axes)
         y = _matmul(over_batch(x).astype(self.dtype), kernel)
         if self.use_bias:
-            bias = self.param("bias", with_axes(zeros, self.axes[1]), (self.features,))
+            bias = self.param("bias", with_axes(self.bias_init, self.axes[1]), (self.features,))
             y = y + bias.astype(self.dtype)
         return over_batch(y)
 
@@ -124,11 +126,13 @@ class GroupNorm(nn.Module):
       groups: number of groups; must divide the channels.
       epsilon: added to the variance. torch's default, not Flax's 1e-6.
       dtype: dtype of the output.
+      frames: pictures that share their statistics: rows f * R + r of one r, for f < frames.
     """
 
     groups: int = 32
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
+    frames: int = 1
 
     @nn.compact
     def __call__(
@@ -152,15 +156,24 @@ class GroupNorm(nn.Module):
         # Both moments in one pass, the affine in a second: large images are bound by memory. The
         # shift, any number near the mean, keeps the squares from cancelling; its gradient is 0.
         start = lax.stop_gradient(x[:, :1, :1]).astype(jnp.float32)
+        if self.frames > 1:
+            start = jnp.tile(start[: len(x) // self.frames], (self.frames, 1, 1, 1))
         shifted = x.astype(jnp.float32) - start
         # Space is reduced first, groups second: the large reduction keeps channels innermost.
         mean, square = shifted.mean((1, 2)), jnp.square(shifted).mean((1, 2))
+        if self.frames > 1:
+            mean, square = self._over_frames(mean), self._over_frames(square)
         offset = mean + start[:, 0, 0]
         offset -= self._over_groups(offset)
         variance = self._over_groups(square - jnp.square(mean) + jnp.square(offset))
         gain = lax.rsqrt(variance + self.epsilon) * gain
         bias = bias + gain * (offset - mean)
         return (shifted * gain[:, None, None] + bias[:, None, None]).astype(self.dtype)
+
+    def _over_frames(self, means: jax.Array) -> jax.Array:
+        """Returns the mean over a clip's frames for every picture, (B, C) for (B, C)."""
+        rows = means.reshape(self.frames, -1, means.shape[-1])
+        return jnp.tile(rows.mean(0), (self.frames, 1))
 
     def _over_groups(self, means: jax.Array) -> jax.Array:
         """Returns the mean over a channel's group for every channel, (B, C) for (B, C)."""

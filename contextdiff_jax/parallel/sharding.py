@@ -23,6 +23,7 @@ RULES: tuple[tuple[str, str | None], ...] = (
     (axes.LAYERS, None),
     (axes.KERNEL_HEIGHT, None),
     (axes.KERNEL_WIDTH, None),
+    (axes.KERNEL_TIME, None),
 )
 
 

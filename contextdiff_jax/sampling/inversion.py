@@ -11,11 +11,14 @@ is inverted; one call serves both times. Guidance is not used in inversion, beca
 is far from invertible.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contextdiff_jax.diffusion.process import Denoise, Process
+from contextdiff_jax.diffusion.process import Denoise, Process, checked_prediction
+from contextdiff_jax.sampling.guidance import Controlled
 
 
 def invert(
@@ -36,6 +39,33 @@ def invert(
     Raises ValueError where the times do not fall strictly within T..0, or for a shape that does
     not fit.
     """
+
+    def unobserved(x, t, keep):
+        return denoise(x, t, keep), ()
+
+    if return_path:
+        return observed_inversion(process, unobserved, x0, timesteps)[0]
+    return _scan(process, unobserved, x0, timesteps, lambda x, _: None)[0]
+
+
+def observed_inversion(
+    process: Process, denoise: Controlled, x0: jax.Array, timesteps: np.ndarray
+) -> tuple[jax.Array, Any]:
+    """Returns the path of `invert` and what the denoiser observes at every step, (n, ...).
+
+    denoise: (x, t, keep) -> (prediction, a tree of arrays). The entry j of what is observed belongs
+    to the step from timesteps[j], which a sampler takes with the same t.
+    """
+    last, (path, observed) = _scan(process, denoise, x0, timesteps, lambda x, seen: (x, seen))
+    del last
+    path = jnp.concatenate([path[::-1], x0.astype(jnp.float32)[None]])
+    return path, jax.tree.map(lambda leaf: leaf[::-1], observed)
+
+
+def _scan(
+    process: Process, denoise: Controlled, x0: jax.Array, timesteps: np.ndarray, collect: Any
+) -> tuple[jax.Array, Any]:
+    """Returns the last state, and collect(state, observed) of every step."""
     schedule = process.schedule
     timesteps = np.asarray(timesteps)
     if timesteps[0] > schedule.num_steps or timesteps[-1] < 0 or np.any(np.diff(timesteps) >= 0):
@@ -48,11 +78,8 @@ def invert(
 
     def body(x_s, times):
         s, t = times
-        predicted = process.predict(denoise, x_s, t, keep)
-        x_t = process.raised(predicted, x_s, s, t)
-        return x_t, x_t if return_path else None
+        predicted, seen = denoise(x_s, jnp.full(x_s.shape[:1], t, jnp.float32), keep)
+        x_t = process.raised(checked_prediction(predicted, x_s), x_s, s, t)
+        return x_t, collect(x_t, seen)
 
-    last, path = jax.lax.scan(body, x0, (rising[:-1], rising[1:]))
-    if not return_path:
-        return last
-    return jnp.concatenate([path[::-1], x0[None]])
+    return jax.lax.scan(body, x0, (rising[:-1], rising[1:]))

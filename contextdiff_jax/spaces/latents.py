@@ -159,6 +159,17 @@ class LatentSpace:
             latents = latents + jnp.exp(0.5 * log_variance) * noise
         return self.normalized(latents)
 
+    def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Returns mean and standard deviation of x0 (B, h, w, c), float32, of uint8 pictures.
+
+        The deviation is None of a stage without a Gaussian.
+        """
+        self._check_images(images.shape)
+        latents, log_variance = self._apply("stage", "encode", from_uint8(images))
+        if log_variance is None:
+            return self.normalized(latents), None
+        return self.normalized(latents), jnp.exp(0.5 * log_variance) / self._statistics()[1]
+
     def decode(self, x0: jax.Array) -> jax.Array:
         """Returns the pictures (B, H, W, C) float32 in [-1, 1] that x0 (B, h, w, c) stands for."""
         latents = self.raw(x0)

@@ -25,19 +25,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the page."""
     sys.path.append(str(ROOT))  # mkdocs is a program of its own: it does not look in its folder
     from contextdiff_jax.config import Config  # takes seconds
+    from contextdiff_jax.generation.editing_config import EditingConfig
 
-    files.append(File.generated(config, PAGE, content=reference(Config)))
+    files.append(File.generated(config, PAGE, content=reference(Config, EditingConfig)))
     return files
 
 
-def reference(root: type) -> str:
-    """Returns the page of a dataclass and of all that its fields lead to."""
+def reference(*roots: type) -> str:
+    """Returns the page of some dataclasses and of all that their fields lead to."""
     head = (
         "# Configuration\n\nMade from the code. Every key is a flag: a key of the first table is "
         "`--config.KEY`, one of a run `--config.runs.NAME.KEY`. A key whose default is `required` "
-        "has none; presets in `configs/` set it."
+        "has none; presets in `configs/` set it. EditingConfig and what follows it are of `edit`."
     )
-    return "\n\n".join([head, *map(_section, sections(root))]) + "\n"
+    found = dict.fromkeys(section for root in roots for section in sections(root))
+    return "\n\n".join([head, *map(_section, found)]) + "\n"
 
 
 def sections(root: type) -> list[type]:

@@ -12,6 +12,7 @@ from absl import flags
 from contextdiff_jax import command_line
 from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.generation.editing_config import read_editing_config
 from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.sampling.config import SamplerConfig
 
@@ -48,6 +49,9 @@ def check(module, rest: list[str]) -> None:
             raise ValueError(f"--what: no {unknown}")
     if "config" in flags.FLAGS:
         values = flags.FLAGS["config"].value
+        if module.__name__ == "contextdiff_jax.edit":
+            read_editing_config(values)
+            return
         values.data_path = values.data_path or "somewhere"
         run = flags.FLAGS["run"].value
         validate(from_config_dict(values), run, files=False, platform=None)

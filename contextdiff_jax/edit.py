@@ -1,0 +1,75 @@
+"""Edits a clip: one clip, the prompt that it shows, and prompts that it is to show instead.
+
+  python -m contextdiff_jax.edit --config=configs/video_editing.py:fatezero --model=FOLDER \
+      --clip=clips/rabbit --source_prompt="a rabbit is eating a watermelon" \
+      --prompt="a cat is eating a watermelon" --output=edits
+
+--model is a folder of Stable Diffusion in diffusers' layout (docs/stable_diffusion.md), --clip a
+folder of frames, or a video file where PyAV is installed. Any key of the config can be overridden:
+--config.clip.count=16. Several --prompt share one inversion, and the same command goes on where it
+was stopped. What is written: generation/video_editing.py. Exit codes: see contextdiff_jax/entry.py.
+"""
+
+from absl import flags, logging
+
+from contextdiff_jax import command_line, entry
+from contextdiff_jax.arguments import existing_folder
+from contextdiff_jax.data.clips import read_clip
+from contextdiff_jax.generation.editing_config import EditingConfig, read_editing_config
+from contextdiff_jax.generation.video_editing import (
+    Wanted,
+    check_prompts,
+    edit_clip,
+    open_editor,
+)
+from contextdiff_jax.parallel import distributed
+from contextdiff_jax.system import notices
+from contextdiff_jax.system.interruption import Watch
+
+_CONFIG = command_line.define_config(
+    "Config file, with a method after a colon: configs/video_editing.py:fatezero."
+)
+_MODEL = flags.DEFINE_string("model", None, "Folder of Stable Diffusion 1.x or 2.x.")
+_TUNED = flags.DEFINE_string(
+    "tuned", None, "Folder of a U-Net that was tuned on the clip, in the place of --model's."
+)
+_IMAGE = flags.DEFINE_string(
+    "image_encoder", None, "Folder of CLIP, which a config with an adapter needs."
+)
+_CLIP = flags.DEFINE_string("clip", None, "Folder of frames, or a video file.")
+_SOURCE = flags.DEFINE_string("source_prompt", None, "What the clip shows.")
+_PROMPT = flags.DEFINE_multi_string("prompt", None, "What it is to show; may be given again.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the edits.")
+_SEED = entry.define_seed("seed", 0, "Seed of tuning and of all noise.")
+_PROCESSES = entry.define_process_flags()
+flags.mark_flags_as_required(["config", "model", "clip", "source_prompt", "prompt", "output"])
+
+
+def main() -> None:
+    config = read_editing_config(_CONFIG.value)
+    existing_folder(_MODEL.value, "model")
+    for flag, folder in (("tuned", _TUNED.value), ("image_encoder", _IMAGE.value)):
+        if folder is not None:
+            existing_folder(folder, flag)
+    wanted = _wanted(config, 8, 8)  # the clip's mistakes come before the weights
+    check_prompts(_MODEL.value, config, wanted)
+    entry.join(_PROCESSES())
+    entry.check_writable(_OUTPUT.value, "output")
+    notices.doing("loading the model")
+    editor = open_editor(_MODEL.value, config, _TUNED.value, _SEED.value, _IMAGE.value)
+    height, width, _ = editor.stage.task.space.image_shape
+    wanted = _wanted(config, height, width)
+    notices.doing("editing")
+    with Watch() as watch:
+        places = edit_clip(editor, wanted, _OUTPUT.value, _SEED.value, watch)
+    if distributed.is_main():
+        logging.info("edits are in %s", ", ".join(map(str, places)))
+
+
+def _wanted(config: EditingConfig, height: int, width: int) -> Wanted:
+    clip = read_clip(_CLIP.value, config.clip, height, width)
+    return Wanted(clip, _SOURCE.value, tuple(_PROMPT.value))
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,147 @@
+"""Tunes a U-Net of clips on the clip that is to be edited; the weights serve later edits too."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+
+from contextdiff_jax.data.clips import Clip
+from contextdiff_jax.diffusion.process import Process
+from contextdiff_jax.encoders.video_weights import save_video_unet_folder
+from contextdiff_jax.generation.adapter_file import save_adapter
+from contextdiff_jax.generation.clip_programs import ClipNetwork
+from contextdiff_jax.generation.editing_config import TuningConfig
+from contextdiff_jax.networks.latent_unet import LatentUNet
+from contextdiff_jax.parallel import distributed
+from contextdiff_jax.parallel.programs import jit_on_mesh
+from contextdiff_jax.parallel.sharding import batch_sharding
+from contextdiff_jax.system.interruption import Interrupted, Vote, Watch
+from contextdiff_jax.system.progress import Progress, duration
+from contextdiff_jax.tasks.clip_adapter import COLOURS
+from contextdiff_jax.tasks.video_editing import ClipTask
+from contextdiff_jax.training.failure import NotFinite
+from contextdiff_jax.training.optimizer import OptimizerConfig, make_optimizer
+from contextdiff_jax.training.parameter_names import like, merged, without
+from contextdiff_jax.training.partial import fixed_shapes, trained_part
+from contextdiff_jax.training.state import TrainState
+from contextdiff_jax.training.step import make_train_step
+
+FOLDER = "tuned"
+_LOGGED = 50  # steps between looks
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """What is tuned: a network's parameters on the devices, on a clip and its prompt.
+
+    params, frozen: what the network's programs take. batch: of `collate` for the prompt.
+    """
+
+    network: ClipNetwork
+    params: Any
+    frozen: Any
+    clip: Clip
+    batch: Any
+    mesh: jax.sharding.Mesh
+
+    def task(self) -> ClipTask:
+        """Returns the task, clip and prompt encoded."""
+        sharding = batch_sharding(self.mesh)
+        frames = distributed.place(self.clip.frames, sharding)
+        encoded = jit_on_mesh(self._encoded, self.mesh)(self.frozen, frames, self.batch)
+        denoiser, adapter = self.network.task.denoiser, self.network.adapter
+        sizes = dataclasses.replace(denoiser.config, remat="blocks")
+        video = self.network.config.inflation
+        module = LatentUNet(sizes, denoiser.dtype, video=video)
+        task = self.network.task
+        process = Process(task.schedule, task.config.prediction, None, None)
+        read = {}
+        if adapter is not None:
+            read = {name: self.frozen[name] for name in (adapter.image.identity, COLOURS)}
+        mask = jnp.asarray(self.batch["text_mask"])
+        return ClipTask(module, process, *encoded, mask, adapter, read)
+
+    def _encoded(self, frozen: Any, frames: jax.Array, batch: Any) -> tuple:
+        mean, deviation = self.network.space(frozen).moments(frames)
+        return mean, deviation, self.network.text(frozen, batch)[0]
+
+
+def check_trainable(task: ClipTask, config: TuningConfig) -> Any:
+    """Returns the shapes of what is not trained; ValueError for a pattern that matches nothing."""
+    return fixed_shapes(task, config.trainable, "config.tuning.trainable")
+
+
+def tune(tuning: Tuning, folder: epath.Path, seed: int, watch: Watch) -> Any:
+    """Returns the tuned parameters, and writes them to `folder` as a U-Net's folder.
+
+    An adapter's are beside it, in adapter.safetensors.
+
+    Raises NotFinite where the loss or its gradient is not; Interrupted once the watch was
+    triggered: tuning then begins anew.
+    """
+    config, task = tuning.network.config.tuning, tuning.task()
+    fixed = check_trainable(task, config)
+    whole = tuning.params
+    part = trained_part(task, like(whole, fixed))
+    params = jax.tree.map(jnp.copy, without(whole, fixed))  # the step donates its state
+    optimizer = make_optimizer(
+        OptimizerConfig(
+            learning_rate=config.learning_rate,
+            warmup_steps=0,
+            weight_decay=config.weight_decay,
+            ema_decay=0.0,
+        ),
+        config.steps,
+    )
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        optimizer=jit_on_mesh(optimizer.init, tuning.mesh)(params),
+        failed_at=jnp.full((), -1, jnp.int32),
+    )
+    step = make_train_step(part, optimizer, seed=seed, ema_decay=0.0)
+    program = jit_on_mesh(step, tuning.mesh, donate_argnums=0)
+    state = _run(lambda state: program(state, part.frozen, {}), state, config.steps, watch)
+    tuned = merged(whole, state.params)
+    _save(folder, tuning, tuned)
+    return tuned
+
+
+def _run(program: Any, state: TrainState, steps: int, watch: Watch) -> TrainState:
+    progress, vote, losses = Progress(0, steps), Vote(), []
+    for number in range(1, steps + 1):
+        if vote.stop(watch.triggered):
+            raise Interrupted(0, "tuning step")
+        state, metrics = program(state)
+        losses.append(metrics["loss"])
+        if number % _LOGGED and number < steps:
+            continue
+        failed = int(state.failed_at)
+        if failed >= 0:
+            raise NotFinite(
+                f"tuning: loss or gradient of step {failed + 1} is not finite (NaN or infinite); "
+                "nothing was written; lower config.tuning.learning_rate"
+            )
+        rate, left = progress.look(number)
+        mean = float(np.mean(jax.device_get(losses)))
+        logging.info(
+            "tuning step %d of %d: loss %.4f, %.1f steps/s, %s left",
+            *(number, steps, mean, rate, duration(left)),
+        )
+        losses.clear()
+    return state
+
+
+def _save(folder: epath.Path, tuning: Tuning, params: Any) -> None:
+    host = jax.tree.map(distributed.to_host, params)
+    if distributed.is_main():
+        sizes, video = tuning.network.task.denoiser.config, tuning.network.config.inflation
+        if "adapter" in host:
+            save_adapter(folder, host["adapter"])
+        save_video_unet_folder(folder, sizes, video, host["denoiser"])  # config.json comes last
+    distributed.wait_for_all(f"{folder} is written")

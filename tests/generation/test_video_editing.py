@@ -1,0 +1,382 @@
+"""Edits of a clip by a tiny random Stable Diffusion: against diffusers, files, refusals."""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from contextdiff_jax.config import ConfigError
+from contextdiff_jax.data.clips import Clip, ClipConfig
+from contextdiff_jax.encoders.tokenizers import load_tokenizer
+from contextdiff_jax.generation import stable_diffusion, video_editing
+from contextdiff_jax.generation.editing_config import (
+    EditingConfig,
+    FusionConfig,
+    editing_config_dict,
+    read_editing_config,
+)
+from contextdiff_jax.generation.prompt_edit import prompt_edit, words_of
+from contextdiff_jax.generation.video_editing import Wanted, check_prompts, edit_clip, open_editor
+from contextdiff_jax.networks.config import AdapterConfig
+from contextdiff_jax.networks.video_config import VideoConfig
+from contextdiff_jax.parallel.mesh import make_mesh
+from contextdiff_jax.system.interruption import Watch
+from contextdiff_jax.tasks.clip_adapter import colours_of, fit_colours
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+FRAMES, STEPS, SIDE = 4, 4, 32
+SOURCE, TARGET = "a red circle", "a circle of red"
+PIXELS = np.random.default_rng(2).integers(0, 255, (FRAMES, 4, 4, 3), np.uint8)
+PIXELS = np.kron(PIXELS, np.ones((1, 8, 8, 1), np.uint8))
+CLIP = Clip(PIXELS, "clip", 8.0, (SIDE, SIDE))
+PLAIN = EditingConfig(
+    "per_frame",
+    clip=ClipConfig(count=FRAMES),
+    height=SIDE,
+    width=SIDE,
+    num_steps=STEPS,
+    guidance_scale=3.0,
+)
+FUSION = FusionConfig(
+    blend_words=("circle",),
+    blend_edit_words=("circle",),
+    blend_latents=True,
+    blend_from=0.0,
+    blend_until=1.0,
+    threshold=0.8,
+    finest=1,
+    mask_reduction=2,
+)
+VIDEO = VideoConfig(keys_from=("mid",), temporal=None)
+ADAPTER = AdapterConfig(patch_size=4, width=16, num_blocks=1, heads=2, time_width=8)
+FUSED = dataclasses.replace(PLAIN, name="fatezero", video=VIDEO, fusion=FUSION, gif=True)
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    device = jax.devices()[:1]
+    monkeypatch.setattr(stable_diffusion, "make_mesh", lambda config: make_mesh(config, device))
+
+
+@pytest.fixture(scope="module")
+def folder(latent_oracles, tmp_path_factory):
+    pytest.importorskip("transformers", reason="the oracle is transformers' torch model")
+    from tests.generation import stable_diffusion_folder
+
+    return str(stable_diffusion_folder.write(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return load_tokenizer(f"{folder}/tokenizer")
+
+
+@pytest.mark.slow
+def test_every_frame_by_itself_is_diffusers(folder):
+    """DDIMInverseScheduler under the source's prompt, then DDIM with guidance under the edit's."""
+    import diffusers
+    import torch
+
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, low_cpu_mem_usage=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    config = dict(pipe.scheduler.config)
+    inverse = diffusers.DDIMInverseScheduler.from_config(config)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(config)
+    inverse.set_timesteps(STEPS)
+    with torch.no_grad():
+        pixels = torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 127.5 - 1
+        x = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
+        text = pipe.encode_prompt(SOURCE, "cpu", FRAMES, False)[0]
+        for t in inverse.timesteps:
+            eps = pipe.unet(x, t, encoder_hidden_states=text).sample
+            x = inverse.step(eps, t, x).prev_sample
+    call = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "output_type": "np"}
+    theirs = pipe([TARGET] * FRAMES, SIDE, SIDE, latents=x, **call).images
+    editor = open_editor(folder, PLAIN)
+    inverted = editor.invert(CLIP, SOURCE, 0)
+    np.testing.assert_allclose(np.moveaxis(inverted[0][0], -1, 1), x.numpy(), atol=1e-3)
+    ours, coverage = editor.edit(inverted, SOURCE, TARGET)
+    assert coverage is None
+    assert np.mean((theirs > 0) & (theirs < 1)) > 0.5
+    assert np.abs(ours - 255 * theirs).max() < 2
+
+
+@pytest.fixture(scope="module")
+def edits(folder, tmp_path_factory):
+    """The folder of two fused edits, and their editor."""
+    device = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stable_diffusion, "make_mesh", lambda config: make_mesh(config, device))
+        editor = open_editor(folder, FUSED)
+    output = tmp_path_factory.mktemp("edits")
+    wanted = Wanted(CLIP, SOURCE, (TARGET, "a blue circle"))
+    edit_clip(editor, wanted, output, 0, Watch())
+    return output, editor, wanted
+
+
+def test_the_files_of_an_edit(edits):
+    output, _, _ = edits
+    for number in ("00", "01"):
+        place = output / number
+        frames = np.stack([np.asarray(Image.open(f)) for f in sorted(place.glob("frames/*.png"))])
+        assert frames.shape == PIXELS.shape
+        film = Image.open(place / "clip.webp")
+        assert film.n_frames == FRAMES
+        film.seek(2)
+        np.testing.assert_array_equal(np.asarray(film.convert("RGB")), frames[2])
+        assert Image.open(place / "clip.gif").n_frames == FRAMES
+        beside = Image.open(place / "beside.webp")
+        np.testing.assert_array_equal(np.asarray(beside.convert("RGB"))[:, :SIDE], PIXELS[0])
+        record = json.loads((place / "edit.json").read_text())
+        assert 0 < np.mean(record["free_of_each_frame"]) < 1
+        assert record["config"]["fusion"]["threshold"] == 0.8
+    first, second = ((output / n / "frames/000.png").read_bytes() for n in ("00", "01"))
+    assert first != second
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(output / "source/frames/001.png")), PIXELS[1]
+    )
+
+
+def test_the_same_command_draws_what_is_missing(edits, monkeypatch):
+    output, editor, wanted = edits
+    before = (output / "01/frames/003.png").read_bytes()
+    (output / "01/edit.json").unlink()
+    (output / "01/frames/003.png").unlink()
+    kept = (output / "00/edit.json").stat().st_mtime_ns
+    edit_clip(editor, wanted, output, 0, Watch())
+    assert (output / "01/frames/003.png").read_bytes() == before
+    assert (output / "00/edit.json").stat().st_mtime_ns == kept
+    monkeypatch.setattr(editor, "invert", None)  # nothing is missing: nothing is computed
+    edit_clip(editor, wanted, output, 0, Watch())
+    other = dataclasses.replace(wanted, source="a blue square")
+    with pytest.raises(ValueError, match="holds edits of something else: edits.source_prompt"):
+        edit_clip(editor, other, output, 0, Watch())
+
+
+@pytest.mark.slow
+def test_where_nothing_may_change_the_edit_is_the_source(edits, tmp_path, caplog):
+    """A threshold of 2 leaves nothing free: the latents are those of the source, and it is said."""
+    _, editor, _ = edits
+    config = dataclasses.replace(FUSED, fusion=dataclasses.replace(FUSION, threshold=2.0))
+    copying = video_editing.Editor(editor.stage, config)
+    path, maps = editor.invert(CLIP, SOURCE, 0)
+    frames, coverage = copying.edit((path, maps), SOURCE, TARGET)
+    assert not np.any(coverage)
+    # The last step is outside the blend's open interval: it starts from the source's state.
+    space = editor.network.space(editor.stage.frozen)
+    whole = np.asarray(space.decode(path[-1]))
+    assert np.abs(frames / 127.5 - 1 - whole).mean() < 0.2 * np.abs(whole).mean()
+    video_editing._say_what_is_odd(PIXELS, coverage, CLIP, config)
+    assert "the edit is the source, to the pixel" in caplog.text
+
+
+@pytest.mark.slow
+def test_an_adapter_that_is_zero_changes_nothing_and_one_that_is_not_does(
+    edits, folder, clip_folder
+):
+    """Zero, as it begins, is none (to the digit: tests/sampling/test_lockstep.py; two programs may
+    round a pixel apart). Else each prompt has its own bias."""
+    output, editor, _ = edits
+    config = dataclasses.replace(FUSED, adapter=ADAPTER)
+    biased = open_editor(folder, config, image_encoder=str(clip_folder)).for_clip(CLIP)
+    path, maps = biased.invert(CLIP, SOURCE, 0)
+    frames, _ = biased.edit((path, maps), SOURCE, TARGET)
+    plain = editor.invert(CLIP, SOURCE, 0)[0]
+    np.testing.assert_allclose(path, plain, atol=1e-5)
+    for number, pixels in enumerate(frames):
+        file = output / f"00/frames/{number:03d}.png"
+        difference = np.abs(pixels.astype(int) - np.asarray(Image.open(file)))
+        assert difference.max() <= 1 and difference.mean() < 0.01
+    params = jax.tree.map(lambda leaf: leaf + 0.3, biased.stage.params["adapter"])
+    other = biased.replaced(params=biased.stage.params | {"adapter": params})
+    other._invert, other._edit = biased._invert, biased._edit  # the same programs
+    moved, _ = other.invert(CLIP, SOURCE, 0)
+    assert np.abs(np.asarray(moved - plain)).max() > 0.01
+    assert np.any(other.edit((path, maps), SOURCE, TARGET)[0] != frames)
+
+
+def test_colours_of_latents_are_fitted():
+    """Latents that are an affine function of the colours give these back."""
+    latents = np.random.default_rng(1).normal(size=(2, 4, 4, 5)).astype(np.float32)
+    mixing = 0.1 * np.random.default_rng(2).normal(size=(5, 3)).astype(np.float32)
+    colours = latents @ mixing + np.float32(0.2)
+    pictures = np.kron(colours, np.ones((1, 8, 8, 1), np.float32))
+    got = colours_of(fit_colours(latents, pictures), latents)
+    np.testing.assert_allclose(got, colours, atol=2e-3)
+
+
+def test_an_adapter_needs_an_image_encoder(folder, clip_folder):
+    config = dataclasses.replace(PLAIN, adapter=ADAPTER)
+    with pytest.raises(ValueError, match="--image_encoder is missing: config.adapter needs a CLIP"):
+        open_editor(folder, config)
+    with pytest.raises(ValueError, match="--image_encoder=.*: only together with config.adapter"):
+        open_editor(folder, PLAIN, image_encoder=str(clip_folder))
+
+
+def test_a_mask_that_is_empty_is_said(caplog):
+    coverage = np.array([[0.0, 0.5], [0.0, 0.5]])
+    video_editing._say_what_is_odd(PIXELS + 1, coverage, CLIP, FUSED)
+    assert "empty or full; it leaves free of each frame: 0.00, 0.50" in caplog.text
+
+
+# -- prompts and words ------------------------------------------------------------------------
+
+
+def test_positions_of_words(tokenizer):
+    words = words_of(tokenizer, "A red, circle")
+    assert words.words == ("A", "red,", "circle")
+    # A; red in one token, then the comma; c-i-r-c-l-e in "ci", "rc", "l", "e".
+    lengths = [len(places) for places in words.positions]
+    assert sum(lengths) == len(words.ids) - 2
+    assert [places[0] for places in words.positions] == [1, 1 + lengths[0], 1 + sum(lengths[:2])]
+    assert words.tokens("RED", "key") == list(words.positions[1])
+    assert words.tokens("red circle", "key") == [*words.positions[1], *words.positions[2]]
+    with pytest.raises(ValueError, match="key has 'blue', which is not in .*: must be of a, red, "):
+        words.tokens("blue", "key")
+
+
+def test_steps_and_words_of_a_fusion(tokenizer):
+    config = FusionConfig(
+        cross_until=0.5,
+        cross_words=("red",),
+        cross_words_until=(0.8,),
+        self_from=0.1,
+        self_until=0.6,
+        equalizer_words=("circle",),
+        equalizer_values=(2.0,),
+    )
+    found = prompt_edit(tokenizer, SOURCE, TARGET, config, 10)
+    words = words_of(tokenizer, TARGET)
+    red, circle = (words.tokens(word, "") for word in ("red", "circle"))
+    assert len(found.weight) == config.fused_steps(10) == 8
+    # floor(share * (T + 1)) steps for cross-attention, floor(share * T) for self-attention.
+    assert found.weight[:, red[0]].tolist() == [1] * 8
+    assert found.weight[:, circle[0]].tolist() == [1] * 5 + [0] * 3
+    assert found.self_on.tolist() == [False] + [True] * 5 + [False] * 2
+    assert np.flatnonzero(found.equalizer != 1).tolist() == circle
+
+
+def test_replace_needs_as_many_words(tokenizer):
+    config = FusionConfig(mode="replace")
+    with pytest.raises(ValueError, match="have 3 and 4 words, must have equally many; or use 'ref"):
+        prompt_edit(tokenizer, SOURCE, TARGET, config, 10)
+    same = prompt_edit(tokenizer, SOURCE, SOURCE, config, 10)
+    np.testing.assert_array_equal(same.projection, np.eye(77))
+
+
+# -- refusals ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"fusion": {"cross_until": 1.5}}, r"fusion.cross_until = 1.5: must be in 0..1"),
+        ({"fusion": {"self_from": 0.9}}, r"fusion.self_from = 0.9: must be at most self_until"),
+        ({"fusion": {"cross_words": ("a",)}}, r"fusion.cross_words_until has 0 numbers: must be 1"),
+        ({"fusion": {"blend_latents": True}}, r"blend_latents = True: must be False without"),
+        ({"clip": {"count": 1}, "video": {}}, r"clip.count = 1: must be at least 2 with temporal"),
+        ({"tuning": {"steps": 5}}, r"tuning.steps = 5: must be 0 without video"),
+        ({"video": {"keys_from": ("middle",)}}, r"video.keys_from has 'middle'"),
+        ({"num_steps": 0}, r"num_steps = 0: must be 1 to 1000"),
+        ({"invert_from": 1.0}, r"invert_from = 1.0: must be in 0..1"),
+        ({"fusions": None}, r"config.fusions = None: unknown key.*fusion\?"),
+    ],
+)
+def test_configs_that_cannot_work_are_refused(changes, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        read_editing_config({"name": "test"} | changes)
+
+
+@pytest.mark.parametrize(
+    "preset", ["", "per_frame", "fatezero", "tune_a_video", "fatezero_tuned", "contextdiff"]
+)
+def test_the_configs_of_the_methods_are_read(preset):
+    module = importlib.import_module("configs.video_editing")
+    config = read_editing_config(module.get_config(preset))
+    assert config.name == (preset or "fatezero")
+    assert read_editing_config(editing_config_dict(config)) == config
+
+
+def test_empty_prompts_are_refused_and_equal_ones_said(caplog):
+    for wanted in (Wanted(CLIP, " ", (TARGET,)), Wanted(CLIP, SOURCE, ("",))):
+        with pytest.raises(ValueError, match="is empty: must say what"):
+            wanted.check()
+    Wanted(CLIP, SOURCE, (f" {SOURCE}",)).check()
+    assert "is the source's prompt, nothing is edited" in caplog.text
+
+
+def test_words_are_refused_before_the_weights_are_read(folder):
+    config = dataclasses.replace(FUSED, fusion=FusionConfig(blend_words=("square",)))
+    with pytest.raises(ValueError, match="fusion.blend_words has 'square', which is not in the pr"):
+        check_prompts(folder, config, Wanted(CLIP, SOURCE, (TARGET,)))
+    check_prompts(folder, FUSED, Wanted(CLIP, SOURCE, (TARGET,)))
+
+
+def test_frames_that_devices_cannot_share_are_refused(folder, monkeypatch):
+    devices = jax.devices()[:3]
+    monkeypatch.setattr(stable_diffusion, "make_mesh", lambda config: make_mesh(config, devices))
+    with pytest.raises(ValueError, match="clip.count = 4: must be a multiple of 3, the number of"):
+        open_editor(folder, PLAIN)
+
+
+def test_a_resolution_without_attention_is_refused(edits):
+    config = dataclasses.replace(FUSED, fusion=dataclasses.replace(FUSION, mask_reduction=8))
+    with pytest.raises(ValueError, match="mask_reduction = 8: must be one of 1, 2, 4"):
+        video_editing.Editor(edits[1].stage, config)
+
+
+def test_numbers_that_are_none_write_nothing(edits, tmp_path):
+    from contextdiff_jax.training.failure import NotFinite
+
+    _, editor, wanted = edits
+    broken = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), editor.stage.params)
+    stage = dataclasses.replace(editor.stage, params=broken)
+    other = video_editing.Editor.__new__(video_editing.Editor)
+    other.__dict__ |= editor.__dict__ | {"stage": stage}
+    with pytest.raises(NotFinite, match="step 1, t = .*, frame 0 is not finite"):
+        other.invert(CLIP, SOURCE, 0)
+
+
+# -- the command ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def frames_folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip")
+    for number, pixels in enumerate(PIXELS):
+        Image.fromarray(pixels).save(path / f"{number:03d}.png")
+    return path
+
+
+COMMAND = ["--config=configs/video_editing.py:per_frame", f"--config.clip.count={FRAMES}"]
+COMMAND += [f"--config.num_steps={STEPS}", "--config.height=32", "--config.width=32"]
+
+
+def test_the_command(forks, folder, frames_folder, tmp_path):
+    asked = [*COMMAND, f"--model={folder}", f"--clip={frames_folder}", f"--output={tmp_path}"]
+    asked += [f"--source_prompt={SOURCE}"]
+    # Not by forks, which end what takes long: this compiles.
+    command = [sys.executable, "-m", "contextdiff_jax.edit", *asked, f"--prompt={TARGET}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "00/clip.webp").exists() and (tmp_path / "00/edit.json").exists()
+    for flags, sentence in (
+        ([f"--prompt={TARGET}", "--config.clip.stride=2"], "4 at stride 2 from 0 need 7; stride 1"),
+        ([], "--prompt is missing"),
+        ([f"--prompt={TARGET}", "--config.height=30"], "--height=30: must be a multiple of 16"),
+        (["--prompt=x"], "holds edits of something else"),
+    ):
+        refused = forks("edit", *asked, *flags)
+        assert refused.returncode == 2
+        assert sentence in refused.stderr.splitlines()[-1]
