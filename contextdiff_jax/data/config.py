@@ -5,10 +5,12 @@ import os
 from typing import Literal
 
 from contextdiff_jax.system.buckets import in_bucket
+from contextdiff_jax.system.limits import most
 from contextdiff_jax.system.resumed import FREE
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan", "pink", "black")
+MOST_CONTEXT = 8  # pictures that show how, beside one
 SCENE_SPLITS = ("train", "test", "compositional")
 _MOST_PIXELS = 178_956_970  # PIL opens no larger picture
 _MOST_THREADS = 8  # what is done in Python itself keeps more from working at once
@@ -21,12 +23,15 @@ class ScenesConfig:
     pairs: share of scenes with two objects and a relation between them; the others have one.
     bare: share of one-object captions that name neither place nor size ("a red circle").
     shapes, colours: the ones to draw from; at least two colours if pairs > 0.
+    context: 0 for plain scenes. Else each comes with so many pictures of its colour and texture
+        and a query that shows its layout, for in-context generation (data/context_scenes.py).
     """
 
     pairs: float = 0.5
     bare: float = 0.25
     shapes: tuple[str, ...] = SHAPES
     colours: tuple[str, ...] = COLOURS
+    context: int = dataclasses.field(default=0, metadata=most(MOST_CONTEXT))
 
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key whose value cannot work."""
@@ -40,6 +45,15 @@ class ScenesConfig:
                 raise ValueError(
                     f"{where}.{key} = {values!r}: must be different names of {', '.join(known)}"
                 )
+        if not 0 <= self.context <= MOST_CONTEXT:
+            raise ValueError(
+                f"{where}.context = {self.context}: must be in 0..{MOST_CONTEXT}, 0 for none"
+            )
+        if self.context and self.pairs:
+            raise ValueError(
+                f"{where}.pairs = {self.pairs}: must be 0 with {where}.context = {self.context}, "
+                "which shows one object's colour"
+            )
         if self.pairs > 0 and len(self.colours) < 2:
             raise ValueError(
                 f"{where}.colours = {self.colours!r}: the two objects of a pair differ in colour, "
@@ -123,6 +137,11 @@ class DataConfig:
             return _MOST_THREADS
         alone = self.source == "scenes" or self.processes
         return 1 if alone else min(_cores(), _MOST_THREADS)
+
+    @property
+    def context(self) -> int:
+        """The pictures of context that every sample comes with, beside a query; 0 for neither."""
+        return self.scenes.context if self.source == "scenes" else 0
 
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key whose value cannot work."""

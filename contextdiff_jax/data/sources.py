@@ -24,6 +24,10 @@ def open_source(config: DataConfig, report: SkipReport | None = None) -> Source:
 
 def _open(config: DataConfig, report: SkipReport) -> Source:
     # Imported here: a run on rendered scenes needs no tar reader, and none needs all of them.
+    if config.source == "scenes" and config.scenes.context:
+        from contextdiff_jax.data.context_scenes import ContextScenesSource
+
+        return ContextScenesSource(config)
     if config.source == "scenes":
         from contextdiff_jax.data.scenes import ScenesSource
 

@@ -115,17 +115,18 @@ _TINY_FIXED = {
 }
 
 
-def read_unet_config(folder: os.PathLike) -> LatentUNetConfig:
-    """Returns the sizes of a U-Net's folder.
+def read_unet_config(folder: os.PathLike, kind: str = _UNET) -> LatentUNetConfig:
+    """Returns the sizes of a U-Net's folder, or of what has its encoder; kind: its _class_name.
 
     Raises FileNotFoundError where config.json is missing, and ValueError, naming the key, where
     it is no JSON, of another class, or says what LatentUNet does not have.
     """
-    values, where = _read(folder, (_UNET,))
+    values, where = _read(folder, (kind,))
     check_fixed(_UNET_FIXED, values, where)
     fields = read_fields(_UNET_FIELDS, _without_null(values, "sample_size"), where)
     channels = fields["channels"]
-    _check_equal(values, "out_channels", 4, fields["image_channels"], where)
+    if kind == _UNET:
+        _check_equal(values, "out_channels", 4, fields["image_channels"], where)
     default = [_ATTENDING] * (len(channels) - 1) + [_PLAIN]
     levels = _attending(values, default, _UP, _ATTENDING, where)
     config = LatentUNetConfig(

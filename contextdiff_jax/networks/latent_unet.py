@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from contextdiff_jax.networks.blocks import BlockStack, OutputHead, rematerialized
+from contextdiff_jax.networks.blocks import BlockStack, rematerialized
 from contextdiff_jax.networks.conditioning import SinusoidMLP
 from contextdiff_jax.networks.latent_blocks import (
     AddedResBlock,
@@ -23,7 +23,7 @@ from contextdiff_jax.networks.latent_blocks import (
 )
 from contextdiff_jax.networks.latent_config import LatentUNetConfig
 from contextdiff_jax.networks.layers import Conv
-from contextdiff_jax.networks.unet import UNet
+from contextdiff_jax.networks.unet import Residuals, UNet
 
 
 class LatentUNet(UNet):
@@ -49,6 +49,7 @@ class LatentUNet(UNet):
         t: jax.Array,
         context: jax.Array,
         context_mask: jax.Array | None = None,
+        residuals: Residuals | None = None,
     ) -> jax.Array:
         """Predicts eps or v (or x0), whatever it was trained for.
 
@@ -59,6 +60,7 @@ class LatentUNet(UNet):
             too: Stable Diffusion's is the encoded "".
           context_mask: (B, L) bool, True for what may be attended; None means all, as Stable
             Diffusion was trained.
+          residuals: of a control branch, see controlnet; None for none.
 
         Returns:
           (B, H, W, C) float32.
@@ -66,6 +68,16 @@ class LatentUNet(UNet):
         Raises:
           ValueError: for inputs that do not fit the configuration.
         """
+        h, conditions = self._enter(x, t, context, context_mask)
+        return self._rest(h, conditions, residuals)
+
+    def _enter(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        context: jax.Array,
+        context_mask: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple]:
         config = self.config
         self._check_kept()
         config.check_resolution(x.shape[1], "height of x")
@@ -78,11 +90,7 @@ class LatentUNet(UNet):
                 raise ValueError(f"{name} has shape {array.shape}; its last axis must be {width}.")
         time = SinusoidMLP(config.channels[0], 4 * config.channels[0], name="time")
         conditions = (time(t.astype(jnp.float32) - 1.0), context, context_mask)
-        h = Conv(config.channels[0], dtype=self.dtype, name="conv_in")(x)
-        h, skips = self._down(h, conditions)
-        h = self._middle(h, conditions)
-        h = self._up(h, skips, conditions)
-        return OutputHead(config.image_channels, config.groups, name="head")(h)
+        return Conv(config.channels[0], dtype=self.dtype, name="conv_in")(x), conditions
 
     def _check_kept(self) -> None:
         if not self.kept:
