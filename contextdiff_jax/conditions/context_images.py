@@ -37,6 +37,7 @@ class ContextImages(Condition):
     name: ClassVar[str] = "context"
     null: ClassVar[Any] = None
     captioned: ClassVar[bool] = False
+    empty_request: ClassVar[bool] = False
 
     most: int
     side: int

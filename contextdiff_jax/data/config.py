@@ -62,6 +62,32 @@ class ScenesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StylesConfig:
+    """Columns of a folder's metadata.jsonl that tell the same thing in several styles.
+
+    Each picture then comes with a query, the same thing in another style, and with context, other
+    things in its own style (data/styled_folder.py).
+
+    item, style: the columns. context: pictures of context; 0 for a plain folder.
+    held_out: every so many items, by the digest of their names, are split "test" and not "train".
+    """
+
+    item: str = "id"
+    style: str = "style"
+    context: int = dataclasses.field(default=0, metadata=most(MOST_CONTEXT))
+    held_out: int = dataclasses.field(default=10, metadata=most(10**6))
+
+    def validate(self, where: str) -> None:
+        """Raises ValueError naming the first key whose value cannot work."""
+        if not 0 <= self.context <= MOST_CONTEXT:
+            raise ValueError(
+                f"{where}.context = {self.context}: must be in 0..{MOST_CONTEXT}, 0 for none"
+            )
+        if self.held_out < 2:
+            raise ValueError(f"{where}.held_out = {self.held_out}: must be at least 2")
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where captioned images come from and how they become square uint8 pictures.
 
@@ -103,6 +129,7 @@ class DataConfig:
         the limit. Each takes memory for the source's index and starts in seconds. 0: none.
     cache_dir: where the index of tar shards is kept; empty: beside the shards, if writable.
     tfds_dir: folder of the prepared TFDS data sets; empty: TFDS's own default.
+    styles: source "folder" only: the same things in several styles, for in-context generation.
     embeddings: folder of text tokens that contextdiff_jax.prepare made of this very data, with the
         config's text encoders; empty: captions are encoded in the training loop.
     """
@@ -127,6 +154,7 @@ class DataConfig:
     tfds_dir: str = ""
     embeddings: str = dataclasses.field(default="", metadata=FREE)
     scenes: ScenesConfig = ScenesConfig()
+    styles: StylesConfig = StylesConfig()
 
     @property
     def reading_threads(self) -> int:
@@ -141,7 +169,8 @@ class DataConfig:
     @property
     def context(self) -> int:
         """The pictures of context that every sample comes with, beside a query; 0 for neither."""
-        return self.scenes.context if self.source == "scenes" else 0
+        given = {"scenes": self.scenes.context, "folder": self.styles.context}
+        return given.get(self.source, 0)
 
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key whose value cannot work."""
@@ -167,6 +196,12 @@ class DataConfig:
             if self.flip:
                 raise ValueError(f"{where}.flip = True: the captions of scenes say left and right")
             self.scenes.validate(f"{where}.scenes")
+        self.styles.validate(f"{where}.styles")
+        if self.source != "folder" and self.styles.context:
+            raise ValueError(
+                f"{where}.styles.context = {self.styles.context}: must be 0, the source is "
+                f"{self.source!r} and not 'folder'"
+            )
         if self.source == "shards" and self.split != DataConfig.split:
             raise ValueError(
                 f"{where}.split = {self.split!r}: must be {DataConfig.split!r}, shards have no "

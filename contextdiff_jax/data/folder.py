@@ -1,5 +1,6 @@
 """A folder of image files with a metadata.jsonl (the Hugging Face `imagefolder` convention)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -33,10 +34,13 @@ class FolderSource:
     such as a snapshot in the Hugging Face cache, with `cp -rL`. A name of anything but a regular
     file inside is a damaged sample. Raises DataError if there is no metadata.jsonl, or it is no
     such file, the split has no rows, or no usable row is left.
+
+    columns: further columns; `values` has what they hold, a tuple for each sample.
     """
 
-    def __init__(self, config: DataConfig, report: SkipReport):
+    def __init__(self, config: DataConfig, report: SkipReport, columns: Sequence[str] = ()):
         self._config = config
+        self.values: list[tuple[Any, ...]] = []
         with buckets.explained(config.path, "be read"):
             self._folder = _find(epath.Path(config.path), config.split)
             self._root = resolved(self._folder)
@@ -51,6 +55,7 @@ class FolderSource:
                 with sample_at_fault(name):
                     values = decode.caption_values(row, config.caption_fields)
                     self._rows.append((number, name, *decode.decode_captions(values, name)))
+                    self.values.append(tuple(row.get(column) for column in columns))
             except DamagedSample as damaged:
                 report.skip(damaged.reason, name)
         if not self._rows:

@@ -32,6 +32,10 @@ def _open(config: DataConfig, report: SkipReport) -> Source:
         from contextdiff_jax.data.scenes import ScenesSource
 
         return ScenesSource(config)
+    if config.source == "folder" and config.styles.context:
+        from contextdiff_jax.data.styled_folder import StyledFolderSource
+
+        return StyledFolderSource(config, report)
     if config.source == "folder":
         from contextdiff_jax.data.folder import FolderSource
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from contextdiff_jax.conditions.requests import Asked, Request, check_requests, names, of_captions
 from contextdiff_jax.generation.request_files import read_requests
 
-_FLAGS = {"text": "--prompt", "label": "--label"}  # by the condition that they are values of
+# By the condition that they are values of.
+_FLAGS = {"text": "--prompt", "label": "--label", "context": "--context", "query": "--query"}
+_IN_CONTEXT = {"text", "context", "query"}  # which flags give together, each of them or not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,41 +32,60 @@ class Wanted:
             return
         where = f"--requests={self.file}: line"
         if not self.file:
-            [name], known = self.requests[0], names(conditions)
-            if known != [name]:
+            given, known = list(self.requests[0]), names(conditions)
+            name = given[0]
+            if set(known) != set(self.completed(conditions)[0]):
                 flag = _FLAGS.get(known[0]) if len(known) == 1 else None
+                wrong = next((each for each in given if each not in known), name)
                 raise ValueError(
-                    f"{_FLAGS[name]} gives {name!r}, this export's pictures are of "
+                    f"{_FLAGS[wrong]} gives {wrong!r}, this export's pictures are of "
                     f"{' and '.join(known) or 'no condition'}: give {flag or '--requests=FILE'}"
                 )
             where = f"{_FLAGS[name]} number"
-        check_requests(self.requests, conditions, where)
+        check_requests(self.completed(conditions), conditions, where)
         check_requests(self.edited(conditions), conditions, "--edit number")
+
+    def completed(self, conditions: Asked) -> list[Request]:
+        """Returns the requests, those of flags with None for what in-context exports have more."""
+        if self.file or set(names(conditions)) != _IN_CONTEXT:
+            return self.requests
+        return [dict.fromkeys(names(conditions)) | dict(request) for request in self.requests]
 
     def edited(self, conditions: Asked) -> list[Request]:
         """Returns the requests with the values of `edits`, [] where there are none."""
         if not self.edits:
             return []
-        edits = of_captions(self.edits, conditions)
-        return [{**request, **edit} for request, edit in zip(self.requests, edits, strict=True)]
+        edits, requests = of_captions(self.edits, conditions), self.completed(conditions)
+        return [{**request, **edit} for request, edit in zip(requests, edits, strict=True)]
 
 
 def wanted(
-    prompts: Sequence[str], labels: Sequence[str], file: str | None, edits: Sequence[str] = ()
+    prompts: Sequence[str],
+    labels: Sequence[str],
+    file: str | None,
+    edits: Sequence[str] = (),
+    *,
+    context: Sequence[str] = (),
+    query: str | None = None,
 ) -> Wanted:
     """Returns what the flags ask for; one of --prompt, --label and --requests must be given.
 
-    Raises ValueError where none is, or several are, and as `read_requests` does.
+    context, query: picture files for every prompt; alone they are one request. Raises ValueError
+    where none is given, or several that do not go together, and as `read_requests` does.
     """
+    pictures = ({"context": list(context)} if context else {}) | ({"query": query} if query else {})
+    texts = [{"text": prompt} for prompt in prompts] or ([{}] if pictures else [])
+    flags = ["--prompt"] * bool(prompts) + [_FLAGS[name] for name in pictures]
     given = {
-        "--prompt": [{"text": prompt} for prompt in prompts],
+        " and ".join(flags): [{**text, **pictures} for text in texts],
         "--label": [{"label": label} for label in labels],
         "--requests": [] if file is None else read_requests(file, "requests"),
     }
     used = [flag for flag, requests in given.items() if requests]
     if not used:
         raise ValueError(
-            "no requests: give --prompt=TEXT, --prompts=FILE, --label=NAME or --requests=FILE"
+            "no requests: give --prompt=TEXT, --prompts=FILE, --label=NAME, --context=PICTURE, "
+            "--query=PICTURE or --requests=FILE"
         )
     if len(used) > 1:
         raise ValueError(f"{' and '.join(used)} are given: must be one of them")
