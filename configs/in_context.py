@@ -1,17 +1,20 @@
-"""In-context generation on rendered scenes at 16x16, minutes on two CPU cores.
+"""In-context generation: a query shows where, context pictures show how, a prompt may say both.
 
-A query shows the layout, context pictures show colour and texture, a prompt may name both:
+Without a preset: pictures in several styles (StylesConfig) at 64x64, sized for one GPU.
 
-  python -m contextdiff_jax.main --config=configs/in_context.py:scenes --workdir=runs/in_context
+  python -m contextdiff_jax.main --config=configs/in_context.py --workdir=runs/styles \
+      --config.data_path=PATH/TO/FOLDER
 
-The pipeline trains a CLIP for the domain first. in_context.py:test is a few steps of it. With the
-adapter: --config.use_adapter=True.
+Presets for a laptop: in_context.py:scenes is rendered scenes at 16x16 without any download,
+in_context.py:emoji a folder of emoji in several styles at 32x32 (--config.data_path=FOLDER).
+in_context.py:test is a few steps of scenes. The pipeline trains a CLIP for the domain first. With
+the adapter: --config.use_adapter=True.
 """
 
 import dataclasses
 
 from contextdiff_jax import config as cfg
-from contextdiff_jax.data.config import DataConfig, ScenesConfig
+from contextdiff_jax.data.config import DataConfig, ScenesConfig, StylesConfig
 from contextdiff_jax.encoders.config import equal_towers
 from contextdiff_jax.networks.config import UNetConfig, small_adapter
 from contextdiff_jax.sampling.config import SamplerConfig
@@ -19,24 +22,21 @@ from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
 from contextdiff_jax.tasks.in_context import ContextConfig, InContextConfig
 
-PRESETS = ("", "scenes", "test")
+PRESETS = ("", "scenes", "emoji", "test")
 
-WIDTH = 64  # of both encoders
+MOST = 3  # pictures of context
 
 
 def get_config(preset: str = ""):
     cfg.check_preset(preset, PRESETS)
+    runs = {"": _styles, "emoji": _emoji}.get(preset, _scenes)()
     config = cfg.Config(
-        name="in_context",
+        name=f"in_context_{preset or 'styles'}",
         use_adapter=False,
         pipeline=("clip", "base"),
-        runs={"clip": _clip(), "base": _base()},
+        runs=runs,
     )
     return cfg.to_config_dict(_short(config) if preset == "test" else config)
-
-
-def _data() -> DataConfig:
-    return DataConfig(resolution=16, scenes=ScenesConfig(pairs=0.0, context=3))
 
 
 def _optimizer(learning_rate: float, warmup: int, ema: float) -> cfg.OptimizerConfig:
@@ -45,36 +45,99 @@ def _optimizer(learning_rate: float, warmup: int, ema: float) -> cfg.OptimizerCo
     )
 
 
-def _clip() -> cfg.RunConfig:
-    return cfg.RunConfig(
-        task=ContrastiveConfig(
-            clip=equal_towers(WIDTH, 2, 4, image_size=16, patch_size=4, max_length=24),
-            tokenizer=TokenizerConfig(vocab_size=512, sample=5_000),
+def _folder(side: int) -> DataConfig:
+    styles = StylesConfig(context=MOST)
+    return DataConfig(source="folder", resolution=side, resize_mode="border", styles=styles)
+
+
+def _styles() -> dict[str, cfg.RunConfig]:
+    data, width = _folder(64), 512
+    unet = UNetConfig(
+        width=128,
+        multipliers=(1, 2, 3, 4),
+        num_blocks=2,
+        attention_levels=(1, 2, 3),
+        text_dim=width,
+        text_width=None,
+    )
+    base = cfg.with_task(
+        dataclasses.replace(
+            _base(data, width, unet),
+            batch_size=128,
+            steps=60_000,
+            optimizer=_optimizer(2e-4, 1000, 0.9995),
         ),
-        data=_data(),
-        batch_size=128,
-        steps=200,
-        optimizer=_optimizer(2e-3, 25, 0.98),
+        diffusion=DiffusionConfig(prediction="v", loss_weight="snr_plus_1"),
+        adapter=small_adapter(384, 4, patch_size=8, encoder_width=width),
+    )
+    clip = ContrastiveConfig(
+        clip=equal_towers(width, 6, 16, image_size=64, patch_size=8, max_length=24),
+        tokenizer=TokenizerConfig(vocab_size=2048),
+    )
+    return {"clip": _clip(data, clip, 256, 3000), "base": base}
+
+
+def _emoji() -> dict[str, cfg.RunConfig]:
+    data, width = _folder(32), 128
+    clip = ContrastiveConfig(
+        clip=equal_towers(width, 2, 4, image_size=32, patch_size=8, max_length=24),
+        tokenizer=TokenizerConfig(vocab_size=2048),
+    )
+    unet = UNetConfig(
+        width=32,
+        multipliers=(1, 2, 3),
+        num_blocks=1,
+        attention_levels=(1, 2),
+        head_dim=32,
+        groups=8,
+        text_dim=width,
+        text_width=None,
+        scan_blocks=False,
+    )
+    base = dataclasses.replace(_base(data, width, unet), steps=5000)
+    return {"clip": _clip(data, clip, 128, 400), "base": base}
+
+
+def _scenes() -> dict[str, cfg.RunConfig]:
+    scenes = ScenesConfig(pairs=0.0, context=MOST)
+    data, width = DataConfig(resolution=16, scenes=scenes), 64
+    clip = ContrastiveConfig(
+        clip=equal_towers(width, 2, 4, image_size=16, patch_size=4, max_length=24),
+        tokenizer=TokenizerConfig(vocab_size=512, sample=5_000),
+    )
+    unet = UNetConfig(
+        width=24,
+        multipliers=(1, 2),
+        num_blocks=1,
+        attention_levels=(1,),
+        head_dim=16,
+        groups=8,
+        text_dim=width,
+        text_width=None,
+        scan_blocks=False,
+    )
+    return {"clip": _clip(data, clip, 128, 150), "base": _base(data, width, unet)}
+
+
+def _clip(data: DataConfig, task: ContrastiveConfig, batch: int, steps: int) -> cfg.RunConfig:
+    return cfg.RunConfig(
+        task=task,
+        data=data,
+        batch_size=batch,
+        steps=steps,
+        optimizer=_optimizer(2e-3 if steps < 1000 else 1e-3, 25, 0.98),
         log_every=50,
         save_every=100,
     )
 
 
-def _base() -> cfg.RunConfig:
+def _base(data: DataConfig, width: int, unet: UNetConfig) -> cfg.RunConfig:
+    """The run of a small network."""
     task = InContextConfig(
-        context=ContextConfig(most=3),
-        unet=UNetConfig(
-            width=24,
-            multipliers=(1, 2),
-            num_blocks=1,
-            attention_levels=(1,),
-            head_dim=16,
-            groups=8,
-            text_dim=WIDTH,
-            text_width=None,
-            scan_blocks=False,
-        ),
-        adapter=small_adapter(64, 2, patch_size=4, encoder_width=WIDTH),
+        context=ContextConfig(most=MOST),
+        unet=unet,
+        adapter=small_adapter(64, 2, patch_size=4, encoder_width=width),
+        # A small network learns to return the picture itself soonest.
         diffusion=DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1"),
         sampler=SamplerConfig(name="ddim", num_steps=25, guidance_scale=2.0, threshold="static"),
         preview=PreviewConfig(every=1000, num_steps=10),
@@ -82,7 +145,7 @@ def _base() -> cfg.RunConfig:
     )
     return cfg.RunConfig(
         task=task,
-        data=_data(),
+        data=data,
         batch_size=16,
         steps=3000,
         optimizer=_optimizer(4e-3, 100, 0.99),
