@@ -3,16 +3,14 @@
 The branch reads the noisy picture, the time, the tokens and a hint (a control picture, a query),
 and gives residuals for the U-Net's skips and its middle. Every residual passes a 1x1 convolution
 that starts at zero, so that a new branch changes nothing, to the digit. The blocks are the U-Net's
-own, by inheritance: the branch of a trained U-Net may begin with its weights (`copied`).
+own, by inheritance, and so are their parameters' names.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
 from contextdiff_jax.networks.latent_unet import LatentUNet
 from contextdiff_jax.networks.layers import Conv, zeros
@@ -154,18 +152,3 @@ class ControlledUNet(UNet):
 def shown(residuals: Residuals, present: jax.Array) -> list[jax.Array]:
     """Returns residuals (B, ...) that are zero where present (B,) is False."""
     return [jnp.where(present[:, None, None, None], each, 0.0) for each in residuals]
-
-
-def copied(branch: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a branch's parameters with those that its U-Net has too taken from there.
-
-    branch, unet: nested, unboxed. Raises ValueError where one of them has another shape.
-    """
-    own, others = (traverse_util.flatten_dict(dict(tree), sep="/") for tree in (branch, unet))
-    taken = {name: others[name] for name in own if name in others}
-    for name, leaf in taken.items():
-        if leaf.shape != own[name].shape:
-            raise ValueError(
-                f"{name} of the U-Net is {leaf.shape}: must be {own[name].shape}, as the branch's"
-            )
-    return traverse_util.unflatten_dict(own | taken, sep="/")

@@ -5,6 +5,8 @@ a control branch reads the query. Any of the three may be missing, in training a
 """
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import jax
@@ -18,7 +20,7 @@ from contextdiff_jax.conditions.text import Text
 from contextdiff_jax.data.config import MOST_CONTEXT, DataConfig
 from contextdiff_jax.networks.config import UNetConfig
 from contextdiff_jax.networks.controlnet import HINT_CHANNELS, ControlledUNet
-from contextdiff_jax.system.limits import most
+from contextdiff_jax.system.limits import most as at_most
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.tasks.diffusion_config import DiffusionTaskConfig
 from contextdiff_jax.tasks.task_config import Parts, register
@@ -39,13 +41,13 @@ class ContextConfig:
         Of the others, as many context pictures are shown as is drawn for each, one to `most`.
     """
 
-    most: int = dataclasses.field(default=3, metadata=most(MOST_CONTEXT))
+    most: int = dataclasses.field(default=3, metadata=at_most(MOST_CONTEXT))
     combine: Combine = "sum"
     normalize: bool = True
-    floor: float = FLOOR
-    no_prompt: float = 0.5
-    no_context: float = 0.1
-    no_query: float = 0.1
+    floor: float = dataclasses.field(default=FLOOR, metadata=at_most(1))
+    no_prompt: float = dataclasses.field(default=0.5, metadata=at_most(1))
+    no_context: float = dataclasses.field(default=0.1, metadata=at_most(1))
+    no_query: float = dataclasses.field(default=0.1, metadata=at_most(1))
 
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
@@ -68,11 +70,14 @@ class InContextConfig(DiffusionTaskConfig):
     """
 
     reads_text: ClassVar[bool] = True
+    copies: ClassVar[Mapping[str, str]] = MappingProxyType({"denoiser/control/": "denoiser/"})
 
     kind: Literal["in_context"] = "in_context"
     unet: UNetConfig
     context: ContextConfig = ContextConfig()
-    hint_channels: tuple[int, ...] = HINT_CHANNELS[:1]
+    hint_channels: tuple[int, ...] = dataclasses.field(
+        default=HINT_CHANNELS[:1], metadata=at_most(2**14)
+    )
 
     @property
     def conditions(self) -> tuple[Condition | type[Condition], ...]:

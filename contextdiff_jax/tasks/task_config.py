@@ -13,6 +13,7 @@ import pkgutil
 import typing
 from collections.abc import Mapping
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import jax.numpy as jnp
@@ -80,11 +81,14 @@ class TaskConfig:
     reads_text: whether `data.embeddings` may stand for its text encoders.
     conditions: of its pictures: each the condition itself, or its type where the config alone does
         not make it. None: they are known only once the task is built.
+    copies: beginnings of parameters' names, {of a copy: of what it is a copy of}. Where a run
+        starts from others' weights and the copy begins anew, it begins with theirs.
     """
 
     draws: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
     conditions: ClassVar[tuple[Condition | type[Condition], ...] | None] = None
+    copies: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     # -- before it is built -------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from contextdiff_jax.runs.build import LoadedEncoders, locate_in
 from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.tasks.in_context import ContextConfig, InContextConfig
 from contextdiff_jax.tasks.task_config import Parts
+from contextdiff_jax.training.parameter_names import by_name, copied
 
 DATA = DataConfig(resolution=16, scenes=ScenesConfig(pairs=0.0, context=2))
 
@@ -146,7 +147,12 @@ def test_what_a_config_cannot_say_is_named(changes, cause):
         validate(preset(**changes), files=False, platform=None)
 
 
-def test_presets_are_allowed():
-    for name in in_context.PRESETS:
-        config = cfg.from_config_dict(in_context.get_config(name))
-        validate(cfg.with_data_path(dataclasses.replace(config, data_path="folder")), files=False)
+def test_a_branch_may_begin_as_a_copy_of_a_trained_u_net(make, make_task):
+    """Names and shapes: all of the U-Net's encoder and middle, nothing else."""
+    shapes = by_name(jax.eval_shape(make(use_adapter=False).init, jax.random.key(0)))
+    trained = by_name(jax.eval_shape(make_task(use_adapter=False).init, jax.random.key(0)))
+    found = copied(shapes, trained, InContextConfig.copies)
+    own = {name for name in shapes if name.startswith("denoiser/control/")}
+    new = {name.split("/")[2].split("_")[0] for name in own - set(found)}
+    assert new == {"hint", "zero"} and set(found) < own
+    assert set(trained) < set(shapes)
