@@ -15,7 +15,7 @@ import numpy as np
 from contextdiff_jax.data import decode
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample
-from contextdiff_jax.data.listed_files import NotReadable, read_listed, resolved
+from contextdiff_jax.data.listed_files import NotReadable, read_listed
 from contextdiff_jax.system.scalars import shown
 from contextdiff_jax.system.suggestions import nearest_path
 
@@ -38,13 +38,11 @@ def read_picture(path: str, side: int) -> np.ndarray:
     Nothing but a regular file of a picture is read, up to the limits of `data.max_pixels`. Raises
     ValueError naming the file.
     """
-    folder, name = os.path.split(os.path.abspath(path))
     most = DataConfig.max_pixels
     try:
         # A link may lead anywhere: the path is the user's own.
-        real = os.path.realpath(os.path.join(folder, name))
-        folder, name = os.path.split(real)
-        data = read_listed(resolved(folder), name, decode.most_bytes(most))
+        folder, name = os.path.split(os.path.realpath(path))
+        data = read_listed(folder, name, decode.most_bytes(most))
         pixels, _ = decode.decode_image(data, path, side, max_pixels=most)
     except (NotReadable, DamagedSample) as error:
         raise ValueError(f"{path}: cannot be read as a picture: {error.reason}") from error

@@ -37,14 +37,14 @@ class StyledFolderSource:
         if config.split not in _SPLITS:
             raise DataError(f"split {config.split!r}: must be one of {', '.join(_SPLITS)}")
         whole = dataclasses.replace(config, split=DataConfig.split)
-        self._folder = FolderSource(whole, report, (styles.item, styles.style))
+        self._folder = FolderSource(whole, report, (styles.item, styles.style, "file_name"))
         self.name = f"{self._folder.name} in context, {config.split}"
         self._config = config
         self._items: dict[str, list[int]] = collections.defaultdict(list)
         self._styles: dict[str, list[int]] = collections.defaultdict(list)
         rows = [place for place in range(len(self._folder)) if self._is_of_split(place, report)]
         for place in rows:
-            item, style = self._folder.values[place]
+            item, style, _ = self._folder.values[place]
             self._items[item].append(place)
             self._styles[style].append(place)
         self._rows = [place for place in rows if self._usable(place, report)]
@@ -52,9 +52,9 @@ class StyledFolderSource:
             raise DataError(f"no usable sample in {self.name}: {'; '.join(report.summary())}")
 
     def _is_of_split(self, place: int, report: SkipReport) -> bool:
-        item, style = self._folder.values[place]
+        item, style, name = self._folder.values[place]
         if not all(isinstance(value, str) and value.strip() for value in (item, style)):
-            report.skip(NO_ITEM, self._key(place))
+            report.skip(NO_ITEM, name)
             return False
         digest = hashlib.sha256(item.encode(errors="replace")).digest()
         held_out = int.from_bytes(digest[:8], "big") % self._config.styles.held_out == 0
@@ -64,15 +64,12 @@ class StyledFolderSource:
         others = len(self._styles[self._style(place)]) - self._own(place)
         reason = ALONE if not self._queries(place) else FEW if others < self._count else ""
         if reason:
-            report.skip(reason, self._key(place))
+            report.skip(reason, self._folder.values[place][2])
         return not reason
 
     @property
     def _count(self) -> int:
         return self._config.styles.context
-
-    def _key(self, place: int) -> str:
-        return f"row {place}"
 
     def _item(self, place: int) -> str:
         return self._folder.values[place][0]

@@ -59,6 +59,19 @@ _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _SAMPLES = SamplesConfig(batch_size=4)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ControlSettings:
+    """A picture that the pictures follow, through a control branch (ControlNet).
+
+    path: of the branch, a folder in diffusers' layout or one of ControlNet's own files. picture:
+    uint8 (H, W, 3). scale: factor on what the branch adds; 0 is no control.
+    """
+
+    path: epath.PathLike
+    picture: np.ndarray
+    scale: float = 1.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What all pictures of a call share.
@@ -75,20 +88,7 @@ class Settings:
     sampler: Sequence[str] = ()
     dtype: str = "auto"
     start: Start | None = None
-    control: "ControlSettings | None" = None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ControlSettings:
-    """A picture that the pictures follow, through a control branch (ControlNet).
-
-    path: of the branch, a folder in diffusers' layout or one of ControlNet's own files. picture:
-    uint8 (H, W, 3). scale: factor on what the branch adds; 0 is no control.
-    """
-
-    path: epath.PathLike
-    picture: np.ndarray
-    scale: float = 1.0
+    control: ControlSettings | None = None
 
 
 def load(folder: epath.PathLike, settings: Settings = Settings()) -> Cascade:
