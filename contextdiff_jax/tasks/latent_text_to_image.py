@@ -78,17 +78,21 @@ class Control:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns what a compiled program reads."""
-        return {"picture": self.picture}
+        return {"picture": self.picture, "scale": np.array(self.scale, np.float32)}
 
     def described(self) -> Any:
         """Returns what tells it from others beside its weights; repr tells it."""
         return self.branch.hint_channels, self.scale, _digest(self.arrays())
 
-    def residuals(self, params: Params, picture: jax.Array, *inputs: jax.Array) -> list[jax.Array]:
-        """Returns what the branch adds to the denoiser, for its x, t and context."""
-        hint = picture[None].astype(jnp.float32) / 255
+    def residuals(self, params: Params, arrays: Batch, *inputs: jax.Array) -> list[jax.Array]:
+        """Returns what the branch adds to the denoiser, for its x, t and context.
+
+        arrays: of `arrays`, so that another scale is no other program.
+        """
+        hint = arrays["picture"][None].astype(jnp.float32) / 255
         hint = jnp.broadcast_to(hint, (inputs[0].shape[0], *hint.shape[1:]))
-        return [self.scale * each for each in self.branch.apply({"params": params}, *inputs, hint)]
+        found = self.branch.apply({"params": params}, *inputs, hint)
+        return [(arrays["scale"] * each).astype(each.dtype) for each in found]
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -195,8 +199,8 @@ class LatentTextToImage(DiffusionTask):
             inputs = (x, t, jnp.where(keep[:, None, None], tokens, null))
             residuals = None
             if self.control is not None:
-                picture = frozen[_CONTROL]["picture"]
-                residuals = self.control.residuals(params[_CONTROL], picture, *inputs)
+                control = params[_CONTROL], frozen[_CONTROL]
+                residuals = self.control.residuals(*control, *inputs)
             denoiser = {"params": params["denoiser"]}
             return self.denoiser.apply(denoiser, *inputs, residuals=residuals)
 

@@ -99,7 +99,8 @@ def test_pictures_are_those_of_diffusers(scale, folders, uncontrolled):
 
 def test_a_branch_of_no_weight_changes_nothing(folders, uncontrolled):
     _, images = drawn(folders, settings(folders, 0.0))
-    np.testing.assert_array_equal(images, uncontrolled[1])
+    # Another compiled program: up to its rounding.
+    np.testing.assert_allclose(images, uncontrolled[1], atol=1e-4)
 
 
 # ---- what is refused, before any weights are read
