@@ -7,7 +7,7 @@ a control branch reads the query. Any of the three may be missing, in training a
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -134,8 +134,12 @@ class InContextTask(DiffusionTask):
 
     missing: ContextConfig
 
+    def described(self) -> Any:
+        """Returns what decides about its pictures beside weights and encoders; repr tells it."""
+        return *super().described(), self.missing
+
     def loss(
-        self, params: Params, frozen: object, batch: Batch, key: jax.Array
+        self, params: Params, frozen: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         """The objective on a batch some of whose conditions are taken away."""
         batch = {**batch, **self.taken_away(batch, jax.random.fold_in(key, _MISSING))}
