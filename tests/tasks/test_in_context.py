@@ -91,7 +91,7 @@ def test_shares_of_what_is_missing(make):
     shares = [(shown.sum(axis=1) == k).mean() for k in range(3)]
     assert shares == pytest.approx([0.2, 0.4, 0.4], abs=0.03)
     assert not np.any(shown[:, 1] & ~shown[:, 0])  # the first ones are shown
-    hidden = found["context"][~shown]
+    hidden = found["context"][:, 0, 0][~shown]
     assert hidden.max() == 0 and found["context"].dtype == np.uint8
     # Each by itself.
     both = np.corrcoef([shown[:, 0], found["query"][:, 0, 0, 3] > 0])[0, 1]
