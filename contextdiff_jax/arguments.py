@@ -22,6 +22,13 @@ def existing_file(path: epath.PathLike, flag: str) -> epath.Path:
         return file
 
 
+def existing(path: epath.PathLike, flag: str) -> epath.Path:
+    """Returns `path`, a folder or a file, or raises ValueError naming the flag."""
+    if epath.Path(path).is_dir():
+        return existing_folder(path, flag)
+    return existing_file(path, flag)
+
+
 def existing_folder(path: epath.PathLike, flag: str) -> epath.Path:
     """Returns `path`, or raises ValueError naming the flag where no folder is there."""
     folder = epath.Path(path)

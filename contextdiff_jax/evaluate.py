@@ -17,6 +17,8 @@ What can be measured, by --what (several: with commas):
   bits_per_dim  the exact discrete bound of held-out images and its terms over time
   curves        metrics of training runs, --run=LABEL=FOLDER each
   cost          parameters, operations, training and sampling time, with and without the adapter
+  in_context    do pictures of in-context exports take colours and texture from the context, shape
+                and place from the query; of exports trained on scenes, beside the chance level
   heatmaps      the adapter's cross-attention over pictures of --prompt, drawn or given (--image)
 
 OUTPUT gets results.json, a CSV file per table, plots, pictures and report.html. Results that are
@@ -38,6 +40,7 @@ from contextdiff_jax.evaluation import (
     box_accuracy,
     cost_of_stages,
     curves,
+    in_context_scenes,
     prompt_following,
     scene_fid,
     scores,
@@ -58,6 +61,7 @@ PLANS = {
     "curves": curves.plan_curves,
     "cost": cost_of_stages.plan_cost,
     "heatmaps": attention_maps.plan_heatmaps,
+    "in_context": in_context_scenes.plan_in_context,
 }
 
 _WHAT = flags.DEFINE_list("what", [], f"Measurements: {', '.join(PLANS)}.")

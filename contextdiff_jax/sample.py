@@ -4,11 +4,11 @@
       --prompt="a red circle left of a blue square" --seed=1
 
 A request gives a value for each condition of the export: --prompt where that is text, --label where
-it is a class, --layout where it is boxes, and --requests=FILE for all, one a line:
-{"text": "a red circle"}. An empty prompt, or null in a file, leaves the condition out. The same
-seed gives the same picture whatever the batch size or the number of devices. What you leave out is
-taken from the export's config: its samples.seed, .batch_size and .augmentation, its samplers, its
-dtype.
+it is a class, --layout where it is boxes, --context and --query where pictures show how and where,
+and --requests=FILE for all, one a line: {"text": "a red circle"}. An empty prompt, or null in a
+file, leaves the condition out. The same seed gives the same picture whatever the batch size or the
+number of devices. What you leave out is taken from the export's config: its samples.seed,
+.batch_size and .augmentation, its samplers, its dtype.
 
 With --invert the first stage turns given pictures into noise, each under its own request, and draws
 them again from it, by DDIM:
@@ -57,6 +57,15 @@ _REQUESTS = flags.DEFINE_string(
     "A file with one JSON object per line, which names every condition of the export: "
     '{"text": "a red circle"}. null leaves the condition out.',
 )
+_CONTEXT = flags.DEFINE_multi_string(
+    "context",
+    [],
+    "A picture file that shows how pictures look, for every prompt of an in-context export; may be "
+    "given again for more.",
+)
+_QUERY = flags.DEFINE_string(
+    "query", None, "A picture file whose structure pictures follow, likewise."
+)
 _REPEAT = flags.DEFINE_integer("repeat", 1, "Pictures per request.", lower_bound=1)
 _INVERT = flags.DEFINE_multi_string(
     "invert",
@@ -89,7 +98,8 @@ flags.mark_flags_as_required(["output"])
 def main() -> None:
     entry.join(_PROCESSES())
     given = {"text": _prompts(), "label": _LABEL.value, "layout": _LAYOUT.value}
-    asked = wanted(given, _REQUESTS.value, _EDIT.value)
+    pictures = {"context": _CONTEXT.value, "query": _QUERY.value}
+    asked = wanted(given, _REQUESTS.value, _EDIT.value, pictures)
     _check_inversion(len(asked.requests))
     published = _MODEL.check(
         _EXPORT.value, augmentation=_AUGMENTATION.value, invert=_INVERT.value or None
@@ -103,9 +113,10 @@ def main() -> None:
     else:
         cascade, pictures = _load_export(asked)
     asked.check(cascade.conditions)
+    requests = asked.completed(cascade.conditions)
     notices.doing("drawing pictures")
     if pictures is None:
-        _draw(cascade, [request for request in asked.requests for _ in range(_REPEAT.value)])
+        _draw(cascade, [request for request in requests for _ in range(_REPEAT.value)])
     else:
         _invert(cascade, pictures, asked)
     distributed.wait_for_all("pictures")  # else JAX takes the one that writes for lost
@@ -177,12 +188,13 @@ def _pictures(export: Export) -> np.ndarray | None:
 
 def _invert(cascade: Cascade, pictures: np.ndarray, asked: Wanted) -> None:
     edited = asked.edited(cascade.conditions)
-    inverted = invert_pictures(cascade, pictures, asked.requests, edited, _BATCH.value)
+    requests = asked.completed(cascade.conditions)
+    inverted = invert_pictures(cascade, pictures, requests, edited, _BATCH.value)
     _log_errors(inverted)
     if distributed.is_main():
         name = cascade.stages[0].name
         images = inverted.redrawn if inverted.edited is None else inverted.edited
-        _write(cascade, name, images, edited or asked.requests)
+        _write(cascade, name, images, edited or requests)
         rows = inverted.rows()
         columns = len(rows) // len(pictures)
         write_png(epath.Path(_OUTPUT.value) / name / "inverted.png", grid(rows, columns))

@@ -47,6 +47,7 @@ class Condition:
     captioned: whether the captions of the data are its values.
     droppable: whether training hides it at times, and guidance too.
     of_picture: whether it is made of the picture itself, or of the one a stage before drew.
+    empty_request: whether a request that names it may be for no condition at all.
     """
 
     name: ClassVar[str]
@@ -54,6 +55,7 @@ class Condition:
     captioned: ClassVar[bool] = True
     droppable: ClassVar[bool] = True
     of_picture: ClassVar[bool] = False
+    empty_request: ClassVar[bool] = True
 
     # -- host side ----------------------------------------------------------------------------
 

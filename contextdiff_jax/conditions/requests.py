@@ -55,6 +55,9 @@ def _fault(request: Any, asked: Sequence[Any], known: Sequence[str]) -> str:
                 condition.check(value)
         except ValueError as error:
             return f"has {condition.name} = {shown(value)}: {error}"
+    values = (request[each.name] in (None, each.null) for each in asked)
+    if not all(each.empty_request for each in asked) and all(values):
+        return f"is for no condition at all: must have one of {', '.join(known)}"
     return ""
 
 

@@ -5,10 +5,12 @@ import os
 from typing import Literal
 
 from contextdiff_jax.system.buckets import in_bucket
+from contextdiff_jax.system.limits import most
 from contextdiff_jax.system.resumed import FREE
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan", "pink", "black")
+MOST_CONTEXT = 8  # pictures that show how, beside one
 SCENE_SPLITS = ("train", "test", "compositional")
 _MOST_PIXELS = 178_956_970  # PIL opens no larger picture
 _MOST_THREADS = 8  # what is done in Python itself keeps more from working at once
@@ -21,12 +23,15 @@ class ScenesConfig:
     pairs: share of scenes with two objects and a relation between them; the others have one.
     bare: share of one-object captions that name neither place nor size ("a red circle").
     shapes, colours: the ones to draw from; at least two colours if pairs > 0.
+    context: 0 for plain scenes. Else each comes with so many pictures of its colour and texture
+        and a query that shows its layout, for in-context generation (data/context_scenes.py).
     """
 
     pairs: float = 0.5
     bare: float = 0.25
     shapes: tuple[str, ...] = SHAPES
     colours: tuple[str, ...] = COLOURS
+    context: int = dataclasses.field(default=0, metadata=most(MOST_CONTEXT))
 
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key whose value cannot work."""
@@ -40,11 +45,46 @@ class ScenesConfig:
                 raise ValueError(
                     f"{where}.{key} = {values!r}: must be different names of {', '.join(known)}"
                 )
+        if not 0 <= self.context <= MOST_CONTEXT:
+            raise ValueError(
+                f"{where}.context = {self.context}: must be in 0..{MOST_CONTEXT}, 0 for none"
+            )
+        if self.context and self.pairs:
+            raise ValueError(
+                f"{where}.pairs = {self.pairs}: must be 0 with {where}.context = {self.context}, "
+                "which shows one object's colour"
+            )
         if self.pairs > 0 and len(self.colours) < 2:
             raise ValueError(
                 f"{where}.colours = {self.colours!r}: the two objects of a pair differ in colour, "
                 f"so {where}.pairs = {self.pairs} needs at least two"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class StylesConfig:
+    """Columns of a folder's metadata.jsonl that tell the same thing in several styles.
+
+    Each picture then comes with a query, the same thing in another style, and with context, other
+    things in its own style (data/styled_folder.py).
+
+    item, style: the columns. context: pictures of context; 0 for a plain folder.
+    held_out: every so many items, by the digest of their names, are split "test" and not "train".
+    """
+
+    item: str = "id"
+    style: str = "style"
+    context: int = dataclasses.field(default=0, metadata=most(MOST_CONTEXT))
+    held_out: int = dataclasses.field(default=10, metadata=most(10**6))
+
+    def validate(self, where: str) -> None:
+        """Raises ValueError naming the first key whose value cannot work."""
+        if not 0 <= self.context <= MOST_CONTEXT:
+            raise ValueError(
+                f"{where}.context = {self.context}: must be in 0..{MOST_CONTEXT}, 0 for none"
+            )
+        if self.held_out < 2:
+            raise ValueError(f"{where}.held_out = {self.held_out}: must be at least 2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +136,7 @@ class DataConfig:
         the limit. Each takes memory for the source's index and starts in seconds. 0: none.
     cache_dir: where the index of tar shards is kept; empty: beside the shards, if writable.
     tfds_dir: folder of the prepared TFDS data sets; empty: TFDS's own default.
+    styles: source "folder" only: the same things in several styles, for in-context generation.
     embeddings: folder of text tokens that contextdiff_jax.prepare made of this very data, with the
         config's text encoders; empty: captions are encoded in the training loop.
     """
@@ -122,6 +163,7 @@ class DataConfig:
     tfds_dir: str = ""
     embeddings: str = dataclasses.field(default="", metadata=FREE)
     scenes: ScenesConfig = ScenesConfig()
+    styles: StylesConfig = StylesConfig()
 
     @property
     def reading_threads(self) -> int:
@@ -132,6 +174,12 @@ class DataConfig:
             return _MOST_THREADS
         alone = self.source == "scenes" or self.processes
         return 1 if alone else min(_cores(), _MOST_THREADS)
+
+    @property
+    def context(self) -> int:
+        """The pictures of context that every sample comes with, beside a query; 0 for neither."""
+        given = {"scenes": self.scenes.context, "folder": self.styles.context}
+        return given.get(self.source, 0)
 
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key whose value cannot work."""
@@ -157,6 +205,12 @@ class DataConfig:
             if self.flip:
                 raise ValueError(f"{where}.flip = True: the captions of scenes say left and right")
             self.scenes.validate(f"{where}.scenes")
+        self.styles.validate(f"{where}.styles")
+        if self.source != "folder" and self.styles.context:
+            raise ValueError(
+                f"{where}.styles.context = {self.styles.context}: must be 0, the source is "
+                f"{self.source!r} and not 'folder'"
+            )
         if self.source == "shards" and self.split != DataConfig.split:
             raise ValueError(
                 f"{where}.split = {self.split!r}: must be {DataConfig.split!r}, shards have no "

@@ -1,7 +1,7 @@
 """A folder of image files with a metadata.jsonl (the Hugging Face `imagefolder` convention)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -63,10 +63,13 @@ class FolderSource:
     a folder of links to elsewhere, such as a snapshot in the Hugging Face cache, with `cp -rL`. A
     name of anything but a regular file inside is a damaged sample. Raises DataError if there is no
     metadata.jsonl, or it is no such file, the split has no rows, or no usable row is left.
+
+    columns: further columns; `values` has what they hold, a tuple for each sample.
     """
 
-    def __init__(self, config: DataConfig, report: SkipReport):
+    def __init__(self, config: DataConfig, report: SkipReport, columns: Sequence[str] = ()):
         self._config = config
+        self.values: list[tuple[Any, ...]] = []
         with buckets.explained(config.path, "be read"):
             self._folder = _find(epath.Path(config.path), config.split)
             self._root = resolved(self._folder)
@@ -80,6 +83,7 @@ class FolderSource:
             try:
                 with sample_at_fault(name):
                     self._rows.append(_read_row(number, name, row, config))
+                    self.values.append(tuple(row.get(column) for column in columns))
             except DamagedSample as damaged:
                 report.skip(damaged.reason, name)
         if not self._rows:

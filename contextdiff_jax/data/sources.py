@@ -24,10 +24,18 @@ def open_source(config: DataConfig, report: SkipReport | None = None) -> Source:
 
 def _open(config: DataConfig, report: SkipReport) -> Source:
     # Imported here: a run on rendered scenes needs no tar reader, and none needs all of them.
+    if config.source == "scenes" and config.scenes.context:
+        from contextdiff_jax.data.context_scenes import ContextScenesSource
+
+        return ContextScenesSource(config)
     if config.source == "scenes":
         from contextdiff_jax.data.scenes import ScenesSource
 
         return ScenesSource(config)
+    if config.source == "folder" and config.styles.context:
+        from contextdiff_jax.data.styled_folder import StyledFolderSource
+
+        return StyledFolderSource(config, report)
     if config.source == "folder":
         from contextdiff_jax.data.folder import FolderSource
 

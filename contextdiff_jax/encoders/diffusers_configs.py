@@ -6,7 +6,7 @@ not have is refused by name, so that no weights run through another network than
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from contextdiff_jax.encoders.config_fields import read_fields, written_keys
@@ -19,7 +19,7 @@ from contextdiff_jax.system.json_files import read_object
 from contextdiff_jax.system.limits import check_limits
 from contextdiff_jax.system.scalars import read_scalar, shown
 
-_UNET = "UNet2DConditionModel"
+UNET = "UNet2DConditionModel"
 OF_CLIPS = ("UNet3DConditionModel", "UNetPseudo3DConditionModel")  # Tune-A-Video, FateZero
 _KINDS = {"AutoencoderKL": "kl", "VQModel": "vq"}
 _TINY = "AutoencoderTiny"
@@ -119,18 +119,21 @@ _TINY_FIXED = {
 }
 
 
-def read_unet_config(folder: os.PathLike, clips: bool = False) -> LatentUNetConfig:
-    """Returns the sizes of a U-Net's folder; clips: of one that was tuned on a clip too.
+def read_unet_config(folder: os.PathLike, kinds: Sequence[str] = (UNET,)) -> LatentUNetConfig:
+    """Returns the sizes of a U-Net's folder, or of what has its encoder.
+
+    kinds: its _class_name is one of them.
 
     Raises FileNotFoundError where config.json is missing, and ValueError, naming the key, where
     it is no JSON, of another class, or says what LatentUNet does not have.
     """
-    values, where = _read(folder, (_UNET, *(OF_CLIPS if clips else ())))
-    values = _of_pictures(values) if clips else values
+    values, where = _read(folder, tuple(kinds))
+    values = _of_pictures(values) if set(kinds) & set(OF_CLIPS) else values
     check_fixed(_UNET_FIXED, values, where)
     fields = read_fields(_UNET_FIELDS, _without_null(values, "sample_size"), where)
     channels = fields["channels"]
-    _check_equal(values, "out_channels", 4, fields["image_channels"], where)
+    if UNET in kinds:
+        _check_equal(values, "out_channels", 4, fields["image_channels"], where)
     default = [_ATTENDING] * (len(channels) - 1) + [_PLAIN]
     levels = _attending(values, default, _UP, _ATTENDING, where)
     config = LatentUNetConfig(
@@ -167,7 +170,7 @@ def unet_config_json(config: LatentUNetConfig) -> dict[str, Any]:
         for level in range(len(config.channels))
     ]
     return {
-        "_class_name": _UNET,
+        "_class_name": UNET,
         **written_keys(_UNET_FIELDS, config),
         "out_channels": config.image_channels,
         "down_block_types": down,

@@ -21,7 +21,12 @@ _SINGLE = {
     "head/norm": "conv_norm_out",
     "head/conv": "conv_out",
     "head": "conv_out",  # of its convolution over time
+    "hint/conv_in": "controlnet_cond_embedding.conv_in",
+    "hint/conv_out": "controlnet_cond_embedding.conv_out",
+    "zero_middle": "controlnet_mid_block",
 }
+# Of a control branch, numbered.
+_CONTROL = {"hint/blocks_": "controlnet_cond_embedding.blocks.", "zero_": "controlnet_down_blocks."}
 _LEVEL = re.compile(r"(?P<way>down|up)_(?P<level>\d+)(?P<resample>_resample)?")
 _MIDDLE = re.compile(r"middle[_/](?P<kind>res|attn)(_(?P<index>\d))?")
 _SCANNED = re.compile(r"blocks_(?P<first>\d+)_\d+")
@@ -56,7 +61,7 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 
 def unet_table(abstract: Any, levels: int) -> list[Entry]:
-    """Returns the table of a LatentUNet's tree, or of an Autoencoder's, of so many levels."""
+    """Returns the table of a LatentUNet's, ControlNet's or Autoencoder's tree of so many levels."""
     return _table(abstract, lambda path: _module_name(path, levels))
 
 
@@ -105,6 +110,9 @@ def _module_name(path: Path, levels: int) -> str:
         )
     level = _LEVEL.fullmatch(path[0])
     if level is None:
+        for prefix, name in _CONTROL.items():
+            if joined not in _SINGLE and joined.startswith(prefix):
+                return name + joined.removeprefix(prefix)
         return _SINGLE.get(joined, joined)
     number, way = int(level["level"]), level["way"]
     block = f"{way}_blocks.{number if way == 'down' else levels - 1 - number}"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from absl import logging
 from etils import epath
 
 import contextdiff_jax
-from contextdiff_jax.conditions.requests import check_requests, of_captions
+from contextdiff_jax.conditions.requests import Request, check_requests, of_captions
 from contextdiff_jax.config import Config
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import SkipReport, Source
@@ -192,16 +192,16 @@ class Evaluation:
         self, captions: tuple[str, ...], folder: str, cascade: Cascade | None = None
     ) -> Pictures:
         """Draws a picture per caption into OUTPUT/folder, or goes on with it."""
+        cascade = cascade or self.cascade
+        return self.draw_requests(of_captions(captions, cascade.conditions), folder, cascade)
+
+    def draw_requests(
+        self, requests: Sequence[Request], folder: str, cascade: Cascade | None = None
+    ) -> Pictures:
+        """Draws a picture per request into OUTPUT/folder, or goes on with it."""
         settings, cascade = self.settings, cascade or self.cascade
         noise = Noise(settings.seed, self.augmentation, settings.batch_size)
-        return generate(
-            cascade,
-            self.networks,
-            of_captions(captions, cascade.conditions),
-            self.output / folder,
-            noise,
-            self.watch,
-        )
+        return generate(cascade, self.networks, requests, self.output / folder, noise, self.watch)
 
     def protocol(self) -> dict[str, Any]:
         """Returns what every drawn picture depends on, for results to record."""

@@ -204,7 +204,9 @@ class Cascade:
         batch_size = self.whole_batch(batch_size, len(requests))
         starts = range(0, len(requests), batch_size)
         batches = (range(start, min(start + batch_size, len(requests))) for start in starts)
-        self.stages[0].task.collate_requests(requests, warn=True)  # names words cut off
+        for start in starts:  # names words cut off, and files that cannot be read
+            part = requests[start : start + batch_size]
+            self.stages[0].task.collate_requests(part, warn=True)
         return (
             (places, self._draw_batch(requests, places, batch_size, seed, augmentation))
             for places in batches

@@ -5,10 +5,19 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from contextdiff_jax.arguments import existing_folder
+from contextdiff_jax.arguments import existing, existing_folder
 from contextdiff_jax.generation import stable_diffusion
 from contextdiff_jax.generation.cascade import Cascade
-from contextdiff_jax.generation.start_pictures import MOST_SIDE, read_start
+from contextdiff_jax.generation.start_pictures import MOST_SIDE, read_control, read_start
+
+# Flags that are nothing without another one.
+_TOGETHER = (
+    ("strength", "init_image"),
+    ("mask", "init_image"),
+    ("controlnet", "control"),
+    ("control", "controlnet"),
+    ("control_scale", "control"),
+)
 
 flags.disclaim_key_flags()  # --help shows the flags defined here as those of the entry point
 
@@ -24,6 +33,9 @@ class ModelFlags:
     init_image: flags.FlagHolder
     strength: flags.FlagHolder
     mask: flags.FlagHolder
+    controlnet: flags.FlagHolder
+    control: flags.FlagHolder
+    control_scale: flags.FlagHolder
 
     def check(self, export: str | None, **of_exports: object) -> bool:
         """Returns whether published weights are asked for, not an export.
@@ -43,9 +55,11 @@ class ModelFlags:
         for name, value in wrong.items():
             if value is not None:
                 raise ValueError(f"--{name}={value}: only together with {needed}")
-        for name in ("strength", "mask"):
-            if of_models[name] is not None and self.init_image.value is None:
-                raise ValueError(f"--{name}={of_models[name]}: only together with --init_image")
+        for name, other in _TOGETHER:
+            if of_models[name] is not None and of_models[other] is None:
+                raise ValueError(f"--{name}={of_models[name]}: only together with --{other}")
+        if self.controlnet.value is not None:
+            existing(self.controlnet.value, "controlnet")
         if folder is not None:
             existing_folder(folder, "model")
         return folder is not None
@@ -55,6 +69,11 @@ class ModelFlags:
         start = None
         if self.init_image.value is not None:
             start = read_start(self.init_image.value, self.mask.value, self.strength.value)
+        control = None
+        if self.control.value is not None:
+            scale = 1.0 if self.control_scale.value is None else self.control_scale.value
+            picture = read_control(self.control.value)
+            control = stable_diffusion.ControlSettings(self.controlnet.value, picture, scale)
         settings = stable_diffusion.Settings(
             self.height.value,
             self.width.value,
@@ -62,6 +81,7 @@ class ModelFlags:
             tuple(sampler),
             dtype or "auto",
             start,
+            control,
         )
         return stable_diffusion.load(self.model.value, settings)
 
@@ -96,5 +116,19 @@ def define_model_flags() -> ModelFlags:
         ),
         flags.DEFINE_string(
             "mask", None, "A picture as large as --init_image: white is drawn anew, black stays."
+        ),
+        flags.DEFINE_string(
+            "controlnet",
+            None,
+            "A ControlNet for --model: a folder in diffusers' layout, or one of its own files.",
+        ),
+        flags.DEFINE_string(
+            "control",
+            None,
+            "A picture file that --model's pictures follow by --controlnet, of their size: edges, "
+            "depth or whatever it was trained on.",
+        ),
+        flags.DEFINE_float(
+            "control_scale", None, "How much pictures follow --control; 1 by default, 0 not at all."
         ),
     )

@@ -5,10 +5,12 @@ the first weights. The safety checker is not run.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from etils import epath
 
@@ -16,6 +18,13 @@ from contextdiff_jax.conditions.whole_text import WholeText
 from contextdiff_jax.config import SamplesConfig
 from contextdiff_jax.encoders.clip import TextTower
 from contextdiff_jax.encoders.config import CLIPTextConfig
+from contextdiff_jax.encoders.controlnet_weights import (
+    ControlNetConfig,
+    abstract_controlnet,
+    controlnet_identity,
+    load_controlnet,
+    read_controlnet,
+)
 from contextdiff_jax.encoders.diffusers_configs import read_stage_config, read_unet_config
 from contextdiff_jax.encoders.frozen import FrozenStage, TextEncoder, text_encoder
 from contextdiff_jax.encoders.latent_weights import (
@@ -41,13 +50,26 @@ from contextdiff_jax.spaces.latents import LatentSpace
 from contextdiff_jax.system.json_files import read_object
 from contextdiff_jax.system.scalars import shown
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
-from contextdiff_jax.tasks.latent_text_to_image import LatentTextToImage, Start
+from contextdiff_jax.tasks.latent_text_to_image import Control, LatentTextToImage, Start
 
 STAGE = "base"
 INDEX = "model_index.json"
 _KIND = "StableDiffusionPipeline"
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _SAMPLES = SamplesConfig(batch_size=4)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ControlSettings:
+    """A picture that the pictures follow, through a control branch (ControlNet).
+
+    path: of the branch, a folder in diffusers' layout or one of ControlNet's own files. picture:
+    uint8 (H, W, 3). scale: factor on what the branch adds; 0 is no control.
+    """
+
+    path: epath.PathLike
+    picture: np.ndarray
+    scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +79,7 @@ class Settings:
     height, width: in pixels; None is the side that the U-Net was trained at. sampler: settings such
     as "name=ddim", "num_steps=20" or "guidance_scale=5". dtype: compute dtype; "auto" is bfloat16
     on accelerators. negative: the prompt that guidance leads away from. start: a picture to start
-    from, whose size is the pictures'.
+    from, whose size is the pictures'. control: a picture to follow, likewise.
     """
 
     height: int | None = None
@@ -66,6 +88,7 @@ class Settings:
     sampler: Sequence[str] = ()
     dtype: str = "auto"
     start: Start | None = None
+    control: ControlSettings | None = None
 
 
 def load(folder: epath.PathLike, settings: Settings = Settings()) -> Cascade:
@@ -82,9 +105,12 @@ def load(folder: epath.PathLike, settings: Settings = Settings()) -> Cascade:
     placed = Placed(MeshConfig(), mesh)
     task = checked.task(named_dtype(settings.dtype))
     frozen = placed.frozen(task, STAGE)
-    _, weights = load_unet(checked.folder / "unet")  # the largest by far comes last
-    boxed = {"denoiser": abstract_unet(checked.unet)}
-    params = placed.add(STAGE, {"denoiser": weights}, lambda: boxed)
+    weights, boxed = {}, {"denoiser": abstract_unet(checked.unet)}
+    if checked.branch is not None:
+        weights["control"] = load_controlnet(settings.control.path, checked.branch)
+        boxed["control"] = abstract_controlnet(checked.branch)
+    _, weights["denoiser"] = load_unet(checked.folder / "unet")  # the largest by far comes last
+    params = placed.add(STAGE, weights, lambda: boxed)
     placed.describe()
     return Cascade([Stage(STAGE, task, params, frozen, checked.sampler, mesh)], mesh, _SAMPLES)
 
@@ -100,8 +126,8 @@ class _Checked:
     scheduler: NoiseScheduler
     sampler: SamplerConfig
     size: tuple[int, int]
-    negative: str
-    start: Start | None
+    settings: Settings
+    branch: ControlNetConfig | None
 
     def task(self, dtype: jnp.dtype) -> LatentTextToImage:
         """Loads text encoder and first stage, and returns the task."""
@@ -118,14 +144,22 @@ class _Checked:
             config=config,
             schedule=schedule,
             space=LatentSpace(module, height, width=width),
-            conditions=(WholeText(self._text_encoder(dtype), self.negative),),
+            conditions=(WholeText(self._text_encoder(dtype), self.settings.negative),),
             denoiser=LatentUNet(self.unet, dtype),
             adapter=None,
             image_encoder=None,
             sampler=self.sampler,
-            start=self.start,
+            start=self.settings.start,
+            control=self._control(dtype),
             first_stage=FrozenStage(module, params, first_stage_identity(self.folder / "vae")),
         )
+
+    def _control(self, dtype: jnp.dtype) -> Control | None:
+        if self.branch is None:
+            return None
+        asked = self.settings.control
+        identity = controlnet_identity(asked.path)
+        return Control(self.branch.module(dtype), asked.picture, asked.scale, identity)
 
     def _text_encoder(self, dtype: jnp.dtype) -> TextEncoder:
         folder = self.folder / "text_encoder"
@@ -146,10 +180,33 @@ def _check(folder: epath.PathLike, settings: Settings) -> _Checked:
     unet, stage = read_unet_config(found / "unet"), read_stage_config(found / "vae")
     _check_parts(found, unet, stage, read_clip_text_config(found / "text_encoder"))
     tokenizer = load_tokenizer(found / "tokenizer")
+    branch = None if settings.control is None else _branch(settings.control, unet, stage)
     size = _size(settings, unet, stage)
-    return _Checked(
-        found, unet, stage, tokenizer, scheduler, sampler, size, settings.negative, settings.start
-    )
+    return _Checked(found, unet, stage, tokenizer, scheduler, sampler, size, settings, branch)
+
+
+def _branch(
+    asked: ControlSettings, unet: LatentUNetConfig, stage: FirstStageConfig
+) -> ControlNetConfig:
+    """Returns the sizes of a branch. Raises ValueError where it is for another U-Net."""
+    if not math.isfinite(asked.scale):
+        raise ValueError(f"--control_scale={asked.scale}: must be a finite number")
+    where, branch = f"--controlnet={asked.path}", read_controlnet(asked.path, unet)
+    for key, field in (
+        ("in_channels", "image_channels"),
+        ("block_out_channels", "channels"),
+        ("layers_per_block", "num_blocks"),
+        ("cross_attention_dim", "context_dim"),
+    ):
+        own, other = getattr(branch.unet, field), getattr(unet, field)
+        if own != other:
+            raise ValueError(f"{where}: {key} = {own}: must be {other}, unet/ of --model has that")
+    if branch.reduction != stage.reduction:
+        raise ValueError(
+            f"{where}: conditioning_embedding_out_channels = {branch.hint_channels}: halves the "
+            f"picture to 1/{branch.reduction}, must be 1/{stage.reduction} as vae/ of --model"
+        )
+    return branch
 
 
 def _check_kind(folder: pathlib.Path) -> None:
@@ -189,21 +246,35 @@ def _check_parts(
 def _size(settings: Settings, unet: LatentUNetConfig, stage: FirstStageConfig) -> tuple[int, int]:
     """Returns height and width. Raises ValueError where the networks cannot halve them."""
     usual, factor = unet.sample_size * stage.reduction, unet.reduction * stage.reduction
-    given = (usual, usual) if settings.start is None else settings.start.picture.shape[:2]
+    given, source = _given_size(settings)
     found = []
-    for flag, other in zip(("height", "width"), given, strict=True):
+    for flag, other in zip(("height", "width"), given or (usual, usual), strict=True):
         side = getattr(settings, flag)
         side = other if side is None else side
-        if settings.start is not None and side != other:
-            raise ValueError(f"--{flag}={side}: must be {other}, that of --init_image")
+        if source and side != other:
+            raise ValueError(f"--{flag}={side}: must be {other}, that of {source}")
         if side < factor or side % factor:
-            of = f"--{flag}" if settings.start is None else f"{flag} of --init_image"
+            of = f"{flag} of {source}" if source else f"--{flag}"
             raise ValueError(
                 f"{of}={side}: must be a multiple of {factor}, {stage.reduction} of the first "
                 f"stage x {unet.reduction} of the U-Net"
             )
         found.append(side)
     return found[0], found[1]
+
+
+def _given_size(settings: Settings) -> tuple[tuple[int, int] | None, str]:
+    """Returns height and width of the pictures that were given, and the flag of one; None, ""."""
+    given = {"--init_image": settings.start, "--control": settings.control}
+    sizes = {flag: each.picture.shape[:2] for flag, each in given.items() if each is not None}
+    if not sizes:
+        return None, ""
+    [source, *others] = sizes
+    for flag in others:
+        if sizes[flag] != sizes[source]:
+            own, other = (f"{width} x {height}" for height, width in (sizes[flag], sizes[source]))
+            raise ValueError(f"{flag}: is {own}: must be {other} as {source}")
+    return sizes[source], source
 
 
 def _sampler(scheduler: NoiseScheduler, settings: Sequence[str]) -> SamplerConfig:

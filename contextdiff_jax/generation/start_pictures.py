@@ -1,4 +1,4 @@
-"""A picture to start from and a mask of what is drawn anew: files of the user's, checked."""
+"""Pictures to start from or to follow, masks of what is drawn anew: files of users, checked."""
 
 import warnings
 
@@ -31,6 +31,11 @@ def read_start(
             f"--mask={mask}: is {_size(white)}: must be {_size(pixels)} as --init_image={picture}"
         )
     return Start(pixels, _STRENGTH_MASKED if strength is None else strength, white)
+
+
+def read_control(picture: epath.PathLike) -> np.ndarray:
+    """Returns the picture of --control, uint8 (H, W, 3); ValueError as `read_start`."""
+    return _read(picture, "control", "RGB")
 
 
 def _read(path: epath.PathLike, flag: str, mode: str) -> np.ndarray:

@@ -24,7 +24,7 @@ from contextdiff_jax.networks.latent_blocks import (
 )
 from contextdiff_jax.networks.latent_config import LatentUNetConfig
 from contextdiff_jax.networks.layers import Conv
-from contextdiff_jax.networks.unet import UNet
+from contextdiff_jax.networks.unet import Residuals, UNet
 from contextdiff_jax.networks.video_config import VideoConfig
 from contextdiff_jax.networks.video_layers import with_temporal_conv
 
@@ -56,6 +56,7 @@ class LatentUNet(UNet):
         context: jax.Array,
         context_mask: jax.Array | None = None,
         fusion: Fusion | None = None,
+        residuals: Residuals | None = None,
     ) -> jax.Array:
         """Predicts eps or v (or x0), whatever it was trained for.
 
@@ -67,6 +68,7 @@ class LatentUNet(UNet):
           context_mask: (B, L) bool, True for what may be attended; None means all, as Stable
             Diffusion was trained.
           fusion: what attention of the edit's rows takes over from those of the source.
+          residuals: of a control branch, see controlnet; None for none.
 
         Returns:
           (B, H, W, C) float32.
@@ -74,6 +76,17 @@ class LatentUNet(UNet):
         Raises:
           ValueError: for inputs that do not fit the configuration.
         """
+        h, conditions = self._enter(x, t, context, context_mask, fusion)
+        return self._rest(h, conditions, residuals)
+
+    def _enter(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        context: jax.Array,
+        context_mask: jax.Array | None = None,
+        fusion: Fusion | None = None,
+    ) -> tuple[jax.Array, tuple]:
         config = self.config
         self._check_kept()
         config.check_resolution(x.shape[1], "height of x")
@@ -87,11 +100,10 @@ class LatentUNet(UNet):
         time = SinusoidMLP(config.channels[0], 4 * config.channels[0], name="time")
         conditions = (time(t.astype(jnp.float32) - 1.0), context, context_mask, fusion)
         h = Conv(config.channels[0], dtype=self.dtype, name="conv_in")(x)
-        h = with_temporal_conv(h, self.video, self.dtype, "conv_in")
-        h, skips = self._down(h, conditions)
-        h = self._middle(h, conditions)
-        h = self._up(h, skips, conditions)
-        frames = 1 if self.video is None else self.video.joint_frames
+        return with_temporal_conv(h, self.video, self.dtype, "conv_in"), conditions
+
+    def _head(self, h: jax.Array) -> jax.Array:
+        config, frames = self.config, 1 if self.video is None else self.video.joint_frames
         h = OutputHead(config.image_channels, config.groups, frames=frames, name="head")(h)
         return with_temporal_conv(h, self.video, jnp.float32, "head")
 

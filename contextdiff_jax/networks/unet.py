@@ -6,6 +6,7 @@ softmax at the coarser levels, a Res-Attn-Res middle. The layout of blocks and s
 takes one, so there is one block more per level on the way up.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +23,9 @@ from contextdiff_jax.networks.blocks import (
 from contextdiff_jax.networks.conditioning import Conditioning, join_low_res
 from contextdiff_jax.networks.config import UNetConfig
 from contextdiff_jax.networks.layers import Conv
+
+Residuals = Sequence[jax.Array]
+"""What is added to the skips, in the order in which they arise, and last to the middle's output."""
 
 
 class UNet(nn.Module):
@@ -45,6 +49,7 @@ class UNet(nn.Module):
         keep: jax.Array | None = None,
         low_res: jax.Array | None = None,
         aug_level: jax.Array | None = None,
+        residuals: Residuals | None = None,
     ) -> jax.Array:
         """Predicts x0, eps or v, whatever it is trained for.
 
@@ -56,6 +61,7 @@ class UNet(nn.Module):
           keep: (B,) bool, False replaces the prompt by the null condition; None keeps all.
           low_res: (B, h, w, C) in [-1, 1], noise-augmented; with config.low_res only.
           aug_level: (B,) in [0, 1], noise level of low_res; with config.low_res only.
+          residuals: of a control branch, see controlnet; None for none.
 
         Returns:
           (B, H, W, C) float32.
@@ -63,6 +69,20 @@ class UNet(nn.Module):
         Raises:
           ValueError: for inputs that do not fit the configuration.
         """
+        h, conditions = self._enter(x, t, text, text_mask, keep, low_res, aug_level)
+        return self._rest(h, conditions, residuals)
+
+    def _enter(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        text: jax.Array | None = None,
+        text_mask: jax.Array | None = None,
+        keep: jax.Array | None = None,
+        low_res: jax.Array | None = None,
+        aug_level: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple]:
+        """Returns the first features, and what every block is conditioned on."""
         config = self.config
         config.check_resolution(x.shape[1], "height of x")
         config.check_resolution(x.shape[2], "width of x")
@@ -79,11 +99,19 @@ class UNet(nn.Module):
             name="conditioning",
         )(t, text, text_mask, keep, aug_level)
         h = join_low_res(x, low_res, config.low_res)
-        h = Conv(config.width, dtype=self.dtype, name="conv_in")(h)
+        return Conv(config.width, dtype=self.dtype, name="conv_in")(h), conditions
+
+    def _rest(self, h: jax.Array, conditions: tuple, residuals: Residuals | None) -> jax.Array:
         h, skips = self._down(h, conditions)
         h = self._middle(h, conditions)
-        h = self._up(h, skips, conditions)
-        return OutputHead(config.image_channels, config.groups, name="head")(h)
+        if residuals is not None:
+            *outer, last = residuals
+            h = h + last
+            skips = [skip + each for skip, each in zip(skips, outer, strict=True)]
+        return self._head(self._up(h, skips, conditions))
+
+    def _head(self, h: jax.Array) -> jax.Array:
+        return OutputHead(self.config.image_channels, self.config.groups, name="head")(h)
 
     def _down(self, h: jax.Array, conditions: tuple) -> tuple[jax.Array, list[jax.Array]]:
         skips = [h]

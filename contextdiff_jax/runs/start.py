@@ -25,7 +25,13 @@ from contextdiff_jax.runs.weights import (
     reader_of,
     source_folder,
 )
-from contextdiff_jax.training.parameter_names import by_name, check_patterns, matches, nested
+from contextdiff_jax.training.parameter_names import (
+    by_name,
+    check_patterns,
+    copied,
+    matches,
+    nested,
+)
 from contextdiff_jax.training.partial import fixed_shapes, trained_part
 from contextdiff_jax.training.task import Params, Task
 
@@ -62,7 +68,9 @@ def start(
     taken: Named = {}
     if run.start_from.path:
         source = read_named(source_folder(run.start_from.path, workdir))
-        taken = _taken(config, name, by_name(_shapes(task)), source)
+        shapes = by_name(_shapes(task))
+        taken = _taken(config, name, shapes, source)
+        taken |= copied(shapes, taken, run.task.copies)
         for each, leaf in taken.items():
             check_finite(each, leaf, repr(run.start_from.path))
         logging.info("run %s starts from %s: %d arrays", name, run.start_from.path, len(taken))

@@ -16,6 +16,7 @@ import numpy as np
 from contextdiff_jax.conditions.condition import Given
 from contextdiff_jax.diffusion.process import Denoise, Keep, Process
 from contextdiff_jax.encoders.frozen import FrozenStage
+from contextdiff_jax.networks.controlnet import ControlNet
 from contextdiff_jax.sampling import loop
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.guidance import match_batch
@@ -24,7 +25,7 @@ from contextdiff_jax.sampling.noise import step_noise
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.training.task import Batch, Params
 
-_START = "start"  # its place among what is frozen
+_START, _CONTROL = "start", "control"  # their places among what is frozen
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,10 +48,7 @@ class Start:
 
     def described(self) -> Any:
         """Returns what tells it from others; repr tells it."""
-        digest = hashlib.sha256()
-        for array in self.arrays().values():
-            digest.update(f"{array.shape}\n".encode() + array.tobytes())
-        return self.strength, self.free is None, digest.hexdigest()[:16]
+        return self.strength, self.free is None, _digest(self.arrays())
 
     def skipped(self, num_steps: int) -> int:
         """Returns how many steps are left out. Raises ValueError where none is left."""
@@ -65,26 +63,73 @@ class Start:
         return num_steps - taken
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Control:
+    """A picture that all pictures of a task follow, through a control branch.
+
+    branch: the network; its parameters are params["control"]. picture: uint8 (H, W, 3), as large
+    as what is drawn. scale: factor on the residuals; 0 is no control. identity: of the weights.
+    """
+
+    branch: ControlNet
+    picture: np.ndarray
+    scale: float
+    identity: str
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns what a compiled program reads."""
+        return {"picture": self.picture, "scale": np.array(self.scale, np.float32)}
+
+    def described(self) -> Any:
+        """Returns what tells it from others beside its weights; repr tells it."""
+        return self.branch.hint_channels, self.scale, _digest(self.arrays())
+
+    def residuals(self, params: Params, arrays: Batch, *inputs: jax.Array) -> list[jax.Array]:
+        """Returns what the branch adds to the denoiser, for its x, t and context.
+
+        arrays: of `arrays`, so that another scale is no other program.
+        """
+        hint = arrays["picture"][None].astype(jnp.float32) / 255
+        hint = jnp.broadcast_to(hint, (inputs[0].shape[0], *hint.shape[1:]))
+        found = self.branch.apply({"params": params}, *inputs, hint)
+        return [(arrays["scale"] * each).astype(each.dtype) for each in found]
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        digest.update(f"{array.shape}\n".encode() + array.tobytes())
+    return digest.hexdigest()[:16]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentTextToImage(DiffusionTask):
     """A DiffusionTask whose space is a LatentSpace, and whose denoiser a LatentUNet.
 
     conditions: one, WholeText. first_stage: the space's own, among the frozen encoders.
-    start: a picture to start from; None starts from noise.
+    start: a picture to start from; None starts from noise. control: a picture to follow.
     """
 
     first_stage: FrozenStage
     start: Start | None = None
+    control: Control | None = None
+
+    def _pictures(self) -> dict[str, Start | Control]:
+        """The pictures that all drawn ones share, by their places among what is frozen."""
+        found = {_START: self.start, _CONTROL: self.control}
+        return {name: each for name, each in found.items() if each is not None}
 
     @property
     def frozen(self) -> Any:
-        """What the programs read beside parameters: frozen encoders, and the start."""
-        return super().frozen | ({} if self.start is None else {_START: self.start.arrays()})
+        """What the programs read beside parameters: frozen encoders, start and control."""
+        return super().frozen | {name: each.arrays() for name, each in self._pictures().items()}
 
     def boxed_frozen(self) -> Any:
         """Returns the shapes of `frozen`, boxed with logical axis names where there are some."""
-        found = super().boxed_frozen()
-        return found if self.start is None else found | {_START: jax.eval_shape(self.start.arrays)}
+        pictures = self._pictures().items()
+        return super().boxed_frozen() | {
+            name: jax.eval_shape(each.arrays) for name, each in pictures
+        }
 
     def encoders(self) -> dict[str, Any]:
         """Returns the frozen encoders that are loaded, the first stage among them."""
@@ -92,15 +137,16 @@ class LatentTextToImage(DiffusionTask):
 
     def identities(self) -> dict[str, str]:
         """Returns which weights and vocabularies serve."""
-        return super().identities() | {"first_stage": self.first_stage.identity}
+        control = {} if self.control is None else {_CONTROL: self.control.identity}
+        return super().identities() | {"first_stage": self.first_stage.identity} | control
 
     def described(self) -> Any:
         """Returns what decides about its pictures beside weights and encoders; repr tells it."""
         space, [text] = self.space, self.conditions
         ends = self.schedule.name, self.schedule.alpha_bar[1], self.schedule.alpha_bar[-1]
         more = ends, text.negative, space.shape, space.normalization, space.tile, space.overlap
-        started = None if self.start is None else self.start.described()
-        return *super().described(), more, started
+        pictures = {name: each.described() for name, each in self._pictures().items()}
+        return *super().described(), more, pictures
 
     def sample(
         self,
@@ -150,8 +196,13 @@ class LatentTextToImage(DiffusionTask):
 
         def denoise(x: jax.Array, t: jax.Array, keep: Keep) -> jax.Array:
             tokens, null = match_batch((text.tokens, text.inputs["null"]), x.shape[0])
-            context = jnp.where(keep[:, None, None], tokens, null)
-            return self.denoiser.apply({"params": params["denoiser"]}, x, t, context)
+            inputs = (x, t, jnp.where(keep[:, None, None], tokens, null))
+            residuals = None
+            if self.control is not None:
+                control = params[_CONTROL], frozen[_CONTROL]
+                residuals = self.control.residuals(*control, *inputs)
+            denoiser = {"params": params["denoiser"]}
+            return self.denoiser.apply(denoiser, *inputs, residuals=residuals)
 
         bounds = self.space.bounds
         return Process(self.schedule, self.config.prediction, None, bounds), denoise

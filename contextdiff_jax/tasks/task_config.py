@@ -14,6 +14,7 @@ import pkgutil
 import typing
 from collections.abc import Mapping
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import jax.numpy as jnp
@@ -82,12 +83,15 @@ class TaskConfig:
     conditions: of its pictures: each the condition itself, or its type where the config alone does
         not make it. None: they are known only once the task is built.
     scenes_measure: what evaluate.py measures of it, where it is trained on rendered scenes.
+    copies: beginnings of parameters' names, {of a copy: of what it is a copy of}. Where a run
+        starts from others' weights and the copy begins anew, it begins with theirs.
     """
 
     draws: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
     conditions: ClassVar[tuple[Condition | type[Condition], ...] | None] = None
     scenes_measure: ClassVar[str] = "scenes"
+    copies: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     # -- before it is built -------------------------------------------------------------------
 

@@ -51,6 +51,24 @@ def like(tree: Any, other: Any) -> Any:
     return {key: like(tree[key], other[key]) for key in other}
 
 
+def copied(
+    target: Mapping[str, Any], taken: Mapping[str, Any], copies: Mapping[str, str]
+) -> dict[str, Any]:
+    """Returns what parameters that are not taken begin with as copies of those that are.
+
+    target, taken: by name; copies: beginnings of names, {of the copy: of what it is a copy of}.
+    Parameters of another shape than what they would copy are left out.
+    """
+    found = {}
+    for name, leaf in target.items():
+        for prefix, other in copies.items():
+            source = taken.get(other + name.removeprefix(prefix))
+            fits = name not in taken and name.startswith(prefix) and source is not None
+            if fits and source.shape == leaf.shape:
+                found[name] = source
+    return found
+
+
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether one of the patterns matches a parameter's name, or something above it."""
     parts = name.split("/")

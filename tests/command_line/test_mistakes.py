@@ -169,6 +169,23 @@ MISTAKES = [
         ["--model={tmp}/folder", "--output={tmp}/o", "--prompt=x", "--init_image={tmp}/none.png"],
         "none.png: cannot be read as a picture",
     ),
+    (
+        "sample",
+        ["--model={tmp}/folder", "--output={tmp}/o", "--prompt=x", "--control=y"],
+        "--control=y: only together with --controlnet",
+    ),
+    (
+        "sample",
+        ["--model={tmp}/folder", "--output={tmp}/o", "--prompt=x", "--controlnet={tmp}/folder"],
+        "only together with --control",
+    ),
+    (
+        "sample",
+        ["--model={tmp}/folder", "--output={tmp}/o", "--controlnet={tmp}/none", "--control=y"]
+        + ["--prompt=x"],
+        "--controlnet={tmp}/none: no such file",
+    ),
+    ("sample", [*EXPORT, "--query=x", "--label=y"], "--query and --label are given: must be one"),
     ("sample", [*EXPORT, "--prompt=x", "--width=0"], "--width=0: must be an integer in"),
     ("sample", [*EXPORT, "--prompt=x", "--negative_prompt=y"], "--negative_prompt=y: only toge"),
     (

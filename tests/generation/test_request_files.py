@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.conditions.low_resolution import LowResolution
 from contextdiff_jax.conditions.text import Text
 from contextdiff_jax.generation import request_files
@@ -126,6 +127,35 @@ def test_flags_that_say_nothing_or_two_things(tmp_path):
     file = str(written(tmp_path, '{"text": "a"}'))
     with pytest.raises(ValueError, match="--prompt and --requests are given"):
         wanted({"text": ["a"]}, file)
+
+
+class Context(Condition):
+    name = "context"
+    captioned = False
+
+
+class Query(Context):
+    name = "query"
+
+
+def test_flags_of_in_context_pictures_go_together():
+    """The same context and query for every prompt; what is left out is None."""
+    both = {"context": ["x", "y"], "query": "q"}
+    asked = wanted({"text": ["a", "b"]}, None, (), both)
+    assert asked.requests == [{"text": "a", **both}, {"text": "b", **both}]
+    conditions = (Text, Context, Query)
+    alone = wanted({}, None, (), {"context": [], "query": "q"})
+    assert alone.completed(conditions) == [{"text": None, "context": None, "query": "q"}]
+    prompts = wanted({"text": ["a"]}, None)
+    assert prompts.completed(conditions) == [{"text": "a", "context": None, "query": None}]
+    assert prompts.completed((Text,)) == [{"text": "a"}]
+    edits = wanted({"text": ["a"]}, None, ["c"], {"query": "q"}).edited(conditions)
+    assert edits == [{"text": "c", "context": None, "query": "q"}]
+    with pytest.raises(ValueError, match="--label and --requests|--context and --label are given"):
+        wanted({"label": ["a"]}, None, (), {"context": ["x"]})
+    for conditions in ((Text,), (Label,)):
+        with pytest.raises(ValueError, match="--context gives 'context', this export's pictures"):
+            wanted({}, None, (), {"context": ["x"]}).check(conditions)
 
 
 def test_edits_are_other_values_of_the_captioned_condition():

@@ -6,6 +6,7 @@ import pytest
 from contextdiff_jax.training.parameter_names import (
     by_name,
     check_patterns,
+    copied,
     like,
     matches,
     merged,
@@ -72,3 +73,19 @@ def test_trees_are_taken_apart_and_put_together():
     assert both["a"]["y"][0] == 5 and both["a"]["x"] is tree["a"]["x"] and both["b"] is tree["b"]
     assert tree["a"]["y"][0] == 1
     assert by_name(merged(without(tree, part), part)).keys() == by_name(tree).keys()
+
+
+def test_copies_begin_with_what_they_are_copies_of():
+    """A branch of a network: by name, where it is not taken itself and has the same shape."""
+    taken = {"net/a": np.zeros(2), "net/b": np.ones(3), "net/branch/c": np.zeros(1)}
+    target = {
+        "net/a": np.zeros(2),
+        "net/branch/a": np.zeros(2),
+        "net/branch/b": np.zeros(4),  # of another shape
+        "net/branch/c": np.zeros(1),  # taken itself
+        "net/branch/zero": np.zeros(2),  # of its own
+        "other/a": np.zeros(2),
+    }
+    found = copied(target, taken, {"net/branch/": "net/"})
+    assert list(found) == ["net/branch/a"] and found["net/branch/a"] is taken["net/a"]
+    assert copied(target, taken, {}) == {}

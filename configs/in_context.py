@@ -1,0 +1,177 @@
+"""In-context generation: a query shows where, context pictures show how, a prompt may say both.
+
+Without a preset: pictures in several styles (StylesConfig) at 64x64, sized for one GPU.
+
+  python -m contextdiff_jax.main --config=configs/in_context.py --workdir=runs/styles \
+      --config.data_path=PATH/TO/FOLDER
+
+Presets for a laptop: in_context.py:scenes is rendered scenes at 16x16 without any download,
+in_context.py:emoji a folder of emoji in several styles at 32x32 (--config.data_path=FOLDER).
+in_context.py:test is a few steps of scenes. The pipeline trains a CLIP for the domain first. With
+the adapter: --config.use_adapter=True.
+"""
+
+import dataclasses
+
+from contextdiff_jax import config as cfg
+from contextdiff_jax.data.config import DataConfig, ScenesConfig, StylesConfig
+from contextdiff_jax.encoders.config import equal_towers
+from contextdiff_jax.networks.config import UNetConfig, small_adapter
+from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
+from contextdiff_jax.tasks.in_context import ContextConfig, InContextConfig
+
+PRESETS = ("", "scenes", "emoji", "test")
+
+MOST = 3  # pictures of context
+
+
+def get_config(preset: str = ""):
+    cfg.check_preset(preset, PRESETS)
+    runs = {"": _styles, "emoji": _emoji}.get(preset, _scenes)()
+    config = cfg.Config(
+        name=f"in_context_{preset or 'styles'}",
+        use_adapter=False,
+        pipeline=("clip", "base"),
+        runs=runs,
+    )
+    return cfg.to_config_dict(_short(config) if preset == "test" else config)
+
+
+def _optimizer(learning_rate: float, warmup: int, ema: float) -> cfg.OptimizerConfig:
+    return cfg.OptimizerConfig(
+        learning_rate=learning_rate, warmup_steps=warmup, decay="cosine", ema_decay=ema
+    )
+
+
+def _folder(side: int) -> DataConfig:
+    styles = StylesConfig(context=MOST)
+    return DataConfig(source="folder", resolution=side, resize_mode="border", styles=styles)
+
+
+def _styles() -> dict[str, cfg.RunConfig]:
+    data, width = _folder(64), 512
+    unet = UNetConfig(
+        width=128,
+        multipliers=(1, 2, 3, 4),
+        num_blocks=2,
+        attention_levels=(1, 2, 3),
+        text_dim=width,
+        text_width=None,
+    )
+    base = cfg.with_task(
+        dataclasses.replace(
+            _base(data, width, unet),
+            batch_size=128,
+            steps=60_000,
+            optimizer=_optimizer(2e-4, 1000, 0.9995),
+        ),
+        diffusion=DiffusionConfig(prediction="v", loss_weight="snr_plus_1"),
+        adapter=small_adapter(384, 4, patch_size=8, encoder_width=width),
+    )
+    clip = ContrastiveConfig(
+        clip=equal_towers(width, 6, 16, image_size=64, patch_size=8, max_length=24),
+        tokenizer=TokenizerConfig(vocab_size=2048),
+    )
+    return {"clip": _clip(data, clip, 256, 3000), "base": base}
+
+
+def _emoji() -> dict[str, cfg.RunConfig]:
+    data, width = _folder(32), 128
+    clip = ContrastiveConfig(
+        clip=equal_towers(width, 2, 4, image_size=32, patch_size=8, max_length=24),
+        tokenizer=TokenizerConfig(vocab_size=2048),
+    )
+    unet = UNetConfig(
+        width=32,
+        multipliers=(1, 2, 3),
+        num_blocks=1,
+        attention_levels=(1, 2),
+        head_dim=32,
+        groups=8,
+        text_dim=width,
+        text_width=None,
+        scan_blocks=False,
+    )
+    base = dataclasses.replace(_base(data, width, unet), steps=5000)
+    return {"clip": _clip(data, clip, 128, 400), "base": base}
+
+
+def _scenes() -> dict[str, cfg.RunConfig]:
+    scenes = ScenesConfig(pairs=0.0, context=MOST)
+    data, width = DataConfig(resolution=16, scenes=scenes), 64
+    clip = ContrastiveConfig(
+        clip=equal_towers(width, 2, 4, image_size=16, patch_size=4, max_length=24),
+        tokenizer=TokenizerConfig(vocab_size=512, sample=5_000),
+    )
+    unet = UNetConfig(
+        width=24,
+        multipliers=(1, 2),
+        num_blocks=1,
+        attention_levels=(1,),
+        head_dim=16,
+        groups=8,
+        text_dim=width,
+        text_width=None,
+        scan_blocks=False,
+    )
+    return {"clip": _clip(data, clip, 128, 150), "base": _base(data, width, unet)}
+
+
+def _clip(data: DataConfig, task: ContrastiveConfig, batch: int, steps: int) -> cfg.RunConfig:
+    return cfg.RunConfig(
+        task=task,
+        data=data,
+        batch_size=batch,
+        steps=steps,
+        optimizer=_optimizer(2e-3 if steps < 1000 else 1e-3, 25, 0.98),
+        log_every=50,
+        save_every=100,
+    )
+
+
+def _base(data: DataConfig, width: int, unet: UNetConfig) -> cfg.RunConfig:
+    """The run of a small network."""
+    task = InContextConfig(
+        context=ContextConfig(most=MOST),
+        unet=unet,
+        adapter=small_adapter(64, 2, patch_size=4, encoder_width=width),
+        # A small network learns to return the picture itself soonest.
+        diffusion=DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1"),
+        sampler=SamplerConfig(name="ddim", num_steps=25, guidance_scale=2.0, threshold="static"),
+        preview=PreviewConfig(every=1000, num_steps=10),
+        diagnose_every=1000,
+    )
+    return cfg.RunConfig(
+        task=task,
+        data=data,
+        batch_size=16,
+        steps=3000,
+        optimizer=_optimizer(4e-3, 100, 0.99),
+        log_every=100,
+        save_every=500,
+    )
+
+
+def _short(config: cfg.Config) -> cfg.Config:
+    """The same code path in a few steps of fewer layers, for the tests."""
+    runs = {
+        name: dataclasses.replace(run, steps=4, batch_size=8, log_every=2, save_every=2)
+        for name, run in config.runs.items()
+    }
+    clip, base = runs["clip"].task, runs["base"].task
+    one_layer = dataclasses.replace(clip.clip, text_layers=1, vision_layers=1)
+    return dataclasses.replace(
+        config,
+        runs={
+            "clip": cfg.with_task(runs["clip"], clip=one_layer),
+            "base": cfg.with_task(
+                runs["base"],
+                adapter=dataclasses.replace(base.adapter, num_blocks=1),
+                preview=dataclasses.replace(base.preview, every=4, num_steps=2),
+                sampler=dataclasses.replace(base.sampler, num_steps=2),
+                diagnose_every=4,
+            ),
+        },
+    )

@@ -1,0 +1,179 @@
+"""Do in-context pictures look as the context says, where the query says? Read back, on scenes.
+
+Colour and texture can come from the context alone, shape and place from the query alone, where no
+prompt is given. The texture is the one whose rendering of the seen object is nearest to the
+picture.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from contextdiff_jax.conditions.requests import Request
+from contextdiff_jax.data.context_scenes import TEXTURES, ContextScenesSource, Shown, textured
+from contextdiff_jax.data.scenes import CELL_BORDERS, Scene, Thing
+from contextdiff_jax.data.scenes_drawing import PALETTE
+from contextdiff_jax.evaluation.evaluation import Evaluation
+from contextdiff_jax.evaluation.galleries import sample_gallery
+from contextdiff_jax.evaluation.results import Result, Table
+from contextdiff_jax.evaluation.scenes_checker import Seen, read
+from contextdiff_jax.generation.generate import Pictures
+from contextdiff_jax.parallel import distributed
+from contextdiff_jax.spaces.pictures import write_png
+
+SCENES = 128  # by default
+FROM_CONTEXT, FROM_QUERY = ("colour", "texture"), ("shape", "place")
+_SETS = {
+    "context and query": ("context", "query"),
+    "prompt, context and query": ("text", "context", "query"),
+    "prompt and query": ("text", "query"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What a picture shows; None where nothing known is there."""
+
+    colour: str | None = None
+    texture: str | None = None
+    shape: str | None = None
+    place: tuple[int, int] | None = None
+
+
+def look_of(image: np.ndarray) -> Look:
+    """Reads the one object of a picture, uint8 (side, side, 3); an empty Look for another number.
+
+    place: column and row of the 3 x 3 grid.
+    """
+    seen = read(image)
+    if len(seen) != 1:
+        return Look()
+    [thing] = seen
+    texture = None if thing.colour is None or thing.shape is None else _texture(image, thing)
+    return Look(thing.colour, texture, thing.shape, _place((thing.x, thing.y)))
+
+
+def look_wanted(shown: Shown) -> Look:
+    """Returns what a picture of the scene must show."""
+    [thing] = shown.scene.things
+    return Look(thing.colour, shown.texture, thing.shape, _place(thing.centre))
+
+
+def _place(centre: tuple[float, float]) -> tuple[int, int]:
+    column, row = (int(np.searchsorted(CELL_BORDERS, value)) for value in centre)
+    return column, row
+
+
+def _texture(image: np.ndarray, seen: Seen) -> str:
+    border = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
+    background = tuple(int(value) for value in np.median(border, axis=0))
+    centre = (seen.x, seen.y)
+    thing = Thing(seen.colour, seen.shape, centre, seen.radius, PALETTE[seen.colour])
+
+    def distance(texture: str) -> float:
+        drawn = textured(Scene((thing,), background, ""), texture, len(image))
+        return float(np.square(drawn.astype(np.float64) - image).sum())
+
+    return min(TEXTURES, key=distance)
+
+
+def agreement(looks: Sequence[Look], context: Sequence[Look], query: Sequence[Look]) -> dict:
+    """Returns the shares of pictures that look as their context says, and are where their query is.
+
+    looks: of the pictures. context, query: what each one's context and query show, as many.
+    """
+    if not len(looks) == len(context) == len(query):
+        raise ValueError(f"{len(looks)} pictures for {len(context)} contexts: must be as many")
+    shares = {}
+    for aspects, wanted in ((FROM_CONTEXT, context), (FROM_QUERY, query)):
+        pairs = list(zip(looks, wanted, strict=True))
+        same = np.array([[getattr(a, x) == getattr(b, x) for x in aspects] for a, b in pairs])
+        shares |= {aspect: float(same[:, i].mean()) for i, aspect in enumerate(aspects)}
+        shares[" and ".join(aspects)] = float(same.all(axis=1).mean())
+    return shares
+
+
+def others(wanted: Sequence[Look]) -> list[Look]:
+    """Returns each one's neighbour: the chance level's."""
+    return [*wanted[1:], wanted[0]]
+
+
+def plan_in_context(evaluation: Evaluation) -> Callable[[], Result]:
+    """Do pictures follow their context and their query? Read back exactly, on rendered scenes."""
+    data = evaluation.data()
+    if data.source != "scenes" or not data.context:
+        raise ValueError(
+            "--what=in_context: only exports trained on scenes with scenes.context above 0 can be "
+            "checked"
+        )
+    count = evaluation.settings.count or SCENES
+    if count < 2:
+        raise ValueError(f"--count={count}: must be at least 2, contexts are shuffled")
+    source = ContextScenesSource(data)
+
+    def work() -> Result:
+        requests = _written(source, count, evaluation.output / "in_context")
+        wanted = [look_wanted(source.shown(index)) for index in range(count)]
+        drawn = {}
+        for title, names in _SETS.items():
+            chosen = [{k: v if k in names else None for k, v in each.items()} for each in requests]
+            folder = f"in_context_{'_'.join(names)}"
+            drawn[folder] = title, evaluation.draw_requests(chosen, folder)
+        return _result(evaluation, drawn, wanted, data.split)
+
+    return work
+
+
+def _written(source: ContextScenesSource, count: int, folder: epath.Path) -> list[Request]:
+    """Writes the query and the context of the first scenes, and returns the requests."""
+    requests = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        example = source[index]
+        pictures = [example.maps["query"], *np.moveaxis(example.maps["context"], 2, 0)]
+        paths = [folder / f"{index:06d}_query.png"]
+        paths += [folder / f"{index:06d}_context_{n}.png" for n in range(len(pictures) - 1)]
+        if distributed.is_main():
+            for path, picture in zip(paths, pictures, strict=True):
+                write_png(path, picture[..., :3])
+        query, *context = map(str, paths)
+        requests.append({"text": example.captions[0], "context": context, "query": query})
+    distributed.wait_for_all("pictures of context")
+    return requests
+
+
+def _result(
+    evaluation: Evaluation,
+    drawn: Mapping[str, tuple[str, Pictures]],
+    wanted: Sequence[Look],
+    split: str,
+) -> Result:
+    values: dict[str, Any] = {}
+    rows = []
+    for title, pictures in drawn.values():
+        images = pictures.read(evaluation.stage, range(len(wanted)))
+        looks = [look_of(image) for image in images]
+        found = {
+            "own": agreement(looks, wanted, wanted),
+            "context of another": agreement(looks, others(wanted), wanted),
+            "query of another": agreement(looks, wanted, others(wanted)),
+        }
+        values[title] = found
+        rows += [(title, against, *shares.values()) for against, shares in found.items()]
+    columns = ("given", "against", *next(iter(values.values()))["own"])
+    count = len(wanted)
+    return Result(
+        title="Do the pictures look as the context says, where the query says?",
+        summary="Colour and texture are compared with the context's, shape and place with the "
+        "query's, of held-out scenes. Against another example's they give the chance level.",
+        values=values,
+        protocol={**evaluation.protocol(), "split": split, "count": count},
+        tables=(Table("in_context", columns, tuple(rows)),),
+        galleries=tuple(
+            sample_gallery(pictures, evaluation.stage, folder, title)
+            for folder, (title, pictures) in drawn.items()
+        ),
+    )
