@@ -83,11 +83,11 @@ def test_rows_without_partner_are_counted(config, tmp_path):
 def test_a_damaged_query_damages_the_sample(config, tmp_path):
     source = open_source(config)
     query, _ = source.chosen(0)
-    name = source._folder._rows[query][1]
+    name = source._folder.values[query][2]
     (tmp_path / name).write_bytes(b"no picture")
     with pytest.raises(Exception, match="its query or context: no usable image") as error:
         source[0]
-    assert error.value.key == source._folder._rows[source.row(0)][1]
+    assert error.value.key == source._folder.values[source.row(0)][2]
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from contextdiff_jax.runs.description import Export
 from contextdiff_jax.system.limits import LIMITS, MOST_LEVELS, check_limits
 from contextdiff_jax.tasks.task_config import TaskConfig, registered
 
-# Shares and probabilities: `validate` of their section has both ends.
+# Shares, probabilities, labels: `validate` of their section has both ends.
 SHARES = {"augmentation", "b1", "b2", "ema_decay", "pairs", "bare", "drop_condition", "drop_both"}
-SHARES |= {"eta", "percentile"}
+SHARES |= {"eta", "percentile", "labels"}
 
 
 def sections(kind):
