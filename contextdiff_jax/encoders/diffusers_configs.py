@@ -18,7 +18,7 @@ from contextdiff_jax.system.json_files import read_object
 from contextdiff_jax.system.limits import check_limits
 from contextdiff_jax.system.scalars import read_scalar, shown
 
-_UNET = "UNet2DConditionModel"
+UNET_CLASS = "UNet2DConditionModel"
 _KINDS = {"AutoencoderKL": "kl", "VQModel": "vq"}
 _TINY = "AutoencoderTiny"
 
@@ -121,7 +121,7 @@ def read_unet_config(folder: os.PathLike) -> LatentUNetConfig:
     Raises FileNotFoundError where config.json is missing, and ValueError, naming the key, where
     it is no JSON, of another class, or says what LatentUNet does not have.
     """
-    values, where = _read(folder, (_UNET,))
+    values, where = _read(folder, (UNET_CLASS,))
     check_fixed(_UNET_FIXED, values, where)
     fields = read_fields(_UNET_FIELDS, _without_null(values, "sample_size"), where)
     channels = fields["channels"]
@@ -151,7 +151,7 @@ def unet_config_json(config: LatentUNetConfig) -> dict[str, Any]:
         for level in range(len(config.channels))
     ]
     return {
-        "_class_name": _UNET,
+        "_class_name": UNET_CLASS,
         **written_keys(_UNET_FIELDS, config),
         "out_channels": config.image_channels,
         "down_block_types": down,

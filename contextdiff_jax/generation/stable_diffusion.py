@@ -31,11 +31,12 @@ from contextdiff_jax.encoders.tokenizers import Tokenizer, load_tokenizer
 from contextdiff_jax.encoders.weights import folder_identity, load_clip_text
 from contextdiff_jax.generation.cascade import Cascade, Placed, Stage
 from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
-from contextdiff_jax.generation.scheduler_config import NoiseScheduler, read_scheduler
+from contextdiff_jax.runs.scheduler_config import NoiseScheduler, read_scheduler
 from contextdiff_jax.networks.latent_config import FirstStageConfig, LatentUNetConfig
 from contextdiff_jax.networks.latent_unet import LatentUNet
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.runs.build import named_dtype
+from contextdiff_jax.runs.published import INDEX
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.spaces.latents import LatentSpace
 from contextdiff_jax.system.json_files import read_object
@@ -44,7 +45,6 @@ from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.tasks.latent_text_to_image import LatentTextToImage, Start
 
 STAGE = "base"
-INDEX = "model_index.json"
 _KIND = "StableDiffusionPipeline"
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _SAMPLES = SamplesConfig(batch_size=4)

@@ -21,6 +21,7 @@ from etils import epath
 
 from contextdiff_jax.config import Config, EncoderRef, differences, from_config_dict
 from contextdiff_jax.config_upgrade import upgraded
+from contextdiff_jax.encoders.frozen import tokenizer_folder
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.runs.build import RUN_PREFIX, Locate, diffusion_runs, locate_in
 from contextdiff_jax.runs.description import FORMAT, Export, read_description, references
@@ -155,7 +156,11 @@ def _copy_encoders(config: Config, workdir: epath.Path, output: epath.Path, copy
     for ref in references(config):
         if not copy_all and not ref.path.startswith(RUN_PREFIX):
             continue
-        _copy_folder(locate_in(workdir)(ref), _encoder_folder(output, ref))
+        source, target = locate_in(workdir)(ref), _encoder_folder(output, ref)
+        _copy_folder(source, target)
+        beside = tokenizer_folder(source)
+        if source not in (beside, beside.parent):  # where Stable Diffusion has it
+            _copy_folder(beside, target / "tokenizer")
 
 
 def _own_files(output: epath.Path, stages: list[str]) -> list[str]:

@@ -89,11 +89,13 @@ class DiffusionConfig:
 class DiffusionTaskConfig(TaskConfig):
     """What every task that trains a denoiser reads; a member of the union adds its own networks.
 
+    in_pixels: whether its networks see pictures of `data.resolution`.
     diagnose_every: steps between the costlier diagnostics (divergence of the last steps, and for
     super-resolution the distance of the downsampled result from its input); 0 for none.
     """
 
     draws: ClassVar[bool] = True
+    in_pixels: ClassVar[bool] = True
 
     adapter: AdapterConfig | None = None
     diffusion: DiffusionConfig
@@ -140,8 +142,9 @@ class DiffusionTaskConfig(TaskConfig):
             if section == "adapter" and not use_adapter:
                 continue
             network.validate(f"{where}.{section}")
-            side = f"{where.rpartition('.')[0]}.data.resolution (for {section})"
-            network.check_resolution(data.resolution, side)
+            if self.in_pixels:
+                side = f"{where.rpartition('.')[0]}.data.resolution (for {section})"
+                network.check_resolution(data.resolution, side)
 
     def _check_steps(self, where: str) -> None:
         """Everything that samples must find its times on the run's schedule."""
@@ -160,19 +163,24 @@ class DiffusionTaskConfig(TaskConfig):
                 f"{_DIAGNOSED_STEPS} where {where}.diagnose_every is not 0"
             )
 
+    def space(self, parts: Parts) -> Any:
+        """Returns what x0 lives in."""
+        return Pixels(parts.data.resolution)
+
     def shared_parts(self, parts: Parts) -> dict[str, Any]:
         """Returns what every diffusion task is made of, beside its conditions and its denoiser.
 
         Raises ValueError where the adapter is configured for image tokens of another width.
         """
-        image = parts.encoders.clip_image() if parts.use_adapter else None
+        reads_image = parts.use_adapter and self.adapter.image_dim is not None
+        image = parts.encoders.clip_image() if reads_image else None
         if image is not None:
             where = f"{parts.where}.task.adapter.image_dim"
             check_width(where, self.adapter.image_dim, image.width)
         return {
             "config": self.diffusion,
             "schedule": make_schedule(self.diffusion.schedule, self.diffusion.num_steps),
-            "space": Pixels(parts.data.resolution),
+            "space": self.space(parts),
             "adapter": Adapter(self.adapter, dtype=parts.dtype) if parts.use_adapter else None,
             "image_encoder": image,
             "sampler": self.sampler,

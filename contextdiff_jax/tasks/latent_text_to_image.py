@@ -1,30 +1,140 @@
 """Pictures of prompts in the latents of a frozen first stage: Stable Diffusion.
 
-It draws with published weights. Training has no configuration yet, so the task is not one of the
-union: generation/stable_diffusion.py builds it of a folder.
+A run trains it by its config. generation/stable_diffusion.py builds it of a published folder.
 """
 
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contextdiff_jax.conditions.condition import Given
-from contextdiff_jax.diffusion.process import Denoise, Keep, Process
+from contextdiff_jax.conditions.condition import Condition
+from contextdiff_jax.conditions.whole_text import WholeText
+from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.encoders.frozen import FrozenStage
+from contextdiff_jax.encoders.latent_weights import first_stage_sizes
+from contextdiff_jax.networks.config_checks import check_multiple
+from contextdiff_jax.networks.latent_config import FirstStageConfig, LatentUNetConfig
+from contextdiff_jax.networks.latent_unet import LatentUNet
+from contextdiff_jax.networks.lora import LoRAConfig, init_lora, with_lora
 from contextdiff_jax.sampling import loop
 from contextdiff_jax.sampling.config import SamplerConfig
-from contextdiff_jax.sampling.guidance import match_batch
 from contextdiff_jax.sampling.held import Held
 from contextdiff_jax.sampling.noise import step_noise
+from contextdiff_jax.spaces.latents import LatentSpace
 from contextdiff_jax.tasks.diffusion import DiffusionTask
+from contextdiff_jax.tasks.diffusion_config import DiffusionTaskConfig, check_width
+from contextdiff_jax.tasks.first_stage import FirstStageRef
+from contextdiff_jax.tasks.task_config import Parts, register
 from contextdiff_jax.training.task import Batch, Params
 
 _START = "start"  # its place among what is frozen
+_LORA = 0x7FFFFFFE  # a stream of keys beside those of networks and conditions
+
+
+@register
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentTextToImageConfig(DiffusionTaskConfig):
+    """latent_unet: the denoiser. The other sections: see DiffusionTaskConfig.
+
+    first_stage: what makes pictures latents, and latents pictures; frozen.
+    lora: updates of the denoiser's attention of low rank, which train as the network "lora"; None
+        for none. `trainable` then leaves the denoiser as it is.
+    """
+
+    conditions: ClassVar[tuple[type[Condition], ...]] = (WholeText,)
+    in_pixels: ClassVar[bool] = False
+
+    kind: Literal["latent_text_to_image"] = "latent_text_to_image"
+    latent_unet: LatentUNetConfig
+    first_stage: FirstStageRef
+    lora: LoRAConfig | None = None
+
+    def encoders(self, use_adapter: bool) -> tuple[str, ...]:
+        """Returns "text", and "clip" with an adapter."""
+        return ("text",) + ("clip",) * use_adapter
+
+    def folders(self) -> tuple[str, ...]:
+        """Returns the folders of the first stage, and of the tiny decoder."""
+        return tuple(filter(None, (self.first_stage.path, self.first_stage.decoder)))
+
+    def validate(self, where: str, data: DataConfig, use_adapter: bool) -> None:
+        """Raises ValueError naming the first key below `where` whose value is not allowed."""
+        super().validate(where, data, use_adapter)
+        self.first_stage.validate(f"{where}.first_stage")
+        if self.lora is not None:
+            self.lora.validate(f"{where}.lora")
+        for key, value, allowed in (
+            ("sampler.threshold", self.sampler.threshold, "none"),
+            ("diffusion.objective", self.diffusion.objective, "simple"),
+        ):
+            if value != allowed:
+                raise ValueError(
+                    f"{where}.{key} = {value!r}: must be {allowed!r}, latents have no bounds"
+                )
+        if use_adapter and self.adapter.image_channels != self.latent_unet.image_channels:
+            raise ValueError(
+                f"{where}.adapter.image_channels = {self.adapter.image_channels}: must be "
+                f"{self.latent_unet.image_channels}, that of {where}.latent_unet"
+            )
+
+    def check_folders(self, where: str, data: DataConfig, use_adapter: bool) -> None:
+        """Raises ValueError where the first stage's sizes do not fit networks and data."""
+        path = self.first_stage.path
+        self._check_latents(first_stage_sizes(path), where, data.resolution, use_adapter)
+
+    def _check_latents(
+        self, stage: FirstStageConfig, where: str, resolution: int, use_adapter: bool
+    ) -> None:
+        factor, channels = stage.reduction, stage.latent_channels
+        sides = f"{where.rpartition('.')[0]}.data.resolution"
+        check_multiple(sides, resolution, factor)
+        for section, network in self.networks().items():
+            if section == "adapter" and not use_adapter:
+                continue
+            side = f"{sides} / {factor} of the first stage (for {section})"
+            network.check_resolution(resolution // factor, side)
+            if network.image_channels != channels:
+                raise ValueError(
+                    f"{where}.{section}.image_channels = {network.image_channels}: must be "
+                    f"{channels}, the channels of the first stage's latents"
+                )
+
+    def space(self, parts: Parts) -> LatentSpace:
+        """Returns the space of the first stage; ValueError where networks do not fit it."""
+        where, side = f"{parts.where}.task", parts.data.resolution
+        stage, decoder = self.first_stage.load(parts.encoders, self._shown(parts.use_adapter))
+        self._check_latents(stage.module.config, where, side, parts.use_adapter)
+        return self.first_stage.space(stage, decoder, side, f"{where}.first_stage")
+
+    def _shown(self, use_adapter: bool) -> bool:
+        """Whether CLIP sees the estimate of x0."""
+        return use_adapter and self.adapter.image_dim is not None
+
+    def build(self, parts: Parts) -> "LatentTextToImage":
+        """Returns the task with the condition "text"."""
+        where, encoders = f"{parts.where}.task", parts.encoders
+        clip_text = encoders.clip_text() if parts.use_adapter else None
+        text = WholeText(encoders.text(), clip_text=clip_text)
+        check_width(
+            f"{where}.latent_unet.context_dim", self.latent_unet.context_dim, text.text.width
+        )
+        if clip_text is not None:
+            check_width(f"{where}.adapter.text_dim", self.adapter.text_dim, clip_text.width)
+        stage, decoder = self.first_stage.load(encoders, self._shown(parts.use_adapter))
+        return LatentTextToImage(
+            denoiser=LatentUNet(self.latent_unet, parts.dtype),
+            conditions=(text,),
+            first_stage=stage,
+            decoder=decoder,
+            lora=self.lora,
+            **self.shared_parts(parts),
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,11 +179,15 @@ class Start:
 class LatentTextToImage(DiffusionTask):
     """A DiffusionTask whose space is a LatentSpace, and whose denoiser a LatentUNet.
 
-    conditions: one, WholeText. first_stage: the space's own, among the frozen encoders.
+    conditions: one, WholeText. first_stage: the space's own, among the frozen encoders. decoder: a
+    tiny one of the same latents, by which CLIP sees the estimate of x0; None for the first stage.
+    lora: its updates are a network of their own, "lora"; None for none.
     start: a picture to start from; None starts from noise.
     """
 
     first_stage: FrozenStage
+    decoder: FrozenStage | None = None
+    lora: LoRAConfig | None = None
     start: Start | None = None
 
     @property
@@ -88,17 +202,54 @@ class LatentTextToImage(DiffusionTask):
 
     def encoders(self) -> dict[str, Any]:
         """Returns the frozen encoders that are loaded, the first stage among them."""
-        return {"first_stage": self.first_stage} | super().encoders()
+        own = {"first_stage": self.first_stage, "decoder": self.decoder}
+        return {name: each for name, each in own.items() if each} | super().encoders()
 
     def identities(self) -> dict[str, str]:
         """Returns which weights and vocabularies serve."""
-        return super().identities() | {"first_stage": self.first_stage.identity}
+        own = {"first_stage": self.first_stage, "decoder": self.decoder}
+        found = {name: each.identity for name, each in own.items() if each is not None}
+        return super().identities() | found
+
+    def without_adapter(self) -> "LatentTextToImage":
+        """Returns the task with the adapter and its own encoders left out."""
+        space = dataclasses.replace(self.space, cheap=None)
+        return dataclasses.replace(super().without_adapter(), decoder=None, space=space)
+
+    def space_in(self, frozen: Any) -> LatentSpace:
+        """Returns the space with its parameters."""
+        params = {"stage": frozen[self.first_stage.identity]}
+        if self.decoder is not None:
+            params["cheap"] = frozen[self.decoder.identity]
+        return self.space.bind(params)
+
+    def denoiser_reads(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns the context: the prompts' tokens, or those of the negative one."""
+        tokens, keep = inputs["text"], inputs.get("keep")
+        if keep is not None:
+            tokens = jnp.where(keep[:, None, None], tokens, inputs["null"])
+        return {"context": tokens}
+
+    def denoiser_weights(self, params: Params) -> Params:
+        """Returns the denoiser's parameters, with their updates where there are some."""
+        if self.lora is None:
+            return params["denoiser"]
+        return with_lora(params["denoiser"], params["lora"], self.lora.scale)
+
+    def init(self, key: jax.Array) -> Params:
+        """Returns what DiffusionTask does, and "lora" where there are updates."""
+        params = super().init(key)
+        if self.lora is None:
+            return params
+        own = jax.random.fold_in(key, _LORA)
+        return params | {"lora": init_lora(self.lora, params["denoiser"], own)}
 
     def described(self) -> Any:
         """Returns what decides about its pictures beside weights and encoders; repr tells it."""
         space, [text] = self.space, self.conditions
         ends = self.schedule.name, self.schedule.alpha_bar[1], self.schedule.alpha_bar[-1]
         more = ends, text.negative, space.shape, space.normalization, space.tile, space.overlap
+        more += (self.lora,)
         started = None if self.start is None else self.start.described()
         return *super().described(), more, started
 
@@ -114,7 +265,7 @@ class LatentTextToImage(DiffusionTask):
 
         batch: the arrays of `collate`. keys (B,): one key per picture.
         """
-        space = self.space.bind({"stage": frozen[self.first_stage.identity]})
+        space = self.space_in(frozen)
         process, denoise = self.networks(params, frozen, batch)
         start = {}
         if self.start is not None:
@@ -142,16 +293,3 @@ class LatentTextToImage(DiffusionTask):
         held = Held(process, known, noise, free[None, ::factor, ::factor, None], int(times[-1]))
         # Where no step is left out nothing of the picture is in what is drawn anew.
         return {"x_init": x if skipped else noise, "skipped": skipped, "control": held}
-
-    def _functions(
-        self, params: Params, frozen: Any, given: Mapping[str, Given]
-    ) -> tuple[Process, Denoise]:
-        [text] = given.values()
-
-        def denoise(x: jax.Array, t: jax.Array, keep: Keep) -> jax.Array:
-            tokens, null = match_batch((text.tokens, text.inputs["null"]), x.shape[0])
-            context = jnp.where(keep[:, None, None], tokens, null)
-            return self.denoiser.apply({"params": params["denoiser"]}, x, t, context)
-
-        bounds = self.space.bounds
-        return Process(self.schedule, self.config.prediction, None, bounds), denoise

@@ -22,7 +22,7 @@ from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import Source
 from contextdiff_jax.encoders.config import CLIPConfig
-from contextdiff_jax.encoders.frozen import ImageEncoder, StoredTokens, TextEncoder
+from contextdiff_jax.encoders.frozen import FrozenStage, ImageEncoder, StoredTokens, TextEncoder
 from contextdiff_jax.training.task import Params, Task
 
 
@@ -51,6 +51,9 @@ class Encoders(Protocol):
 
     def clip_image(self) -> ImageEncoder:
         """Returns what encodes pictures for adapters."""
+
+    def first_stage(self, path: str) -> FrozenStage:
+        """Returns the first stage of a folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,13 @@ class TaskConfig:
     def encoders(self, use_adapter: bool) -> tuple[str, ...]:
         """Returns which of `config.encoders` it reads: of "text" and "clip"."""
         return ()
+
+    def folders(self) -> tuple[str, ...]:
+        """Returns the folders of frozen weights that it reads beside those encoders."""
+        return ()
+
+    def check_folders(self, where: str, data: DataConfig, use_adapter: bool) -> None:
+        """Raises ValueError for what of `folders` does not fit; reads what is small of them."""
 
     def usable(self, source: Source) -> Source:
         """Returns the source with what the task cannot use as damaged samples."""
