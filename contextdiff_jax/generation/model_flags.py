@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from contextdiff_jax.arguments import existing_folder
+from contextdiff_jax.arguments import existing_file, existing_folder
 from contextdiff_jax.generation import stable_diffusion
 from contextdiff_jax.generation.cascade import Cascade
 from contextdiff_jax.generation.start_pictures import MOST_SIDE, read_start
@@ -24,6 +24,7 @@ class ModelFlags:
     init_image: flags.FlagHolder
     strength: flags.FlagHolder
     mask: flags.FlagHolder
+    lora: flags.FlagHolder
 
     def check(self, export: str | None, **of_exports: object) -> bool:
         """Returns whether published weights are asked for, not an export.
@@ -48,6 +49,8 @@ class ModelFlags:
                 raise ValueError(f"--{name}={of_models[name]}: only together with --init_image")
         if folder is not None:
             existing_folder(folder, "model")
+            if self.lora.value is not None:
+                existing_file(self.lora.value, "lora")
         return folder is not None
 
     def load(self, sampler: Sequence[str], dtype: str | None) -> Cascade:
@@ -62,6 +65,7 @@ class ModelFlags:
             tuple(sampler),
             dtype or "auto",
             start,
+            self.lora.value,
         )
         return stable_diffusion.load(self.model.value, settings)
 
@@ -96,5 +100,8 @@ def define_model_flags() -> ModelFlags:
         ),
         flags.DEFINE_string(
             "mask", None, "A picture as large as --init_image: white is drawn anew, black stays."
+        ),
+        flags.DEFINE_string(
+            "lora", None, "A file of low-rank updates of --model's U-Net, in diffusers' names."
         ),
     )

@@ -26,17 +26,19 @@ from contextdiff_jax.encoders.latent_weights import (
     load_unet,
 )
 from contextdiff_jax.encoders.local_folder import local_folder
+from contextdiff_jax.encoders.lora_weights import load_lora
 from contextdiff_jax.encoders.published_configs import read_clip_text_config
 from contextdiff_jax.encoders.tokenizers import Tokenizer, load_tokenizer
 from contextdiff_jax.encoders.weights import folder_identity, load_clip_text
 from contextdiff_jax.generation.cascade import Cascade, Placed, Stage
 from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
-from contextdiff_jax.runs.scheduler_config import NoiseScheduler, read_scheduler
 from contextdiff_jax.networks.latent_config import FirstStageConfig, LatentUNetConfig
 from contextdiff_jax.networks.latent_unet import LatentUNet
+from contextdiff_jax.networks.lora import with_lora
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.runs.build import named_dtype
 from contextdiff_jax.runs.published import INDEX
+from contextdiff_jax.runs.scheduler_config import NoiseScheduler, read_scheduler
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.spaces.latents import LatentSpace
 from contextdiff_jax.system.json_files import read_object
@@ -57,7 +59,8 @@ class Settings:
     height, width: in pixels; None is the side that the U-Net was trained at. sampler: settings such
     as "name=ddim", "num_steps=20" or "guidance_scale=5". dtype: compute dtype; "auto" is bfloat16
     on accelerators. negative: the prompt that guidance leads away from. start: a picture to start
-    from, whose size is the pictures'.
+    from, whose size is the pictures'. lora: a file of low-rank updates of the U-Net, in diffusers'
+    names; None for none.
     """
 
     height: int | None = None
@@ -66,6 +69,7 @@ class Settings:
     sampler: Sequence[str] = ()
     dtype: str = "auto"
     start: Start | None = None
+    lora: epath.PathLike | None = None
 
 
 def load(folder: epath.PathLike, settings: Settings = Settings()) -> Cascade:
@@ -82,7 +86,10 @@ def load(folder: epath.PathLike, settings: Settings = Settings()) -> Cascade:
     placed = Placed(MeshConfig(), mesh)
     task = checked.task(named_dtype(settings.dtype))
     frozen = placed.frozen(task, STAGE)
+    updates = None if settings.lora is None else load_lora(settings.lora, checked.unet)
     _, weights = load_unet(checked.folder / "unet")  # the largest by far comes last
+    if updates is not None:
+        weights = with_lora(weights, updates, 1.0)
     boxed = {"denoiser": abstract_unet(checked.unet)}
     params = placed.add(STAGE, {"denoiser": weights}, lambda: boxed)
     placed.describe()

@@ -118,9 +118,7 @@ class Adapter(nn.Module):
         project = Dense(config.width, (axes.CONTEXT, axes.EMBED), dtype=self.dtype, name="image")
         return queries + project(image) + position
 
-    def _check(
-        self, x0: jax.Array, image_tokens: jax.Array | None, text_tokens: jax.Array
-    ) -> None:
+    def _check(self, x0: jax.Array, image_tokens: jax.Array | None, text_tokens: jax.Array) -> None:
         config = self.config
         config.check_resolution(x0.shape[1], "height of x0")
         config.check_resolution(x0.shape[2], "width of x0")

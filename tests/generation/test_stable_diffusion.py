@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from contextdiff_jax.generation import stable_diffusion
-from contextdiff_jax.runs.scheduler_config import read_scheduler
 from contextdiff_jax.generation.stable_diffusion import Settings
 from contextdiff_jax.parallel.mesh import make_mesh
+from contextdiff_jax.runs.scheduler_config import read_scheduler
 from contextdiff_jax.sampling.noise import sample_keys, step_noise
 
 # diffusers itself, on NumPy 2.
