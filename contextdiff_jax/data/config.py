@@ -91,6 +91,9 @@ class DataConfig:
     tfds_dir: folder of the prepared TFDS data sets; empty: TFDS's own default.
     embeddings: folder of text tokens that contextdiff_jax.prepare made of this very data, with the
         config's text encoders; empty: captions are encoded in the training loop.
+    latents: folder of latents that contextdiff_jax.prepare --what=latents made of this very data,
+        with the run's first stage; empty: pictures are encoded in the training loop. With them no
+        picture is decoded.
     """
 
     source: Literal["scenes", "folder", "shards", "tfds"] = "scenes"
@@ -112,6 +115,7 @@ class DataConfig:
     cache_dir: str = dataclasses.field(default="", metadata=FREE)
     tfds_dir: str = ""
     embeddings: str = dataclasses.field(default="", metadata=FREE)
+    latents: str = dataclasses.field(default="", metadata=FREE)
     scenes: ScenesConfig = ScenesConfig()
 
     @property

@@ -50,6 +50,7 @@ class Example:
     the source. notes: what had to be repaired to use it, one phrase each.
     maps: what else lies over the picture, (R, R, ...) each, by name; it is mirrored with it, and
     its name is that of its array in a batch. The same names in every sample of a source.
+    mirrored_maps: the maps of the mirrored picture, where they are not the maps mirrored.
     """
 
     image: np.ndarray
@@ -57,6 +58,14 @@ class Example:
     key: str
     notes: tuple[str, ...] = ()
     maps: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    mirrored_maps: Mapping[str, np.ndarray] | None = None
+
+    def mirrored(self) -> "Example":
+        """Returns the sample as a mirror shows it."""
+        maps = self.mirrored_maps
+        if maps is None:
+            maps = {name: array[:, ::-1] for name, array in self.maps.items()}
+        return dataclasses.replace(self, image=self.image[:, ::-1], maps=maps)
 
 
 class Source(Protocol):

@@ -1,4 +1,4 @@
-"""Low-rank updates of attention (LoRA, Hu et al. 2021): W + scale * down @ up, of a tree of weights.
+"""Low-rank updates of attention (LoRA, Hu et al. 2021): W + scale * down @ up, of a tree.
 
 The network itself is as it is: an updated tree is applied in the place of its own. So whatever has
 attention sites can be trained this way, and a zero update changes nothing to the last digit.

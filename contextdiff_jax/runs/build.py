@@ -17,6 +17,7 @@ from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.config import Config, EncoderRef, RunConfig
 from contextdiff_jax.data.embeddings import Embeddings
 from contextdiff_jax.data.example import Source
+from contextdiff_jax.data.latents import LatentSource
 from contextdiff_jax.data.pipeline import make_batches
 from contextdiff_jax.encoders.frozen import (
     FrozenStage,
@@ -231,6 +232,8 @@ def checkpoint_metadata(
     """Returns what a checkpoint records beside the state: config, data, encoders, versions."""
     # Rounded tokens train to other bits: the dtype decides, where they lie does not.
     stored = {} if embeddings is None else {"embeddings": embeddings.metadata.dtype}
+    if isinstance(source, LatentSource):
+        stored["latents"] = source.dtype
     return {
         "run": name,
         "config": json.loads(json.dumps(dataclasses.asdict(config))),

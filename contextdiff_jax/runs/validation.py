@@ -124,6 +124,11 @@ def _validate_run(config: Config, run: RunConfig, where: str) -> None:
             f"{where}.data.embeddings = {run.data.embeddings!r}: must be empty, task "
             f"{run.task.kind!r} has no frozen text encoder that they stand for"
         )
+    if run.data.latents and not run.task.in_latents:
+        raise ConfigError(
+            f"{where}.data.latents = {run.data.latents!r}: must be empty, task {run.task.kind!r} "
+            "does not train in latents"
+        )
     run.task.validate(f"{where}.task", run.data, config.use_adapter)
 
 

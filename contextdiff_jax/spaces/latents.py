@@ -150,10 +150,22 @@ class LatentSpace:
         key: draws from the stage's Gaussian, each time anew; None takes its mean. Stages without
         one do not read it.
         """
+        return self.drawn(*self.moments(images), key)
+
+    def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the stage's own latents of pictures, and the logarithm of their variance.
+
+        Both (B, h, w, c) float32; None for the latter where the stage's encoder gives no Gaussian.
+        """
         self._check_images(images.shape)
         if images.dtype == jnp.uint8:
             images = from_uint8(images)
-        latents, log_variance = self._apply("stage", "encode", images)
+        return self._apply("stage", "encode", images)
+
+    def drawn(
+        self, latents: jax.Array, log_variance: jax.Array | None, key: jax.Array | None
+    ) -> jax.Array:
+        """Returns x0 of what `moments` gave; key as in `encode`."""
         if key is not None and log_variance is not None:
             noise = jax.random.normal(key, latents.shape, latents.dtype)
             latents = latents + jnp.exp(0.5 * log_variance) * noise

@@ -46,7 +46,8 @@ _SPACE = 0x7FFFFFFF  # a stream beside those of conditions, which fold in their 
 class DiffusionTask:
     """One stage of a cascade: a denoiser, perhaps an adapter, what it is conditioned on.
 
-    space: what x0 lives in, see `space_in`. conditions: what the pictures are asked to show, of different names.
+    space: what x0 lives in, see `space_in`. conditions: what the pictures are asked to show, of
+    different names.
     denoiser: a module that takes x (B, *space.shape), t (B,), and of the conditions text, text_mask
     and keep, where one has tokens, and their `inputs` by name; see `denoiser_reads`. adapter,
     image_encoder: the relation and what encodes x0 for it; both None for plain diffusion, the
@@ -175,7 +176,7 @@ class DiffusionTask:
         return self.space
 
     def encoded(self, frozen: Any, batch: Batch, key: jax.Array | None = None) -> jax.Array:
-        """Returns x0 (B, *space.shape) of a batch; key: of what is drawn of it, None for nothing."""
+        """Returns x0 (B, *space.shape) of a batch; key: of what is drawn of it."""
         return self.space_in(frozen).encode(batch["image"], key)
 
     def denoiser_reads(self, inputs: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:

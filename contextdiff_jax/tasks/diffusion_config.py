@@ -89,13 +89,11 @@ class DiffusionConfig:
 class DiffusionTaskConfig(TaskConfig):
     """What every task that trains a denoiser reads; a member of the union adds its own networks.
 
-    in_pixels: whether its networks see pictures of `data.resolution`.
     diagnose_every: steps between the costlier diagnostics (divergence of the last steps, and for
     super-resolution the distance of the downsampled result from its input); 0 for none.
     """
 
     draws: ClassVar[bool] = True
-    in_pixels: ClassVar[bool] = True
 
     adapter: AdapterConfig | None = None
     diffusion: DiffusionConfig
@@ -142,7 +140,7 @@ class DiffusionTaskConfig(TaskConfig):
             if section == "adapter" and not use_adapter:
                 continue
             network.validate(f"{where}.{section}")
-            if self.in_pixels:
+            if not self.in_latents:
                 side = f"{where.rpartition('.')[0]}.data.resolution (for {section})"
                 network.check_resolution(data.resolution, side)
 

@@ -1,4 +1,4 @@
-"""The section of a config that names the first stage of a task in latents, and the space it makes."""
+"""The section of a config that names a first stage, and the space that it makes."""
 
 import dataclasses
 

@@ -15,6 +15,7 @@ import numpy as np
 from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.conditions.whole_text import WholeText
 from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.data.latents import LATENT
 from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.encoders.frozen import FrozenStage
 from contextdiff_jax.encoders.latent_weights import first_stage_sizes
@@ -48,7 +49,7 @@ class LatentTextToImageConfig(DiffusionTaskConfig):
     """
 
     conditions: ClassVar[tuple[type[Condition], ...]] = (WholeText,)
-    in_pixels: ClassVar[bool] = False
+    in_latents: ClassVar[bool] = True
 
     kind: Literal["latent_text_to_image"] = "latent_text_to_image"
     latent_unet: LatentUNetConfig
@@ -222,6 +223,14 @@ class LatentTextToImage(DiffusionTask):
         if self.decoder is not None:
             params["cheap"] = frozen[self.decoder.identity]
         return self.space.bind(params)
+
+    def encoded(self, frozen: Any, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+        """Returns x0 of a batch of pictures, or of stored latents, where it has those."""
+        if LATENT not in batch:
+            return super().encoded(frozen, batch, key)
+        stored, channels = batch[LATENT].astype(jnp.float32), self.space.shape[-1]
+        variances = stored[..., channels:] if stored.shape[-1] > channels else None
+        return self.space.drawn(stored[..., :channels], variances, key)
 
     def denoiser_reads(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Returns the context: the prompts' tokens, or those of the negative one."""
