@@ -103,7 +103,7 @@ def test_what_a_file_says_that_updates_count_is_read(unet, updates, file):
     found = with_lora(unet[1], load_lora(file, unet[0]), 1.0)
     assert_same_weights(found, with_lora(unet[1], updates, 6.0))
     tensors = load_file(file)
-    alphas = {n.replace("lora_A.weight", "alpha"): np.float32(RANK / 2) for n in tensors}
+    alphas = {n.replace("lora_A.weight", "alpha"): np.array(RANK / 2, np.float32) for n in tensors}
     save_file(tensors | {n: a for n, a in alphas.items() if n.endswith("alpha")}, file)
     found = with_lora(unet[1], load_lora(file, unet[0]), 1.0)
     assert_same_weights(found, with_lora(unet[1], updates, 1.5))
