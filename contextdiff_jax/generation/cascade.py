@@ -42,6 +42,9 @@ from contextdiff_jax.tasks.task_config import with_networks
 from contextdiff_jax.training.checkpoints import CheckpointError
 
 
+Shown = Callable[[np.ndarray], np.ndarray]
+
+
 @dataclasses.dataclass
 class Stage:
     """One network of the cascade, on the devices, with its sampler."""
@@ -77,7 +80,9 @@ class Stage:
 class Cascade:
     """The stages of an export, from the request to the largest picture.
 
-    samples: seed, batch size and augmentation where a call does not say.
+    samples: seed, batch size and augmentation where a call does not say. shown: is given pictures
+    (b, H, W, 3) in [-1, 1] and says which may be handed out, (b,) bool; the others become black,
+    and a warning counts them. None hands out all: nothing here filters.
     """
 
     def __init__(
@@ -85,8 +90,10 @@ class Cascade:
         stages: Sequence[Stage],
         mesh: jax.sharding.Mesh,
         samples: SamplesConfig | None = None,
+        shown: Shown | None = None,
     ):
         self.stages = list(stages)
+        self.shown = shown
         self.samples = samples or SamplesConfig()
         self._mesh = mesh
 
@@ -139,7 +146,8 @@ class Cascade:
         names = [each.name for each in self.stages]
         if stage not in names:
             raise ValueError(f"stage {stage!r}: must be one of {', '.join(names)}")
-        return Cascade(self.stages[: names.index(stage) + 1], self._mesh, self.samples)
+        kept = self.stages[: names.index(stage) + 1]
+        return Cascade(kept, self._mesh, self.samples, self.shown)
 
     def with_sampler(self, settings: Sequence[str]) -> "Cascade":
         """Returns the cascade with other sampler settings; stages they leave alone are shared."""
@@ -149,7 +157,7 @@ class Cascade:
             sampler = overridden(stage.sampler, overrides[stage.name], f"sampler of {stage.name}")
             same = sampler == stage.sampler
             stages.append(stage if same else dataclasses.replace(stage, sampler=sampler))
-        return Cascade(stages, self._mesh, self.samples)
+        return Cascade(stages, self._mesh, self.samples, self.shown)
 
     @property
     def conditions(self) -> list[Condition]:
@@ -243,8 +251,22 @@ class Cascade:
         for number, stage in enumerate(self.stages):
             inputs = self.inputs(number, padded, indices, seed, images, augmentation)
             images = stage.program(*inputs)
-            drawn[stage.name] = distributed.to_host(images)[: len(places)]
+            drawn[stage.name] = self._filtered(distributed.to_host(images)[: len(places)])
         return drawn
+
+    def _filtered(self, images: np.ndarray) -> np.ndarray:
+        """Returns the pictures, black where they may not be shown."""
+        if self.shown is None:
+            return images
+        allowed = np.asarray(self.shown(images))
+        if allowed.shape != images.shape[:1] or allowed.dtype != bool:
+            raise ValueError(
+                f"the filter of pictures returned {allowed.dtype} {allowed.shape}: must be bool "
+                f"({len(images)},)"
+            )
+        if not allowed.all():
+            logging.warning("%d of %d pictures are filtered out", (~allowed).sum(), len(images))
+        return np.where(allowed[:, None, None, None], images, np.float32(-1))
 
     def inputs(
         self,

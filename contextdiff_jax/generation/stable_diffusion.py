@@ -30,7 +30,7 @@ from contextdiff_jax.encoders.lora_weights import load_lora
 from contextdiff_jax.encoders.published_configs import read_clip_text_config
 from contextdiff_jax.encoders.tokenizers import Tokenizer, load_tokenizer
 from contextdiff_jax.encoders.weights import folder_identity, load_clip_text
-from contextdiff_jax.generation.cascade import Cascade, Placed, Stage
+from contextdiff_jax.generation.cascade import Cascade, Placed, Shown, Stage
 from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
 from contextdiff_jax.networks.latent_config import FirstStageConfig, LatentUNetConfig
 from contextdiff_jax.networks.latent_unet import LatentUNet
@@ -72,8 +72,10 @@ class Settings:
     lora: epath.PathLike | None = None
 
 
-def load(folder: epath.PathLike, settings: Settings = Settings()) -> Cascade:
-    """Returns the cascade of a folder; its `draw` takes prompts.
+def load(
+    folder: epath.PathLike, settings: Settings = Settings(), shown: Shown | None = None
+) -> Cascade:
+    """Returns the cascade of a folder; its `draw` takes prompts. shown: see Cascade.
 
     Raises FileNotFoundError where a part of the folder is missing, and ValueError, naming what is
     wrong: the folder is of another kind, its parts do not fit each other, what the scheduler says
@@ -81,7 +83,9 @@ def load(folder: epath.PathLike, settings: Settings = Settings()) -> Cascade:
     or do not fit the devices.
     """
     checked = _check(folder, settings)
-    logging.warning("the safety checker of Stable Diffusion is not run: pictures are not filtered")
+    if shown is None:
+        words = "the safety checker of Stable Diffusion is not run: pictures are not filtered"
+        logging.warning(words)
     mesh = make_mesh(MeshConfig())
     placed = Placed(MeshConfig(), mesh)
     task = checked.task(named_dtype(settings.dtype))
@@ -93,7 +97,8 @@ def load(folder: epath.PathLike, settings: Settings = Settings()) -> Cascade:
     boxed = {"denoiser": abstract_unet(checked.unet)}
     params = placed.add(STAGE, {"denoiser": weights}, lambda: boxed)
     placed.describe()
-    return Cascade([Stage(STAGE, task, params, frozen, checked.sampler, mesh)], mesh, _SAMPLES)
+    stage = Stage(STAGE, task, params, frozen, checked.sampler, mesh)
+    return Cascade([stage], mesh, _SAMPLES, shown)
 
 
 @dataclasses.dataclass(frozen=True)
