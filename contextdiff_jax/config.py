@@ -52,8 +52,8 @@ class WarmStartConfig:
     """The weights that a run starts from; each parameter is taken from there, or begins anew.
 
     path: "run:NAME" of the same pipeline, before this run, for its newest EMA; or a folder: of a
-    run, WORKDIR/RUN, of a stage of an export, EXPORT/STAGE, or unet/ of Stable Diffusion. Empty:
-    all parameters begin anew.
+    run, WORKDIR/RUN, of a stage of an export, EXPORT/STAGE, unet/ of Stable Diffusion, or one with
+    a single file of CompVis. Empty: all parameters begin anew.
     parts: patterns of the parameters there that are taken; () for all of the networks that the run
     has too. fresh: patterns of the run's parameters that begin anew. Patterns: see
     training/parameter_names.py, e.g. "denoiser/**/*attn". What fits neither is refused.

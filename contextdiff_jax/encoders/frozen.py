@@ -20,10 +20,17 @@ from contextdiff_jax.encoders.latent_weights import (
     abstract_first_stage,
     first_stage,
     first_stage_identity,
+    first_stage_sizes,
     load_first_stage,
 )
 from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.preprocess import clip_preprocess
+from contextdiff_jax.encoders.single_file import (
+    load_single_file_stage,
+    single_file_in,
+    single_file_stage_identity,
+    single_file_stage_sizes,
+)
 from contextdiff_jax.encoders.t5 import T5Encoder
 from contextdiff_jax.encoders.tokenizers import Tokenizer, load_tokenizer
 from contextdiff_jax.encoders.weights import (
@@ -32,6 +39,7 @@ from contextdiff_jax.encoders.weights import (
     load_clip_text,
     load_t5,
 )
+from contextdiff_jax.networks.latent_config import FirstStageConfig
 
 Kind = Literal["clip", "t5"]
 Folder = TypeVar("Folder", bound=pathlib.PurePath)
@@ -86,9 +94,22 @@ class FrozenStage:
 
 
 def load_frozen_stage(folder: str | pathlib.Path, dtype: Any = jnp.float32) -> FrozenStage:
-    """Loads a first stage, dtype: compute dtype. Raises as load_first_stage does."""
+    """Loads the first stage of a folder, or of CompVis' single file in it.
+
+    dtype: compute dtype. Raises as load_first_stage and load_single_file_stage do.
+    """
+    file = single_file_in(folder)
+    if file is not None:
+        config, params = load_single_file_stage(file)
+        return FrozenStage(first_stage(config, dtype), params, single_file_stage_identity(file))
     config, params = load_first_stage(folder)
     return FrozenStage(first_stage(config, dtype), params, first_stage_identity(folder))
+
+
+def frozen_stage_sizes(folder: str | pathlib.Path) -> FirstStageConfig:
+    """Returns the sizes of what `load_frozen_stage` loads, without reading weights."""
+    file = single_file_in(folder)
+    return first_stage_sizes(folder) if file is None else single_file_stage_sizes(file)
 
 
 @dataclasses.dataclass(frozen=True)

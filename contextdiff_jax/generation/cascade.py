@@ -41,7 +41,6 @@ from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.tasks.task_config import with_networks
 from contextdiff_jax.training.checkpoints import CheckpointError
 
-
 Shown = Callable[[np.ndarray], np.ndarray]
 
 

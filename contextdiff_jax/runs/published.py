@@ -7,7 +7,6 @@ import numpy as np
 from etils import epath
 
 from contextdiff_jax.config import Config
-from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.encoders.diffusers_configs import read_unet_config
 from contextdiff_jax.runs.scheduler_config import FILE, read_scheduler
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
@@ -58,8 +57,7 @@ def _check_process(ours: DiffusionConfig, folder: epath.Path, where: str) -> Non
             f"{where}.prediction = {ours.prediction!r}: must be {theirs.prediction!r}, as "
             f"{str(folder / FILE)!r} says"
         )
-    schedule = make_schedule(ours.schedule, ours.num_steps)
-    levels = [each.alpha_bar for each in (schedule, theirs.schedule)]
+    levels = [each.alpha_bar for each in (ours.noise_schedule(), theirs.schedule)]
     if len(levels[0]) != len(levels[1]) or not np.allclose(*levels, rtol=1e-4, atol=0):
         raise ValueError(
             f"{where}.schedule = {ours.schedule!r} of {ours.num_steps} steps: must be that of "

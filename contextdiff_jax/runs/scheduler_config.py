@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from contextdiff_jax.diffusion.predictions import PredictionKind
-from contextdiff_jax.diffusion.schedules import Schedule, schedule_from_betas
+from contextdiff_jax.diffusion.schedules import PUBLISHED_BETAS, Schedule, schedule_from_betas
 from contextdiff_jax.encoders.config_fields import read_fields
 from contextdiff_jax.encoders.diffusers_configs import check_fixed
 from contextdiff_jax.sampling.config import SamplerConfig
@@ -163,11 +163,10 @@ def scheduler_json(diffusion: DiffusionConfig, sampler: SamplerConfig) -> dict[s
 
     Raises ValueError, naming the field, where no class of diffusers draws as this sampler does.
     """
-    ends = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}
     classes = {name: kind for kind, name in _NAMES.items()}
     kinds = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
     for key, value, allowed in (
-        ("diffusion.schedule", diffusion.schedule, ends),
+        ("diffusion.schedule", diffusion.schedule, PUBLISHED_BETAS),
         ("diffusion.prediction", diffusion.prediction, kinds),
         ("sampler.name", sampler.name, classes),
     ):
@@ -176,7 +175,8 @@ def scheduler_json(diffusion: DiffusionConfig, sampler: SamplerConfig) -> dict[s
                 f"{key} = {value!r}: must be one of {', '.join(allowed)}, diffusers' schedulers of "
                 "Stable Diffusion have no other"
             )
-    start, end = (beta * 1000 / diffusion.num_steps for beta in ends[diffusion.schedule])
+    ends = diffusion.betas or PUBLISHED_BETAS[diffusion.schedule]
+    start, end = (beta * 1000 / diffusion.num_steps for beta in ends)
     values = {
         "_class_name": classes[sampler.name],
         "num_train_timesteps": diffusion.num_steps,

@@ -5,7 +5,7 @@ import math
 from typing import Any, ClassVar, Literal
 
 from contextdiff_jax.data.config import DataConfig
-from contextdiff_jax.diffusion.schedules import make_schedule
+from contextdiff_jax.diffusion.schedules import Schedule, make_schedule
 from contextdiff_jax.diffusion.weights import WeightName
 from contextdiff_jax.networks.adapter import Adapter
 from contextdiff_jax.networks.config import AdapterConfig
@@ -38,6 +38,8 @@ class DiffusionConfig:
     variational bound (eq. 4) in bits per dimension, with every term's bias. mixed: simple for the
     denoiser and the bound for the adapter, at the price of a second backward pass of the denoiser;
     without an adapter it is simple.
+    betas: the first and the last beta of a linear schedule of 1000 steps; () for the published
+        ones. Latent diffusion has others for classes: 0.0015 and 0.0195.
     loss_weight is the weight on the squared error of x0, whatever the network predicts; not read
     by objective bound.
     relation_consistency: weight of a further term of objective simple, mean[(b_t(x0) -
@@ -51,6 +53,7 @@ class DiffusionConfig:
 
     schedule: Literal["cosine", "linear", "scaled_linear"] = "cosine"
     num_steps: int = 1000
+    betas: tuple[float, ...] = ()
     prediction: Literal["x0", "eps", "v"] = "v"
     objective: Literal["simple", "bound", "mixed"] = "simple"
     loss_weight: WeightName = "x0"
@@ -62,6 +65,11 @@ class DiffusionConfig:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
         if self.num_steps < 2:
             raise ValueError(f"{where}.num_steps = {self.num_steps}: must be at least 2")
+        if self.betas and (self.schedule == "cosine" or not _rising(self.betas)):
+            raise ValueError(
+                f"{where}.betas = {self.betas}: must be two numbers that rise within (0, 1), or () "
+                f"where {where}.schedule is 'cosine'"
+            )
         key, value = f"{where}.relation_consistency", self.relation_consistency
         if not 0 <= value < math.inf:
             raise ValueError(f"{key} = {value}: must be at least 0")
@@ -83,6 +91,14 @@ class DiffusionConfig:
                 "by 1/snr, so that the last times are nearly all of the loss; take 'snr', or "
                 f"{where}.prediction 'v' or 'x0'"
             )
+
+    def noise_schedule(self) -> Schedule:
+        """Returns the schedule of the process."""
+        return make_schedule(self.schedule, self.num_steps, self.betas or None)
+
+
+def _rising(betas: tuple[float, ...]) -> bool:
+    return len(betas) == 2 and 0 < betas[0] <= betas[1] < 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,7 +162,7 @@ class DiffusionTaskConfig(TaskConfig):
 
     def _check_steps(self, where: str) -> None:
         """Everything that samples must find its times on the run's schedule."""
-        schedule = make_schedule(self.diffusion.schedule, self.diffusion.num_steps)
+        schedule = self.diffusion.noise_schedule()
         asked = {"sampler": self.sampler.num_steps}
         if self.preview.every:
             asked["preview"] = self.preview.num_steps
@@ -177,7 +193,7 @@ class DiffusionTaskConfig(TaskConfig):
             check_width(where, self.adapter.image_dim, image.width)
         return {
             "config": self.diffusion,
-            "schedule": make_schedule(self.diffusion.schedule, self.diffusion.num_steps),
+            "schedule": self.diffusion.noise_schedule(),
             "space": self.space(parts),
             "adapter": Adapter(self.adapter, dtype=parts.dtype) if parts.use_adapter else None,
             "image_encoder": image,

@@ -14,14 +14,9 @@ import numpy as np
 
 from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.conditions.whole_text import WholeText
-from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.latents import LATENT
 from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.encoders.frozen import FrozenStage
-from contextdiff_jax.encoders.latent_weights import first_stage_sizes
-from contextdiff_jax.networks.config_checks import check_multiple
-from contextdiff_jax.networks.latent_config import FirstStageConfig, LatentUNetConfig
-from contextdiff_jax.networks.latent_unet import LatentUNet
 from contextdiff_jax.networks.lora import LoRAConfig, init_lora, with_lora
 from contextdiff_jax.sampling import loop
 from contextdiff_jax.sampling.config import SamplerConfig
@@ -29,8 +24,8 @@ from contextdiff_jax.sampling.held import Held
 from contextdiff_jax.sampling.noise import step_noise
 from contextdiff_jax.spaces.latents import LatentSpace
 from contextdiff_jax.tasks.diffusion import DiffusionTask
-from contextdiff_jax.tasks.diffusion_config import DiffusionTaskConfig, check_width
-from contextdiff_jax.tasks.first_stage import FirstStageRef
+from contextdiff_jax.tasks.diffusion_config import check_width
+from contextdiff_jax.tasks.latent_task_config import LatentTaskConfig
 from contextdiff_jax.tasks.task_config import Parts, register
 from contextdiff_jax.training.task import Batch, Params
 
@@ -40,82 +35,16 @@ _LORA = 0x7FFFFFFE  # a stream of keys beside those of networks and conditions
 
 @register
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LatentTextToImageConfig(DiffusionTaskConfig):
-    """latent_unet: the denoiser. The other sections: see DiffusionTaskConfig.
-
-    first_stage: what makes pictures latents, and latents pictures; frozen.
-    lora: updates of the denoiser's attention of low rank, which train as the network "lora"; None
-        for none. `trainable` then leaves the denoiser as it is.
-    """
+class LatentTextToImageConfig(LatentTaskConfig):
+    """Pictures of prompts, as Stable Diffusion draws them; see LatentTaskConfig."""
 
     conditions: ClassVar[tuple[type[Condition], ...]] = (WholeText,)
-    in_latents: ClassVar[bool] = True
 
     kind: Literal["latent_text_to_image"] = "latent_text_to_image"
-    latent_unet: LatentUNetConfig
-    first_stage: FirstStageRef
-    lora: LoRAConfig | None = None
 
     def encoders(self, use_adapter: bool) -> tuple[str, ...]:
         """Returns "text", and "clip" with an adapter."""
         return ("text",) + ("clip",) * use_adapter
-
-    def folders(self) -> tuple[str, ...]:
-        """Returns the folders of the first stage, and of the tiny decoder."""
-        return tuple(filter(None, (self.first_stage.path, self.first_stage.decoder)))
-
-    def validate(self, where: str, data: DataConfig, use_adapter: bool) -> None:
-        """Raises ValueError naming the first key below `where` whose value is not allowed."""
-        super().validate(where, data, use_adapter)
-        self.first_stage.validate(f"{where}.first_stage")
-        if self.lora is not None:
-            self.lora.validate(f"{where}.lora")
-        for key, value, allowed in (
-            ("sampler.threshold", self.sampler.threshold, "none"),
-            ("diffusion.objective", self.diffusion.objective, "simple"),
-        ):
-            if value != allowed:
-                raise ValueError(
-                    f"{where}.{key} = {value!r}: must be {allowed!r}, latents have no bounds"
-                )
-        if use_adapter and self.adapter.image_channels != self.latent_unet.image_channels:
-            raise ValueError(
-                f"{where}.adapter.image_channels = {self.adapter.image_channels}: must be "
-                f"{self.latent_unet.image_channels}, that of {where}.latent_unet"
-            )
-
-    def check_folders(self, where: str, data: DataConfig, use_adapter: bool) -> None:
-        """Raises ValueError where the first stage's sizes do not fit networks and data."""
-        path = self.first_stage.path
-        self._check_latents(first_stage_sizes(path), where, data.resolution, use_adapter)
-
-    def _check_latents(
-        self, stage: FirstStageConfig, where: str, resolution: int, use_adapter: bool
-    ) -> None:
-        factor, channels = stage.reduction, stage.latent_channels
-        sides = f"{where.rpartition('.')[0]}.data.resolution"
-        check_multiple(sides, resolution, factor)
-        for section, network in self.networks().items():
-            if section == "adapter" and not use_adapter:
-                continue
-            side = f"{sides} / {factor} of the first stage (for {section})"
-            network.check_resolution(resolution // factor, side)
-            if network.image_channels != channels:
-                raise ValueError(
-                    f"{where}.{section}.image_channels = {network.image_channels}: must be "
-                    f"{channels}, the channels of the first stage's latents"
-                )
-
-    def space(self, parts: Parts) -> LatentSpace:
-        """Returns the space of the first stage; ValueError where networks do not fit it."""
-        where, side = f"{parts.where}.task", parts.data.resolution
-        stage, decoder = self.first_stage.load(parts.encoders, self._shown(parts.use_adapter))
-        self._check_latents(stage.module.config, where, side, parts.use_adapter)
-        return self.first_stage.space(stage, decoder, side, f"{where}.first_stage")
-
-    def _shown(self, use_adapter: bool) -> bool:
-        """Whether CLIP sees the estimate of x0."""
-        return use_adapter and self.adapter.image_dim is not None
 
     def build(self, parts: Parts) -> "LatentTextToImage":
         """Returns the task with the condition "text"."""
@@ -127,15 +56,7 @@ class LatentTextToImageConfig(DiffusionTaskConfig):
         )
         if clip_text is not None:
             check_width(f"{where}.adapter.text_dim", self.adapter.text_dim, clip_text.width)
-        stage, decoder = self.first_stage.load(encoders, self._shown(parts.use_adapter))
-        return LatentTextToImage(
-            denoiser=LatentUNet(self.latent_unet, parts.dtype),
-            conditions=(text,),
-            first_stage=stage,
-            decoder=decoder,
-            lora=self.lora,
-            **self.shared_parts(parts),
-        )
+        return LatentTextToImage(conditions=(text,), **self.latent_parts(parts))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -180,9 +101,10 @@ class Start:
 class LatentTextToImage(DiffusionTask):
     """A DiffusionTask whose space is a LatentSpace, and whose denoiser a LatentUNet.
 
-    conditions: one, WholeText. first_stage: the space's own, among the frozen encoders. decoder: a
-    tiny one of the same latents, by which CLIP sees the estimate of x0; None for the first stage.
-    lora: its updates are a network of their own, "lora"; None for none.
+    conditions: those whose input "null" stands for no condition, of Stable Diffusion WholeText;
+    others have no null token here. first_stage: the space's own, among the frozen encoders.
+    decoder: a tiny one of the same latents, by which CLIP sees the estimate of x0; None for the
+    first stage. lora: its updates are a network of their own, "lora"; None for none.
     start: a picture to start from; None starts from noise.
     """
 
@@ -255,9 +177,10 @@ class LatentTextToImage(DiffusionTask):
 
     def described(self) -> Any:
         """Returns what decides about its pictures beside weights and encoders; repr tells it."""
-        space, [text] = self.space, self.conditions
+        space = self.space
         ends = self.schedule.name, self.schedule.alpha_bar[1], self.schedule.alpha_bar[-1]
-        more = ends, text.negative, space.shape, space.normalization, space.tile, space.overlap
+        negatives = [getattr(condition, "negative", "") for condition in self.conditions]
+        more = ends, *negatives, space.shape, space.normalization, space.tile, space.overlap
         more += (self.lora,)
         started = None if self.start is None else self.start.described()
         return *super().described(), more, started
