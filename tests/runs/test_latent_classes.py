@@ -85,11 +85,8 @@ def test_the_run_starts_from_the_file_and_draws_by_its_rows(config, tmp_path):
     params = {**begun.task.fixed, **begun.weights}
     table = params["conditions"]["label"]["denoiser"]["table"]
     np.testing.assert_array_equal(table, TABLE)
-    ends = [
-        1 - task.schedule.alpha_bar[1],
-        1 - task.schedule.alpha_bar[-1] / task.schedule.alpha_bar[-2],
-    ]
-    np.testing.assert_allclose(ends, [0.0015, 0.0195], rtol=1e-6)
+    betas = 1 - task.schedule.alpha_bar[1:] / task.schedule.alpha_bar[:-1]
+    np.testing.assert_allclose(betas[[0, -1]], [0.0015, 0.0195], rtol=1e-6)
 
     batch = task.collate([CLASSES[2], CLASSES[0], ""])
     x = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
