@@ -11,6 +11,7 @@ from contextdiff_jax.networks.adapter import Adapter
 from contextdiff_jax.networks.config import AdapterConfig
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.spaces.pixels import Pixels
+from contextdiff_jax.system.limits import most
 from contextdiff_jax.system.resumed import FREE
 from contextdiff_jax.tasks.task_config import NetworkConfig, Parts, TaskConfig
 
@@ -53,7 +54,7 @@ class DiffusionConfig:
 
     schedule: Literal["cosine", "linear", "scaled_linear"] = "cosine"
     num_steps: int = 1000
-    betas: tuple[float, ...] = ()
+    betas: tuple[float, ...] = dataclasses.field(default=(), metadata=most(1))
     prediction: Literal["x0", "eps", "v"] = "v"
     objective: Literal["simple", "bound", "mixed"] = "simple"
     loss_weight: WeightName = "x0"

@@ -5,8 +5,11 @@ import dataclasses
 from contextdiff_jax.encoders.frozen import FrozenStage
 from contextdiff_jax.networks.tiny_autoencoder import TinyAutoencoder
 from contextdiff_jax.spaces.latents import LatentSpace, Normalization
+from contextdiff_jax.system.limits import most
 from contextdiff_jax.system.resumed import FREE
 from contextdiff_jax.tasks.task_config import Encoders
+
+_OF_CHANNELS = most(10**6, entries=1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +26,8 @@ class FirstStageRef:
 
     path: str = dataclasses.field(metadata=FREE)
     decoder: str = dataclasses.field(default="", metadata=FREE)
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    mean: tuple[float, ...] = dataclasses.field(default=(), metadata=_OF_CHANNELS)
+    std: tuple[float, ...] = dataclasses.field(default=(), metadata=_OF_CHANNELS)
 
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
