@@ -4,7 +4,8 @@
       --config.model=stable-diffusion-v1-5 --config.encoders.clip.path=clip-vit-large-patch14 \
       --config.runs.base.task.first_stage.decoder=taesd --config.data_path='laion/*.tar'
 
-Presets: lora trains updates of low rank instead, whole all of the U-Net, both without an adapter.
+Presets: without_clip has an adapter that reads latents and text alone, and needs neither CLIP nor a
+tiny decoder. lora trains updates of low rank instead, whole all of the U-Net, without an adapter.
 taef2 is a small model of its own, trained from nothing on a CPU in the latents of a tiny first
 stage (--config.runs.base.task.first_stage.path). tiny is for tests: a U-Net of 31 thousand weights.
 """
@@ -23,7 +24,7 @@ from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfi
 from contextdiff_jax.tasks.first_stage import FirstStageRef
 from contextdiff_jax.tasks.latent_text_to_image import LatentTextToImageConfig
 
-PRESETS = ("", "lora", "whole", "taef2", "tiny")
+PRESETS = ("", "without_clip", "lora", "whole", "taef2", "tiny")
 
 PROMPTS = (
     "a photograph of an astronaut riding a horse",
@@ -48,8 +49,9 @@ _TEXT = cfg.EncoderRef(path="model:text_encoder")
 
 def get_config(preset: str = ""):
     cfg.check_preset(preset, PRESETS)
-    made = {"taef2": _taef2, "tiny": _tiny, "lora": _lora, "whole": _whole}.get(preset, _adapter)
-    return cfg.to_config_dict(made())
+    made = {"without_clip": _without_clip, "lora": _lora, "whole": _whole}
+    made |= {"taef2": _taef2, "tiny": _tiny}
+    return cfg.to_config_dict(made.get(preset, _adapter)())
 
 
 def _adapter() -> cfg.Config:
@@ -60,6 +62,17 @@ def _adapter() -> cfg.Config:
         runs={"base": _run(fresh=("adapter",), trainable=("adapter",))},
         encoders=cfg.EncodersConfig(text=_TEXT, clip=cfg.EncoderRef(path="clip-vit-large-patch14")),
         samples=cfg.SamplesConfig(prompts=PROMPTS, batch_size=4),
+    )
+
+
+def _without_clip() -> cfg.Config:
+    config = _adapter()
+    run = config.runs["base"]
+    adapter = dataclasses.replace(run.task.adapter, image_dim=None)
+    return dataclasses.replace(
+        config,
+        runs={"base": cfg.with_task(run, adapter=adapter)},
+        encoders=cfg.EncodersConfig(text=_TEXT, clip=_TEXT),
     )
 
 
