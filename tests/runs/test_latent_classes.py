@@ -27,15 +27,16 @@ TABLE = np.arange(4.0 * WIDTH, dtype=np.float32).reshape(4, WIDTH) / 50
 
 @pytest.fixture(scope="module")
 def published(latent_oracles, tmp_path_factory):
-    """Folders of one single file: of U-Net, class embedding and VQ stage; sizes are known."""
+    """A folder of one single file: U-Net, class embedding and first stage; sizes are known."""
     import diffusers
 
     from tests.encoders import compvis_layout
-    from tests.encoders.latent_oracles import UNET_LDM, VQ, randomized
+    from tests.encoders.latent_oracles import KL, UNET_LDM, randomized
 
     unet = {**UNET_LDM, "in_channels": 3, "out_channels": 3, "layers_per_block": 1}
     unet = randomized(diffusers.UNet2DConditionModel(**unet), 4)
-    stage = randomized(diffusers.VQModel(**VQ), 5)
+    stage = {**KL, "latent_channels": 3, "layers_per_block": 1}
+    stage = randomized(diffusers.AutoencoderKL(**stage), 5)
     folder = tmp_path_factory.mktemp("ldm")
     for name, model in (("unet", unet), ("vae", stage)):
         model.save_pretrained(folder / name)
