@@ -3,7 +3,7 @@
     EXPORT/export.json        format, config, steps, identities of encoders, versions, dtype
     EXPORT/STAGE/             Orbax tree: denoiser, adapter
     EXPORT/encoders/NAME/     the pipeline's own encoders (Hugging Face folder with tokenizer)
-    EXPORT/README.md          model card; no part of the export, edit it freely
+    EXPORT/README.md          model card; of no concern to who reads the export
     EXPORT/checksums.json     of export.json, the encoders, and each STAGE/checksums.json
 
 Encoders that came from outside (config.encoders.*.path) stay where they are unless copied; their

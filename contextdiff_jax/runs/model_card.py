@@ -1,6 +1,6 @@
 """README.md beside an export: what it is, what it was trained by and on, what it does not promise.
 
-A card that somebody has edited is theirs: only one that still begins as it was written is replaced.
+A card without the line that says so was not written here, or is no longer: it is not replaced.
 """
 
 import csv
@@ -18,7 +18,7 @@ from contextdiff_jax.system.printable import printable
 from contextdiff_jax.training.metrics import FILE as METRICS
 
 NAME = "README.md"
-_MARK = "<!-- written by contextdiff_jax; edit below, or remove this line to keep it -->"
+_MARK = "<!-- Written by contextdiff_jax. Remove this line, and the next export keeps the card as it is. -->"
 _LICENCE = re.compile(r"^license:\s*([\w.+-]{1,60})\s*$", re.MULTILINE)
 _SHOWN = ("loss", "error", "accuracy", "relation_rms", "signal_gain")
 _MOST_BYTES = 2**20  # read of a card
@@ -86,7 +86,8 @@ def base_licence(config: Config) -> str | None:
 def _summary(trained: Trained) -> list[tuple[str, str]]:
     config = trained.config
     first = next(iter(trained.stages.values()))
-    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    known = first.get("versions", {})
+    versions = ", ".join(f"{name} {number}" for name, number in known.items())
     return [
         ("stages", ", ".join(trained.stages)),
         ("context-aware adapter", "yes" if config.use_adapter else "no"),
@@ -102,9 +103,9 @@ def _stage(trained: Trained, name: str) -> str:
     optimizer = run.optimizer
     rows = [
         ("task", run.task.kind),
-        ("step", f"{metadata['step']:,} of {run.steps:,}, {run.batch_size} pictures each"),
+        ("step", f"{metadata['step']} of {run.steps}, {run.batch_size} pictures each"),
         ("data", f"{data.source}: {data.path or 'rendered here'}"),
-        ("samples", f"{metadata['data']['samples']:,}"),
+        ("samples", str(metadata.get("data", {}).get("samples", "not recorded"))),
         ("resolution", str(data.resolution)),
         ("trained weights", ", ".join(run.trainable) or "all"),
         ("started from", run.start_from.path or "random weights"),
@@ -117,7 +118,7 @@ def _stage(trained: Trained, name: str) -> str:
             ("sampler", f"{sampler.name}, {sampler.num_steps} steps"),
             ("guidance", f"{sampler.guidance_scale:g}"),
         ]
-    rows += [(f"encoder {key}", identity) for key, identity in metadata["encoders"].items()]
+    rows += [(f"encoder {key}", identity) for key, identity in metadata.get("encoders", {}).items()]
     return f"### {name}\n\n" + _table(("", "what"), rows)
 
 
