@@ -170,7 +170,9 @@ def test_a_missing_key_without_default_is_named():
 
 def test_reading_back_gives_the_same_config():
     for name, preset in FILES:
-        config = cfg.from_config_dict(load(name, preset))
+        values = load(name, preset)
+        values.model = "somewhere"
+        config = cfg.from_config_dict(values)
         assert cfg.from_config_dict(cfg.to_config_dict(config)) == config
 
 

@@ -37,7 +37,6 @@ from contextdiff_jax.runs.scheduler_config import FILE as SCHEDULER_FILE
 from contextdiff_jax.runs.scheduler_config import scheduler_json
 from contextdiff_jax.runs.weights import whole_ema
 from contextdiff_jax.system.atomic_write import written_whole
-from contextdiff_jax.tasks.latent_text_to_image import LatentTextToImageConfig
 from contextdiff_jax.training.checkpoints import CheckpointError, newest_metadata
 
 TOKENIZER = "tokenizer"
@@ -78,7 +77,7 @@ def export_diffusers(config: Config, workdir: epath.PathLike, output: epath.Path
         _write(output / TOKENIZER / file.name, file.read_bytes())
     _write(output / "scheduler" / SCHEDULER_FILE, _json(scheduler))
     write_card(output, Trained(config, {name: metadata}, workdir), "diffusers")
-    index = _index(scheduler["_class_name"], _tokenizer_class(tokenizer))
+    index = _index(run.task.pipeline, scheduler["_class_name"], _tokenizer_class(tokenizer))
     _write(output / INDEX, _json(index))
     logging.info("exported %s to %s, as diffusers has it", name, output)
 
@@ -87,7 +86,7 @@ def _checked_run(config: Config) -> str:
     """Returns the run to export; ValueError where diffusers has nothing like it."""
     names = diffusion_runs(config)
     tasks = [config.runs[name].task for name in names]
-    if len(names) != 1 or not isinstance(tasks[0], LatentTextToImageConfig):
+    if len(names) != 1 or tasks[0].pipeline is None:
         kinds = ", ".join(f"{n} ({t.kind})" for n, t in zip(names, tasks, strict=True))
         raise ValueError(
             f"--format=diffusers: the pipeline draws by {kinds}: must be one run of task "
@@ -112,7 +111,7 @@ def _checked_run(config: Config) -> str:
     return names[0]
 
 
-def _write_unet(output: epath.Path, task: LatentTextToImageConfig, weights: Any) -> None:
+def _write_unet(output: epath.Path, task: Any, weights: Any) -> None:
     denoiser = weights["denoiser"]
     if task.lora is not None:
         updates, scale = weights["lora"], task.lora.scale
@@ -121,9 +120,9 @@ def _write_unet(output: epath.Path, task: LatentTextToImageConfig, weights: Any)
     save_unet_folder(output / "unet", task.latent_unet, denoiser)
 
 
-def _index(scheduler: str, tokenizer: str) -> dict[str, Any]:
+def _index(pipeline: str, scheduler: str, tokenizer: str) -> dict[str, Any]:
     return {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": pipeline,
         "_diffusers_version": "0.6.0",  # the first that has these parts
         "requires_safety_checker": False,
         "feature_extractor": [None, None],

@@ -18,7 +18,7 @@ from contextdiff_jax.system.printable import printable
 from contextdiff_jax.training.metrics import FILE as METRICS
 
 NAME = "README.md"
-_MARK = "<!-- Written by contextdiff_jax. Remove this line, and the next export keeps the card as it is. -->"
+_MARK = "<!-- Written by contextdiff_jax; without this line, later exports keep the card. -->"
 _LICENCE = re.compile(r"^license:\s*([\w.+-]{1,60})\s*$", re.MULTILINE)
 _SHOWN = ("loss", "error", "accuracy", "relation_rms", "signal_gain")
 _MOST_BYTES = 2**20  # read of a card

@@ -10,7 +10,6 @@ from contextdiff_jax.config import Config
 from contextdiff_jax.encoders.diffusers_configs import read_unet_config
 from contextdiff_jax.runs.scheduler_config import FILE, read_scheduler
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
-from contextdiff_jax.tasks.latent_text_to_image import LatentTextToImageConfig
 
 INDEX = "model_index.json"
 # What the file of a U-Net says and weights do not show, or show in a sentence of many names.
@@ -25,7 +24,7 @@ def check_model(config: Config, name: str) -> None:
     """
     run, folder = config.runs[name], epath.Path(config.model)
     task, unet = run.task, epath.Path(run.start_from.path)
-    if not (config.model and isinstance(task, LatentTextToImageConfig)):
+    if not config.model or task.pipeline is None:
         return
     if not folder.is_dir():
         raise ValueError(

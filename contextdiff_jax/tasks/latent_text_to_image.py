@@ -40,6 +40,8 @@ class LatentTextToImageConfig(LatentTaskConfig):
 
     conditions: ClassVar[tuple[type[Condition], ...]] = (WholeText,)
 
+    pipeline: ClassVar[str | None] = "StableDiffusionPipeline"
+
     kind: Literal["latent_text_to_image"] = "latent_text_to_image"
 
     def encoders(self, use_adapter: bool) -> tuple[str, ...]:

@@ -82,6 +82,7 @@ class TaskConfig:
     draws: whether its runs are stages of the pipeline's cascade.
     reads_text: whether `data.embeddings` may stand for its text encoders.
     in_latents: whether `data.latents` may stand for pictures; it then has `first_stage`.
+    pipeline: the class of diffusers that draws as its runs do; None where there is none.
     conditions: of its pictures: each the condition itself, or its type where the config alone does
         not make it. None: they are known only once the task is built.
     """
@@ -89,6 +90,7 @@ class TaskConfig:
     draws: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
     in_latents: ClassVar[bool] = False
+    pipeline: ClassVar[str | None] = None
     conditions: ClassVar[tuple[Condition | type[Condition], ...] | None] = None
 
     # -- before it is built -------------------------------------------------------------------
