@@ -21,6 +21,7 @@ from contextdiff_jax.conditions.requests import (
     of_captions,
 )
 from contextdiff_jax.config import Config, SamplesConfig
+from contextdiff_jax.generation.filtered import Shown, filtered
 from contextdiff_jax.generation.request_files import write_requests
 from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
 from contextdiff_jax.generation.stage_weights import check_weights
@@ -40,8 +41,6 @@ from contextdiff_jax.system.seeds import check_seed
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.tasks.task_config import with_networks
 from contextdiff_jax.training.checkpoints import CheckpointError
-
-Shown = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass
@@ -79,9 +78,8 @@ class Stage:
 class Cascade:
     """The stages of an export, from the request to the largest picture.
 
-    samples: seed, batch size and augmentation where a call does not say. shown: is given pictures
-    (b, H, W, 3) in [-1, 1] and says which may be handed out, (b,) bool; the others become black,
-    and a warning counts them. None hands out all: nothing here filters.
+    samples: seed, batch size and augmentation where a call does not say. shown: the filter of its
+    pictures; None hands out all.
     """
 
     def __init__(
@@ -250,22 +248,8 @@ class Cascade:
         for number, stage in enumerate(self.stages):
             inputs = self.inputs(number, padded, indices, seed, images, augmentation)
             images = stage.program(*inputs)
-            drawn[stage.name] = self._filtered(distributed.to_host(images)[: len(places)])
+            drawn[stage.name] = filtered(distributed.to_host(images)[: len(places)], self.shown)
         return drawn
-
-    def _filtered(self, images: np.ndarray) -> np.ndarray:
-        """Returns the pictures, black where they may not be shown."""
-        if self.shown is None:
-            return images
-        allowed = np.asarray(self.shown(images))
-        if allowed.shape != images.shape[:1] or allowed.dtype != bool:
-            raise ValueError(
-                f"the filter of pictures returned {allowed.dtype} {allowed.shape}: must be bool "
-                f"({len(images)},)"
-            )
-        if not allowed.all():
-            logging.warning("%d of %d pictures are filtered out", (~allowed).sum(), len(images))
-        return np.where(allowed[:, None, None, None], images, np.float32(-1))
 
     def inputs(
         self,

@@ -30,7 +30,8 @@ from contextdiff_jax.encoders.lora_weights import load_lora
 from contextdiff_jax.encoders.published_configs import read_clip_text_config
 from contextdiff_jax.encoders.tokenizers import Tokenizer, load_tokenizer
 from contextdiff_jax.encoders.weights import folder_identity, load_clip_text
-from contextdiff_jax.generation.cascade import Cascade, Placed, Shown, Stage
+from contextdiff_jax.generation.cascade import Cascade, Placed, Stage
+from contextdiff_jax.generation.filtered import Shown
 from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
 from contextdiff_jax.networks.latent_config import FirstStageConfig, LatentUNetConfig
 from contextdiff_jax.networks.latent_unet import LatentUNet
