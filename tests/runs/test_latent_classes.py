@@ -72,7 +72,9 @@ def config(published):
     )
     begun = cfg.WarmStartConfig(str(published))
     run = dataclasses.replace(run, task=task, start_from=begun, trainable=("conditions",))
-    return dataclasses.replace(config, model="", use_adapter=False, runs={"base": run})
+    drawn = cfg.SamplesConfig(prompts=CLASSES)
+    changed = {"model": "", "use_adapter": False, "samples": drawn}
+    return dataclasses.replace(config, runs={"base": run}, **changed)
 
 
 def test_the_run_starts_from_the_file_and_draws_by_its_rows(config, tmp_path):
