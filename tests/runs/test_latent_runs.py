@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from contextdiff_jax.config import ConfigError
-from contextdiff_jax.data.latents import Latents
+from contextdiff_jax.data.latents import MIRRORED, PLAIN, Latents, LatentSource
 from contextdiff_jax.encoders.latent_weights import load_unet
 from contextdiff_jax.encoders.lora_weights import load_lora
 from contextdiff_jax.generation import stable_diffusion
@@ -170,7 +170,7 @@ def test_an_adapter_that_is_zero_draws_stable_diffusion_to_the_last_digit(
 def stored(lora_config, tmp_path_factory):
     """The first 11 scenes as latents in shards of 4, the mirrored ones too."""
     run = lora_config.runs["base"]
-    data = dataclasses.replace(run.data, limit=11)
+    data = dataclasses.replace(run.data, limit=11, flip=True)
     config = dataclasses.replace(lora_config, runs={"base": dataclasses.replace(run, data=data)})
     output = tmp_path_factory.mktemp("latents")
     job = Job(config, "base", "", str(output), batch_size=3, shard_size=4, dtype="float32")
@@ -183,12 +183,16 @@ def test_stored_latents_are_the_stage_s_and_their_statistics_too(stored, lora_co
     worker, latents = LatentWorker(stored), Latents(stored.output)
     images = np.stack([worker.source[index].image for index in range(11)])
     mean, log_variance = task.space_in(task.frozen).moments(images)
-    found = np.stack([latents.read(index)[b""] for index in range(11)])
+    found = np.stack([latents.read(index)[PLAIN] for index in range(11)])
     np.testing.assert_allclose(found, np.concatenate([mean, log_variance], -1), atol=1e-4)
+    mirrored = np.stack([latents.read(index)[MIRRORED] for index in range(11)])
+    expected = task.space_in(task.frozen).moments(images[:, :, ::-1])
+    np.testing.assert_allclose(mirrored, np.concatenate(expected, -1), atol=1e-4)
+    assert np.abs(mirrored - found[:, :, ::-1]).max() > 1e-2  # no first stage is symmetric
+    both = np.concatenate([mean, expected[0]])
     for key, of in (("mean", np.mean), ("std", np.std)):
-        np.testing.assert_allclose(
-            getattr(latents.metadata, key), of(np.asarray(mean), (0, 1, 2)), rtol=1e-3, atol=1e-4
-        )
+        stored_value = getattr(latents.metadata, key)
+        np.testing.assert_allclose(stored_value, of(both, (0, 1, 2)), rtol=1e-3, atol=1e-4)
 
 
 def test_a_killed_preparation_goes_on_to_the_same_bytes(stored):
@@ -207,7 +211,11 @@ def test_a_run_reads_them_and_draws_anew_of_each_posterior(stored, lora_config):
     task = build_loaded(lora_config, "base")
     worker, latents = LatentWorker(stored), Latents(stored.output)
     images = np.stack([worker.source[index].image for index in range(4)])
-    rows = np.stack([latents.read(index)[b""] for index in range(4)])
+    source = LatentSource(worker.source, latents, stored.config.runs["base"].data)
+    examples = [source[index] for index in range(4)]
+    rows = np.stack([example.maps["latent"] for example in examples])
+    mirrored = [example.mirrored().maps["latent"] for example in examples]
+    np.testing.assert_array_equal(mirrored, [latents.read(i)[MIRRORED] for i in range(4)])
     key = jax.random.key(1)
     ours, theirs = (
         task.encoded(task.frozen, batch, key) for batch in ({"latent": rows}, {"image": images})
@@ -282,6 +290,10 @@ def test_latents_of_something_else_are_refused(stored, lora_config, sd_config, t
     ):
         with pytest.raises(ValueError, match=cause):
             opened(**data)
+    unmirrored = Latents(stored.output)
+    unmirrored.metadata = dataclasses.replace(unmirrored.metadata, mirrored=False)
+    with pytest.raises(ValueError, match="data.flip = True mirrors some: make them with"):
+        LatentSource(open_source(run.data), unmirrored, run.data)
     other = dataclasses.replace(task.first_stage, identity="sha256:other")
     with pytest.raises(ValueError, match="made by the first stage sha256:.*is sha256:other"):
         opened(dataclasses.replace(task, first_stage=other))
