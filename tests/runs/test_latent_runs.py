@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from contextdiff_jax.config import ConfigError
+from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.latents import MIRRORED, PLAIN, Latents, LatentSource
 from contextdiff_jax.encoders.latent_weights import load_unet
 from contextdiff_jax.encoders.lora_weights import load_lora
@@ -168,10 +170,16 @@ def test_an_adapter_that_is_zero_draws_stable_diffusion_to_the_last_digit(
 
 @pytest.fixture(scope="module")
 def stored(lora_config, tmp_path_factory):
-    """The first 11 scenes as latents in shards of 4, the mirrored ones too."""
-    run = lora_config.runs["base"]
-    data = dataclasses.replace(run.data, limit=11, flip=True)
-    config = dataclasses.replace(lora_config, runs={"base": dataclasses.replace(run, data=data)})
+    """Eleven pictures of a folder as latents in shards of 4, the mirrored ones too."""
+    folder, rows = tmp_path_factory.mktemp("pictures"), []
+    for index in range(11):
+        pixels = np.random.default_rng(index).integers(0, 256, (32, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        rows.append(json.dumps({"file_name": f"{index}.png", "caption": f"number {index}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    data = DataConfig(source="folder", path=str(folder), resolution=32, flip=True, threads=1)
+    run = dataclasses.replace(lora_config.runs["base"], data=data)
+    config = dataclasses.replace(lora_config, runs={"base": run})
     output = tmp_path_factory.mktemp("latents")
     job = Job(config, "base", "", str(output), batch_size=3, shard_size=4, dtype="float32")
     prepare(job, worker=LatentWorker)
