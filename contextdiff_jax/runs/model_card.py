@@ -40,7 +40,7 @@ class Trained:
 def write_card(output: epath.Path, trained: Trained, kind: str) -> None:
     """Writes the card; kind: the format of the export, "contextdiff" or "diffusers"."""
     file = output / NAME
-    if file.exists() and _MARK not in file.read_text(errors="replace")[:2000]:
+    if file.exists() and _MARK not in file.read_bytes().decode(errors="replace")[:2000]:
         logging.warning("%s is kept as it is: it is no card that was written here", file)
         return
     with written_whole(file) as unfinished:
@@ -76,7 +76,7 @@ def base_licence(config: Config) -> str | None:
     file = epath.Path(config.model) / NAME
     if not config.model or not file.is_file() or file.stat().length > _MOST_BYTES:
         return None
-    text = file.read_text(errors="replace")
+    text = file.read_bytes().decode(errors="replace")
     if not text.startswith("---"):
         return None
     found = _LICENCE.search(text.split("\n---", 1)[0])
