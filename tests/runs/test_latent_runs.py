@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 from contextdiff_jax.config import ConfigError
@@ -52,7 +53,6 @@ def one_device():
     with pytest.MonkeyPatch.context() as patch:
         for module in (train, stable_diffusion):
             patch.setattr(module, "make_mesh", lambda config: make_mesh(config, devices))
-        patch.setattr("contextdiff_jax.generation.cascade._sampling_mesh", lambda config: None)
         patch.setattr(
             "contextdiff_jax.generation.cascade._sampling_mesh",
             lambda config: make_mesh(config.mesh, devices),
@@ -150,8 +150,6 @@ def test_an_adapter_that_is_zero_draws_stable_diffusion_to_the_last_digit(
     config = sd_config()
     task = build_loaded(config, "base")
     params = jax.tree.map(jnp.asarray, task.init(jax.random.key(0)))
-    import flax.linen as nn
-
     params = nn.unbox(params) | {"denoiser": load_unet(sd_folder / "unet")[1]}
     settings = ["name=ddim", "num_steps=3", "guidance_scale=5"]
     [plain] = stable_diffusion.load(sd_folder, Settings(sampler=settings)).stages
