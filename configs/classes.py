@@ -8,7 +8,9 @@ scenes at 16x16, without any download; classes.py:flowers is a folder of flower 
 the class in the column "class_name" (--config.data_path=PATH). classes.py:test is a few steps of
 scenes. The adapter needs an image encoder: the pipeline trains a CLIP on the classes' names first.
 Without the adapter: --config.use_adapter=False. classes.py:scenes_flow is scenes by flow matching,
-without adapter and CLIP (docs/flow.md).
+without adapter and CLIP (docs/flow.md). classes.py:latent trains latent diffusion's ImageNet model
+on the flowers, from the folder of its single file: --config.runs.base.start_from.path and
+--config.runs.base.task.first_stage.path.
 """
 
 import dataclasses
@@ -18,12 +20,15 @@ from contextdiff_jax.conditions.class_label import LabelConfig
 from contextdiff_jax.data.config import COLOURS, SHAPES, DataConfig, ScenesConfig
 from contextdiff_jax.encoders.config import equal_towers
 from contextdiff_jax.networks.config import UNetConfig, small_adapter
+from contextdiff_jax.networks.latent_config import ldm_imagenet
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.tasks.class_to_image import ClassToImageConfig
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
+from contextdiff_jax.tasks.first_stage import FirstStageRef
+from contextdiff_jax.tasks.latent_class_to_image import LatentClassToImageConfig
 
-PRESETS = ("", "scenes", "scenes_flow", "flowers", "test")
+PRESETS = ("", "scenes", "scenes_flow", "flowers", "latent", "test")
 
 CIFAR10 = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -37,9 +42,49 @@ WIDTH = 64  # of the encoder and of what is learned of a class, in the small pre
 
 def get_config(preset: str = ""):
     cfg.check_preset(preset, PRESETS)
-    made = {"": _cifar10, "flowers": _flowers, "scenes_flow": _scenes_flow}
+    made = {"": _cifar10, "flowers": _flowers, "latent": _latent, "scenes_flow": _scenes_flow}
     config = made.get(preset, _scenes)()
     return cfg.to_config_dict(_short(config) if preset == "test" else config)
+
+
+def _latent() -> cfg.Config:
+    """cin256-v2 (Rombach et al. 2022): all of it trains on, the rows of its classes begin anew."""
+    base = cfg.RunConfig(
+        task=LatentClassToImageConfig(
+            classes=FLOWERS,
+            label=LabelConfig(width=512),
+            latent_unet=dataclasses.replace(ldm_imagenet(), remat="blocks"),
+            first_stage=FirstStageRef("cin256-v2"),
+            diffusion=DiffusionConfig(
+                schedule="scaled_linear",
+                betas=(0.0015, 0.0195),
+                prediction="eps",
+                loss_weight="snr",
+            ),
+            sampler=SamplerConfig(
+                name="ddim",
+                num_steps=50,
+                spacing="leading",
+                offset=1,
+                final_timestep=1,
+                guidance_scale=3.0,
+                guidance_space="eps",
+            ),
+            preview=PreviewConfig(every=1000, prompts=FLOWERS, num_steps=25),
+        ),
+        data=DataConfig(source="folder", resolution=256, caption_fields=("class_name",), flip=True),
+        batch_size=64,
+        steps=10_000,
+        optimizer=_optimizer(3e-5, 500, 0.9995),
+        start_from=cfg.WarmStartConfig("cin256-v2", fresh=("conditions",)),
+    )
+    return cfg.Config(
+        name="classes_latent",
+        pipeline=("base",),
+        runs={"base": base},
+        use_adapter=False,
+        samples=cfg.SamplesConfig(prompts=(*FLOWERS, "")),
+    )
 
 
 def _config(name: str, classes: tuple[str, ...], runs: dict[str, cfg.RunConfig]) -> cfg.Config:

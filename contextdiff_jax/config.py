@@ -52,7 +52,8 @@ class WarmStartConfig:
     """The weights that a run starts from; each parameter is taken from there, or begins anew.
 
     path: "run:NAME" of the same pipeline, before this run, for its newest EMA; or a folder: of a
-    run, WORKDIR/RUN, or of a stage of an export, EXPORT/STAGE. Empty: all parameters begin anew.
+    run, WORKDIR/RUN, of a stage of an export, EXPORT/STAGE, unet/ of Stable Diffusion, or one with
+    a single file of CompVis. Empty: all parameters begin anew.
     parts: patterns of the parameters there that are taken; () for all of the networks that the run
     has too. fresh: patterns of the run's parameters that begin anew. Patterns: see
     training/parameter_names.py, e.g. "denoiser/**/*attn". What fits neither is refused.
@@ -109,6 +110,8 @@ class Config:
 
     seed: of all training, in 0..2^32 - 1.
     data_path: the path of the data of every run that names none itself.
+    model: a folder of Stable Diffusion in diffusers' layout. Paths of encoders, of first stages
+    and of start_from that are "model:PART" lie in it.
     use_adapter: False trains and samples the same networks without the context-aware adapter.
     dtype: compute dtype; "auto" is bfloat16 on accelerators and float32 on CPU.
     """
@@ -118,12 +121,16 @@ class Config:
     pipeline: tuple[str, ...]
     seed: int = 0
     data_path: str = ""
+    model: str = ""
     use_adapter: bool = True
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     mesh: MeshConfig = dataclasses.field(default=MeshConfig(), metadata=FREE)
     encoders: EncodersConfig = EncodersConfig()
     samples: SamplesConfig = SamplesConfig()
 
+
+MODEL_PREFIX = "model:"
+_PATHS = ("path", "decoder")  # keys whose values may begin so
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
@@ -147,7 +154,27 @@ def to_config_dict(config: Config) -> ml_collections.ConfigDict:
 def from_config_dict(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
     """Returns the typed config, or raises ConfigError naming the key, its value and the choice."""
     values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    return with_data_path(_read(Config, upgraded(values), "config"))
+    values = upgraded(values)
+    if isinstance(values, dict):
+        values = _in_model(values, values.get("model"), "config")
+    return with_data_path(_read(Config, values, "config"))
+
+
+def _in_model(values: dict[str, Any], model: Any, where: str) -> dict[str, Any]:
+    """Returns nested sections with paths in the folder `model` in the place of "model:PART"."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            value = _in_model(value, model, f"{where}.{key}")
+        elif key in _PATHS and isinstance(value, str) and value.startswith(MODEL_PREFIX):
+            if not model or not isinstance(model, str):
+                raise ConfigError(
+                    "config.model is empty: must be a folder of Stable Diffusion in diffusers' "
+                    f"layout, {where}.{key} = {value!r} lies in it"
+                )
+            value = f"{model.rstrip('/') or '/'}/{value.removeprefix(MODEL_PREFIX)}"
+        found[key] = value
+    return found
 
 
 def with_data_path(config: Config) -> Config:

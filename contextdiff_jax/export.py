@@ -2,6 +2,9 @@
 
   python -m contextdiff_jax.export --workdir=runs/quickstart --output=exports/quickstart
 
+--format=diffusers writes a run in Stable Diffusion's latents as a folder that diffusers loads.
+README.md in the folder is its model card.
+
 The config is read from the checkpoints. Exit codes: see contextdiff_jax/entry.py.
 """
 
@@ -10,11 +13,18 @@ from absl import flags
 from contextdiff_jax import entry
 from contextdiff_jax.arguments import existing_folder
 from contextdiff_jax.runs.export import DTYPES, export_pipeline, trained_config
+from contextdiff_jax.runs.export_diffusers import export_diffusers
 from contextdiff_jax.system import notices
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder that main trained in.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write the export to.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Type of the stored weights.")
+_FORMAT = flags.DEFINE_enum(
+    "format",
+    "contextdiff",
+    ["contextdiff", "diffusers"],
+    "What reads the export: this project's programs, or diffusers' StableDiffusionPipeline.",
+)
 _COPY = flags.DEFINE_bool("copy_encoders", False, "Copy encoders from outside the workdir too.")
 flags.mark_flags_as_required(["workdir", "output"])
 
@@ -23,7 +33,15 @@ def main() -> None:
     workdir = existing_folder(_WORKDIR.value, "workdir")
     entry.check_writable(_OUTPUT.value, "output")
     notices.doing("exporting")
-    export_pipeline(trained_config(workdir), workdir, _OUTPUT.value, _DTYPE.value, _COPY.value)
+    config = trained_config(workdir)
+    if _FORMAT.value == "contextdiff":
+        export_pipeline(config, workdir, _OUTPUT.value, _DTYPE.value, _COPY.value)
+        return
+    if _DTYPE.value != "float32":
+        raise ValueError(f"--dtype={_DTYPE.value}: must be float32 with --format=diffusers")
+    if _COPY.value:
+        raise ValueError("--copy_encoders: not with --format=diffusers, which holds them anyway")
+    export_diffusers(config, workdir, _OUTPUT.value)
 
 
 if __name__ == "__main__":

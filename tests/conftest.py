@@ -34,7 +34,11 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["tests.fixtures.pictures", "tests.fixtures.tiny_tasks"]
+pytest_plugins = [
+    "tests.fixtures.pictures",
+    "tests.fixtures.stable_diffusion",
+    "tests.fixtures.tiny_tasks",
+]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = pathlib.Path(os.environ.get("CONTEXTDIFF_TEST_DATA", ROOT.parent / "shared" / "data"))

@@ -173,6 +173,17 @@ class ClassLabel(Condition):
         return Given(present, token, mask, tokens, jnp.ones(tokens.shape[:2], bool))
 
 
+def check_classes(classes: Sequence[str], where: str) -> None:
+    """Raises ValueError, `where` the key, unless they are two different names or more."""
+    if len(classes) < 2:
+        raise ValueError(f"{where} = {tuple(classes)!r}: must be two names or more")
+    if not all(name.strip() for name in classes):
+        raise ValueError(f"{where} has a blank name: that stands for no class")
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise ValueError(f"{where} has {twice!r} twice: must be different names")
+
+
 class LabelledSource:
     """A source whose captions are names of classes; a sample without one is damaged."""
 

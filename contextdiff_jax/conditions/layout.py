@@ -285,7 +285,7 @@ class LaidOutSource:
         if not all(box.name in self._classes for box in boxes):
             raise DamagedSample(example.key, UNKNOWN)
         lines = (line_of(boxes),), (line_of(mirrored(boxes)),)
-        return dataclasses.replace(example, captions=lines[0], mirrored=lines[1])
+        return dataclasses.replace(example, captions=lines[0], mirrored_captions=lines[1])
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Returns the layout alone; the picture is read, for its size says what a crop leaves."""

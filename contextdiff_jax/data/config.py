@@ -139,6 +139,9 @@ class DataConfig:
     styles: source "folder" only: the same things in several styles, for in-context generation.
     embeddings: folder of text tokens that contextdiff_jax.prepare made of this very data, with the
         config's text encoders; empty: captions are encoded in the training loop.
+    latents: folder of latents that contextdiff_jax.prepare --what=latents made of this very data,
+        with the run's first stage; empty: pictures are encoded in the training loop. With them no
+        picture is decoded.
     """
 
     source: Literal["scenes", "folder", "shards", "tfds"] = "scenes"
@@ -162,6 +165,7 @@ class DataConfig:
     cache_dir: str = dataclasses.field(default="", metadata=FREE)
     tfds_dir: str = ""
     embeddings: str = dataclasses.field(default="", metadata=FREE)
+    latents: str = dataclasses.field(default="", metadata=FREE)
     scenes: ScenesConfig = ScenesConfig()
     styles: StylesConfig = StylesConfig()
 

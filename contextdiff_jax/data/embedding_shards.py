@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import ml_dtypes
 import msgpack
@@ -22,6 +22,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 from contextdiff_jax.data.example import DataError, SkipReport
+from contextdiff_jax.system import buckets
 from contextdiff_jax.system.atomic_write import written_whole
 from contextdiff_jax.system.json_files import read_object
 from contextdiff_jax.system.printable import printable
@@ -44,7 +45,7 @@ Tokens = Mapping[str, np.ndarray]
 
 
 class WriteError(OSError):
-    """A file of embeddings could not be written."""
+    """A file of records could not be written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +57,13 @@ class StoredEncoder:
     width: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Metadata:
-    """What a folder of embeddings holds.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sharded:
+    """What a folder with one record per sample says of itself, whatever the records hold.
 
     source: name of the data. samples: how many it has. shard_size: samples per file. dtype: of the
-    stored tokens, "bfloat16" or "float32"; compute_dtype: the encoders'. encoders: by name, "text"
-    and, where the adapter reads another one, "clip". finished: whether every shard is there.
+    stored values, "bfloat16" or "float32"; compute_dtype: what they were computed in. finished:
+    whether every shard is there.
     """
 
     source: str
@@ -70,7 +71,6 @@ class Metadata:
     shard_size: int
     dtype: str
     compute_dtype: str
-    encoders: dict[str, StoredEncoder]
     finished: bool = False
 
     @property
@@ -93,8 +93,47 @@ class Metadata:
         with written_whole(folder / METADATA) as file:
             file.write_text(json.dumps(content, indent=2) + "\n")
 
+    def check(self) -> None:
+        """Raises ValueError naming what `write` never wrote."""
+        for name in ("source", "dtype", "compute_dtype"):
+            read_scalar(str, getattr(self, name), name)
+        read_scalar(bool, self.finished, "finished")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype = {self.dtype!r}: must be one of {', '.join(DTYPES)}")
+        for name in ("samples", "shard_size"):
+            check_size(name, getattr(self, name), _MOST_SAMPLES)
 
-def read_metadata(folder: epath.Path) -> Metadata | None:
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metadata(Sharded):
+    """What a folder of embeddings holds.
+
+    encoders: by name, "text" and, where the adapter reads another one, "clip".
+    """
+
+    what: ClassVar[str] = "embeddings"
+
+    encoders: dict[str, StoredEncoder]
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Metadata":
+        """Returns what the content of metadata.json says; it may be a stranger's."""
+        encoders = {name: StoredEncoder(**e) for name, e in content.pop("encoders").items()}
+        return cls(encoders=encoders, **content)
+
+    def check(self) -> None:
+        """Raises ValueError naming what `write` never wrote."""
+        super().check()
+        for name, encoder in self.encoders.items():
+            read_scalar(str, encoder.identity, f"encoders.{name}.identity")
+            for key in ("max_length", "width"):
+                check_size(f"encoders.{name}.{key}", getattr(encoder, key), _MOST_TOKEN_SIZE)
+
+
+Kind = TypeVar("Kind", bound=Sharded)
+
+
+def read_metadata(folder: epath.Path, kind: type[Kind] = Metadata) -> Kind | None:
     """Returns what metadata.json says, or None where there is none yet.
 
     Raises DataError where it cannot be read, or cannot be right.
@@ -106,30 +145,34 @@ def read_metadata(folder: epath.Path) -> Metadata | None:
         content = read_object(file)
         if content.pop("format") != _FORMAT:
             raise ValueError(f"its format is not {_FORMAT}, the one this version reads")
-        encoders = {name: StoredEncoder(**e) for name, e in content.pop("encoders").items()}
-        metadata = Metadata(encoders=encoders, **content)
-        _check(metadata)
+        metadata = kind.of(content)
+        metadata.check()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} is no description of embeddings: {printable(error)}") from error
+        raise DataError(f"{file} is no description of {kind.what}: {printable(error)}") from error
     return metadata
 
 
-def _check(metadata: Metadata) -> None:
-    """Raises ValueError naming what `Metadata.write` never wrote."""
-    for name in ("source", "dtype", "compute_dtype"):
-        read_scalar(str, getattr(metadata, name), name)
-    read_scalar(bool, metadata.finished, "finished")
-    if metadata.dtype not in DTYPES:
-        raise ValueError(f"dtype = {metadata.dtype!r}: must be one of {', '.join(DTYPES)}")
-    sizes = {"samples": metadata.samples, "shard_size": metadata.shard_size}
-    for name, encoder in metadata.encoders.items():
-        read_scalar(str, encoder.identity, f"encoders.{name}.identity")
-        sizes[f"encoders.{name}.max_length"] = encoder.max_length
-        sizes[f"encoders.{name}.width"] = encoder.width
-    for name, size in sizes.items():
-        most = _MOST_TOKEN_SIZE if name.startswith("encoders.") else _MOST_SAMPLES
-        if not 1 <= read_scalar(int, size, name) <= most:
-            raise ValueError(f"{name} = {size}: must be from 1 to {most:,}")
+def finished_metadata(folder: epath.Path, kind: type[Kind] = Metadata) -> Kind:
+    """Returns what metadata.json says. Raises DataError where the folder is not all there."""
+    with buckets.explained(folder, "be read"):
+        metadata = read_metadata(folder, kind)
+    if metadata is None:
+        raise DataError(
+            f"no {kind.what} in {folder}: {METADATA} is missing; "
+            "make them with python -m contextdiff_jax.prepare"
+        )
+    if not metadata.finished:
+        raise DataError(
+            f"the {kind.what} in {folder} are not finished: give the same "
+            "python -m contextdiff_jax.prepare command again"
+        )
+    return metadata
+
+
+def check_size(name: str, size: Any, most: int) -> None:
+    """Raises ValueError, naming it, unless a size is a number from 1 to `most`."""
+    if not 1 <= read_scalar(int, size, name) <= most:
+        raise ValueError(f"{name} = {size}: must be from 1 to {most:,}")
 
 
 def caption_digest(caption: str) -> bytes:
@@ -157,12 +200,15 @@ def unpack(record: bytes) -> dict[bytes, dict[str, bytes]]:
     return dict(map(tuple, msgpack.unpackb(record)))
 
 
-def pack_report(report: SkipReport, cut: Mapping[str, int]) -> bytes:
-    """Returns a shard's last record. cut: by encoder, the captions longer than its max_length."""
-    return json.dumps({"report": report.to_json(), "cut": dict(cut)}).encode()
+def pack_report(report: SkipReport, tally: Mapping[str, Any]) -> bytes:
+    """Returns a shard's last record. tally: what else was counted, as json can write it.
+
+    Of tokens: by encoder, the captions longer than its max_length.
+    """
+    return json.dumps({"report": report.to_json(), "cut": dict(tally)}).encode()
 
 
-def unpack_report(record: bytes) -> tuple[SkipReport, dict[str, int]]:
+def unpack_report(record: bytes) -> tuple[SkipReport, dict[str, Any]]:
     """Reads `pack_report` back."""
     content = json.loads(record)
     return SkipReport.from_json(content["report"]), content["cut"]

@@ -9,7 +9,6 @@ from etils import epath
 
 from contextdiff_jax.data import embedding_shards as shards
 from contextdiff_jax.data.example import DamagedSample, DataError, Source
-from contextdiff_jax.system import buckets
 
 _OPEN_SHARDS = 256
 _PROBES = 16  # samples compared before a run starts; in it, every one read is
@@ -24,19 +23,7 @@ class Embeddings:
 
     def __init__(self, folder: epath.PathLike, names: Sequence[str] | None = None):
         self.folder = epath.Path(folder)
-        with buckets.explained(self.folder, "be read"):
-            metadata = shards.read_metadata(self.folder)
-        if metadata is None:
-            raise DataError(
-                f"no embeddings in {self.folder}: {shards.METADATA} is missing; "
-                "make them with python -m contextdiff_jax.prepare"
-            )
-        if not metadata.finished:
-            raise DataError(
-                f"the embeddings in {self.folder} are not finished: give the same "
-                "python -m contextdiff_jax.prepare command again"
-            )
-        self.metadata = metadata
+        self.metadata = metadata = shards.finished_metadata(self.folder)
         self.names = tuple(metadata.encoders) if names is None else tuple(names)
         self._dtype = shards.DTYPES[metadata.dtype]
         self._reader = functools.lru_cache(_OPEN_SHARDS)(shards.open_records)

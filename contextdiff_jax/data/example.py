@@ -51,7 +51,8 @@ class Example:
     maps: what else lies over the picture, (R, R, ...) each, by name; it is mirrored with it, and
     its name is that of its array in a batch. The same names in every sample of a source.
     boxes: what is where in it (data/boxes.py), () for nothing; None where the source does not say.
-    mirrored: captions of the mirrored picture, one for each; () where they are the same.
+    mirrored_captions, mirrored_maps: those of the mirrored picture, one caption for each; () and
+    None where captions are the same and maps are mirrored.
     """
 
     image: np.ndarray
@@ -60,7 +61,17 @@ class Example:
     notes: tuple[str, ...] = ()
     maps: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     boxes: tuple[Any, ...] | None = None
-    mirrored: tuple[str, ...] = ()
+    mirrored_captions: tuple[str, ...] = ()
+    mirrored_maps: Mapping[str, np.ndarray] | None = None
+
+    def mirrored(self) -> "Example":
+        """Returns the sample as a mirror shows it, without boxes, which are the picture's own."""
+        maps = self.mirrored_maps
+        if maps is None:
+            maps = {name: array[:, ::-1] for name, array in self.maps.items()}
+        captions = self.mirrored_captions or self.captions
+        image = self.image[:, ::-1]
+        return dataclasses.replace(self, image=image, captions=captions, maps=maps, boxes=None)
 
 
 class Source(Protocol):

@@ -113,15 +113,14 @@ class Stream:
 
     def _drawn(self, position: int, index: int, example: Example, damaged: tuple) -> Loaded:
         """Draws the caption and the mirroring of this position."""
-        spatial, captions = {"image": example.image, **example.maps}, example.captions
         if self._flip and self._random("flip", position).integers(2):
-            spatial = {name: array[:, ::-1] for name, array in spatial.items()}
-            captions = example.mirrored or captions
-        caption = captions[0]
-        if len(captions) > 1:
-            caption = captions[self._random("caption", position).integers(len(captions))]
+            example = example.mirrored()
+        caption = example.captions[0]
+        if len(example.captions) > 1:
+            choice = self._random("caption", position).integers(len(example.captions))
+            caption = example.captions[choice]
         record = Record(index, example.key, example.notes, damaged)
-        return Loaded(spatial.pop("image"), caption, record, spatial)
+        return Loaded(example.image, caption, record, example.maps)
 
     def _random(self, name: str, position: int) -> np.random.Generator:
         return np.random.default_rng([abs(self._seed), self._seed < 0, *name.encode(), position])

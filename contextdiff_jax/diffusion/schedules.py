@@ -142,13 +142,20 @@ def at_time(table: np.ndarray, t: jax.Array) -> jax.Array:
     )
 
 
-def make_schedule(name: ScheduleName, num_steps: int) -> Schedule:
+# First and last beta for T = 1000.
+PUBLISHED_BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}
+
+
+def make_schedule(
+    name: ScheduleName, num_steps: int, betas: tuple[float, float] | None = None
+) -> Schedule:
     """Returns the named schedule with T = num_steps >= 2.
 
     cosine: Nichol and Dhariwal 2021 (eq. 17), offset 0.008. linear: Ho et al. 2020, beta from 1e-4
     to 0.02. scaled_linear: Stable Diffusion, sqrt(beta) linear from sqrt(0.00085) to sqrt(0.012).
     The two linear ones are defined for T = 1000; for another T their betas are scaled by 1000 / T,
-    which nearly keeps alpha_bar as a function of t / T. No beta exceeds 0.999.
+    which nearly keeps alpha_bar as a function of t / T. No beta exceeds 0.999. betas: other first
+    and last ones for T = 1000, which cosine has not.
     """
     if name not in get_args(ScheduleName):
         raise ValueError(f"schedule {name!r}: must be one of {', '.join(get_args(ScheduleName))}")
@@ -158,10 +165,11 @@ def make_schedule(name: ScheduleName, num_steps: int) -> Schedule:
         angle = (np.arange(num_steps + 1) / num_steps + 0.008) / 1.008 * np.pi / 2
         level = np.cos(angle) ** 2
         betas = 1 - level[1:] / level[:-1]
-    elif name == "linear":
-        betas = np.linspace(1e-4, 0.02, num_steps) * (1000 / num_steps)
     else:
-        betas = np.linspace(0.00085**0.5, 0.012**0.5, num_steps) ** 2 * (1000 / num_steps)
+        start, end = betas or PUBLISHED_BETAS[name]
+        power = 1 if name == "linear" else 2
+        roots = np.linspace(start ** (1 / power), end ** (1 / power), num_steps)
+        betas = roots**power * (1000 / num_steps)
     return schedule_from_betas(name, np.minimum(betas, _MAX_BETA))
 
 

@@ -19,7 +19,7 @@ from contextdiff_jax.system.json_files import read_object
 from contextdiff_jax.system.limits import check_limits
 from contextdiff_jax.system.scalars import read_scalar, shown
 
-UNET = "UNet2DConditionModel"
+UNET_CLASS = "UNet2DConditionModel"
 OF_CLIPS = ("UNet3DConditionModel", "UNetPseudo3DConditionModel")  # Tune-A-Video, FateZero
 _KINDS = {"AutoencoderKL": "kl", "VQModel": "vq"}
 _TINY = "AutoencoderTiny"
@@ -119,7 +119,7 @@ _TINY_FIXED = {
 }
 
 
-def read_unet_config(folder: os.PathLike, kinds: Sequence[str] = (UNET,)) -> LatentUNetConfig:
+def read_unet_config(folder: os.PathLike, kinds: Sequence[str] = (UNET_CLASS,)) -> LatentUNetConfig:
     """Returns the sizes of a U-Net's folder, or of what has its encoder.
 
     kinds: its _class_name is one of them.
@@ -132,7 +132,7 @@ def read_unet_config(folder: os.PathLike, kinds: Sequence[str] = (UNET,)) -> Lat
     check_fixed(_UNET_FIXED, values, where)
     fields = read_fields(_UNET_FIELDS, _without_null(values, "sample_size"), where)
     channels = fields["channels"]
-    if UNET in kinds:
+    if UNET_CLASS in kinds:
         _check_equal(values, "out_channels", 4, fields["image_channels"], where)
     default = [_ATTENDING] * (len(channels) - 1) + [_PLAIN]
     levels = _attending(values, default, _UP, _ATTENDING, where)
@@ -170,7 +170,7 @@ def unet_config_json(config: LatentUNetConfig) -> dict[str, Any]:
         for level in range(len(config.channels))
     ]
     return {
-        "_class_name": UNET,
+        "_class_name": UNET_CLASS,
         **written_keys(_UNET_FIELDS, config),
         "out_channels": config.image_channels,
         "down_block_types": down,

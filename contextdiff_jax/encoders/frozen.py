@@ -7,7 +7,7 @@ donated to a compiled step as inputs; they stay outside training states and chec
 import dataclasses
 import functools
 import pathlib
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,22 @@ import numpy as np
 
 from contextdiff_jax.encoders.clip import CLIP, TextTower
 from contextdiff_jax.encoders.config import CLIPTextConfig, T5Config
-from contextdiff_jax.encoders.latent_weights import FirstStage, abstract_first_stage
+from contextdiff_jax.encoders.latent_weights import (
+    FirstStage,
+    abstract_first_stage,
+    first_stage,
+    first_stage_identity,
+    first_stage_sizes,
+    load_first_stage,
+)
 from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.preprocess import clip_preprocess
+from contextdiff_jax.encoders.single_file import (
+    load_single_file_stage,
+    single_file_in,
+    single_file_stage_identity,
+    single_file_stage_sizes,
+)
 from contextdiff_jax.encoders.t5 import T5Encoder
 from contextdiff_jax.encoders.tokenizers import Tokenizer, load_tokenizer
 from contextdiff_jax.encoders.weights import (
@@ -26,8 +39,12 @@ from contextdiff_jax.encoders.weights import (
     load_clip_text,
     load_t5,
 )
+from contextdiff_jax.networks.latent_config import FirstStageConfig
 
 Kind = Literal["clip", "t5"]
+Folder = TypeVar("Folder", bound=pathlib.PurePath)
+
+TEXT_ENCODER = "text_encoder"  # of a published pipeline's folder
 
 
 def clip_image_tokens(module: CLIP, params: Any, images: jax.Array) -> jax.Array:
@@ -74,6 +91,25 @@ class FrozenStage:
     def boxed(self) -> Any:
         """Returns the shapes of the parameters, boxed with their logical axis names."""
         return abstract_first_stage(self.module.config)
+
+
+def load_frozen_stage(folder: str | pathlib.Path, dtype: Any = jnp.float32) -> FrozenStage:
+    """Loads the first stage of a folder, or of CompVis' single file in it.
+
+    dtype: compute dtype. Raises as load_first_stage and load_single_file_stage do.
+    """
+    file = single_file_in(folder)
+    if file is not None:
+        config, params = load_single_file_stage(file)
+        return FrozenStage(first_stage(config, dtype), params, single_file_stage_identity(file))
+    config, params = load_first_stage(folder)
+    return FrozenStage(first_stage(config, dtype), params, first_stage_identity(folder))
+
+
+def frozen_stage_sizes(folder: str | pathlib.Path) -> FirstStageConfig:
+    """Returns the sizes of what `load_frozen_stage` loads, without reading weights."""
+    file = single_file_in(folder)
+    return first_stage_sizes(folder) if file is None else single_file_stage_sizes(file)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,10 +229,19 @@ def text_encoder_identity(
 
 
 def folder_tokenizer(folder: str | pathlib.Path, max_length: int | None = None) -> Tokenizer:
-    """Loads the tokenizer that is in an encoder's folder, or in its "tokenizer" sub-folder."""
-    folder = local_folder(folder)
-    inner = folder / "tokenizer"
-    return load_tokenizer(inner if inner.is_dir() else folder, max_length)
+    """Loads the tokenizer of an encoder's folder, see `tokenizer_folder`."""
+    return load_tokenizer(tokenizer_folder(local_folder(folder)), max_length)
+
+
+def tokenizer_folder(folder: Folder) -> Folder:
+    """Returns where the tokenizer of an encoder's folder lies.
+
+    In its "tokenizer" sub-folder, or beside a text_encoder/ of Stable Diffusion, or in the folder.
+    """
+    inner, beside = folder / "tokenizer", folder.parent / "tokenizer"
+    if inner.is_dir():
+        return inner
+    return beside if folder.name == TEXT_ENCODER and beside.is_dir() else folder
 
 
 def _identity(weights_identity: str, tokenizer: Tokenizer) -> str:

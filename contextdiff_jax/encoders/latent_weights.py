@@ -105,6 +105,15 @@ def load_first_stage(
     return config, first_stage_params(config, tensors, where, dtype)
 
 
+def first_stage_sizes(folder: str | pathlib.Path) -> FirstStageConfig:
+    """Returns the sizes of a first stage's folder, without reading weights; raises likewise."""
+    folder = local_folder(folder)
+    pair = _tiny_files(folder)
+    if pair is None:
+        return read_stage_config(folder)
+    return _tiny_config(with_numbered_layers(*map(open_file, pair)), f"{str(folder)!r}")
+
+
 def first_stage_identity(folder: str | pathlib.Path) -> str:
     """Returns a short identity of a first stage's weights, as folder_identity of weights.py."""
     return f"sha256:{content_hash(_stage_tensors(local_folder(folder))[0])}"

@@ -110,6 +110,29 @@ def clip_config_json(config: CLIPConfig) -> dict[str, Any]:
     }
 
 
+def clip_text_config_json(config: CLIPTextConfig) -> dict[str, Any]:
+    """Returns the config.json of transformers' CLIPTextModel."""
+    eos = _LARGEST_ID if config.eot_token_id is None else config.eot_token_id
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "dtype": "float32",
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp_width,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_length,
+        "projection_dim": config.width,
+        "hidden_act": config.activation,
+        "layer_norm_eps": config.norm_eps,
+        # transformers wants ids inside the vocabulary, or none; the model uses neither.
+        "eos_token_id": eos,
+        "bos_token_id": None,
+        "pad_token_id": None,
+    }
+
+
 def read_t5_config(folder: pathlib.Path) -> T5Config:
     """Returns the sizes of a T5 v1.1 folder; ValueError for the original T5's ungated MLPs."""
     values, where = _read(folder, ("t5",))

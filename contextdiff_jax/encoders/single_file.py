@@ -35,7 +35,13 @@ from contextdiff_jax.encoders.latent_weights import first_stage_params, unet_par
 from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.name_map import check_fit
 from contextdiff_jax.encoders.openai_names import to_hugging_face
-from contextdiff_jax.encoders.tensor_files import FLOATS, Tensor, open_file, read_floats
+from contextdiff_jax.encoders.tensor_files import (
+    FLOATS,
+    Tensor,
+    content_hash,
+    open_file,
+    read_floats,
+)
 from contextdiff_jax.encoders.weights import clip_text_params
 from contextdiff_jax.networks.latent_config import (
     AutoencoderConfig,
@@ -54,6 +60,45 @@ _STAGES = (kl_f8, vq_f4, vq_f8)
 _CONV_IN = "input_blocks.0.0.weight"
 _CODEBOOK = "quantize.embedding.weight"
 _MOMENTS = "quant_conv.weight"
+
+
+def single_file_in(folder: str | pathlib.Path) -> pathlib.Path | None:
+    """Returns the single file of a folder: its only *.safetensors, with CompVis' names.
+
+    None where config.json describes another kind of folder, or there is no such file.
+    """
+    folder = pathlib.Path(folder)
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if len(files) != 1 or (folder / "config.json").exists():
+        return None
+    return files[0] if any(name.startswith((UNET, STAGE)) for name in open_file(files[0])) else None
+
+
+def single_file_stage_sizes(path: str | pathlib.Path) -> AutoencoderConfig:
+    """Returns the published sizes that a file's first stage is of; raises as its loader."""
+    tensors, where = _open(path)
+    return _recognised_stage(below(STAGE, tensors) or tensors, where)
+
+
+def single_file_stage_identity(path: str | pathlib.Path) -> str:
+    """Returns a short identity of a file's first stage, as folder_identity of weights.py."""
+    tensors, _ = _open(path)
+    return f"sha256:{content_hash(below(STAGE, tensors) or tensors)}"
+
+
+def single_file_weights(path: str | pathlib.Path) -> dict[str, Any]:
+    """Returns the U-Net of a file, as a run's "denoiser", and its class embedding if it has one.
+
+    That is the table of the condition "label", whose last row is no class. The sizes must be
+    published ones. Raises as load_single_file_unet does.
+    """
+    config, weights = load_single_file_unet(path)
+    tensors, _ = _open(path)
+    if CLASS_EMBEDDING not in tensors:
+        return {"denoiser": weights}
+    rows = tensors[CLASS_EMBEDDING].shape[0]
+    table = load_class_embedding(path, config.context_dim, rows - 1)
+    return {"denoiser": weights, "conditions": {"label": {"denoiser": {"table": table}}}}
 
 
 def load_single_file_unet(

@@ -131,6 +131,12 @@ def open_file(path: pathlib.Path) -> dict[str, Tensor]:
     return {name: tensor(name) for name in names}
 
 
+def file_metadata(path: pathlib.Path) -> dict[str, str]:
+    """Returns the metadata of a file that `open_file` reads."""
+    with safe_open(str(path), "np") as file:
+        return file.metadata() or {}
+
+
 def _read(file: Any, name: str, path: pathlib.Path) -> np.ndarray:
     try:
         return file.get_tensor(name)

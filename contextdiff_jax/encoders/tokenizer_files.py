@@ -42,6 +42,14 @@ def read_tokenizer(folder: pathlib.Path) -> Any:
         raise ValueError(f"tokenizer {str(folder)!r} cannot be read: {_line(error)}") from error
 
 
+def tokenizer_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the files of a local folder that make its tokenizer. Raises as read_tokenizer."""
+    _check_files(folder)
+    _kind(folder)
+    names = [name for files, _ in _KINDS for name in files]
+    return [folder / name for name in (*names, *_DESCRIPTIONS) if (folder / name).is_file()]
+
+
 def _kind(folder: pathlib.Path) -> str:
     for files, kind in _KINDS:
         if all((folder / file).is_file() for file in files):

@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from contextdiff_jax.encoders.diffusers_configs import (
     OF_CLIPS,
-    UNET,
+    UNET_CLASS,
     read_unet_config,
     unet_config_json,
 )
@@ -47,7 +47,7 @@ def load_video_unet(
     the folder has some tensors of a temporal part but not all.
     """
     folder = local_folder(folder)
-    config = read_unet_config(folder, (UNET, *OF_CLIPS))
+    config = read_unet_config(folder, (UNET_CLASS, *OF_CLIPS))
     tensors = open_folder(folder, STEM, VARIANTS)
     return config, video_unet_params(config, video, tensors, f"{str(folder)!r}", seed)
 

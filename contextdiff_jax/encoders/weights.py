@@ -21,6 +21,7 @@ from contextdiff_jax.encoders.name_map import Entry, from_params, to_params
 from contextdiff_jax.encoders.openai_names import config_from_shapes, is_openai, to_hugging_face
 from contextdiff_jax.encoders.published_configs import (
     clip_config_json,
+    clip_text_config_json,
     read_clip_config,
     read_clip_text_config,
     read_t5_config,
@@ -171,9 +172,7 @@ def clip_text_params(
     def ignored(name: str) -> bool:
         return name.startswith(_BESIDE_TEXT) or _CLIP_BUFFERS.fullmatch(name) is not None
 
-    ids = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
-    tower = jax.eval_shape(TextTower(config).init, jax.random.key(0), ids)["params"]
-    abstract = {"text_model": tower}
+    abstract = _abstract_text(config)
     return to_params(_TEXT_TABLE, abstract, tensors, ignored, where, dtype)["text_model"]
 
 
@@ -215,6 +214,22 @@ def save_clip_folder(folder: str | pathlib.Path, config: CLIPConfig, params: Any
     """
     tensors = from_params(CLIP_TABLE, _abstract_clip(config), params)
     write_folder(folder, clip_config_json(config), tensors)
+
+
+def save_clip_text_folder(folder: str | pathlib.Path, config: CLIPTextConfig, params: Any) -> None:
+    """Writes the text tower alone, as transformers' CLIPTextModel reads it, see save_clip_folder.
+
+    `params` are those of `TextTower(config)`.
+    """
+    tree = {"text_model": params}
+    tensors = from_params(_TEXT_TABLE, _abstract_text(config), tree)
+    write_folder(folder, clip_text_config_json(config), tensors)
+
+
+def _abstract_text(config: CLIPTextConfig) -> Any:
+    ids = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
+    tower = jax.eval_shape(TextTower(config).init, jax.random.key(0), ids)["params"]
+    return {"text_model": tower}
 
 
 def folder_identity(folder: str | pathlib.Path) -> str:

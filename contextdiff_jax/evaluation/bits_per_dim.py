@@ -111,6 +111,11 @@ def _checked(
             f"data.resolution = {data.resolution}: must be {stage.task.resolution}, that of stage "
             f"{stage.name!r}"
         )
+    if stage.task.space.bounds is None:
+        raise ValueError(
+            f"stage {stage.name!r} draws latents, which have no discrete bound: bits_per_dim "
+            "measures stages in pixels"
+        )
     for key, least in (("count", 0), ("batch_size", 1)):
         if getattr(settings, key) < least:
             raise ValueError(f"{key} = {getattr(settings, key)}: must be at least {least}")

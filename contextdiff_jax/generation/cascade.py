@@ -22,6 +22,7 @@ from contextdiff_jax.conditions.requests import (
     values_of,
 )
 from contextdiff_jax.config import Config, SamplesConfig
+from contextdiff_jax.generation.filtered import Shown, filtered
 from contextdiff_jax.generation.request_files import write_requests
 from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
 from contextdiff_jax.generation.stage_weights import check_weights
@@ -78,7 +79,8 @@ class Stage:
 class Cascade:
     """The stages of an export, from the request to the largest picture.
 
-    samples: seed, batch size and augmentation where a call does not say.
+    samples: seed, batch size and augmentation where a call does not say. shown: the filter of its
+    pictures; None hands out all.
     """
 
     def __init__(
@@ -86,8 +88,10 @@ class Cascade:
         stages: Sequence[Stage],
         mesh: jax.sharding.Mesh,
         samples: SamplesConfig | None = None,
+        shown: Shown | None = None,
     ):
         self.stages = list(stages)
+        self.shown = shown
         self.samples = samples or SamplesConfig()
         self._mesh = mesh
 
@@ -140,7 +144,8 @@ class Cascade:
         names = [each.name for each in self.stages]
         if stage not in names:
             raise ValueError(f"stage {stage!r}: must be one of {', '.join(names)}")
-        return Cascade(self.stages[: names.index(stage) + 1], self._mesh, self.samples)
+        kept = self.stages[: names.index(stage) + 1]
+        return Cascade(kept, self._mesh, self.samples, self.shown)
 
     def with_sampler(self, settings: Sequence[str]) -> "Cascade":
         """Returns the cascade with other sampler settings; stages they leave alone are shared."""
@@ -150,7 +155,7 @@ class Cascade:
             sampler = overridden(stage.sampler, overrides[stage.name], f"sampler of {stage.name}")
             same = sampler == stage.sampler
             stages.append(stage if same else dataclasses.replace(stage, sampler=sampler))
-        return Cascade(stages, self._mesh, self.samples)
+        return Cascade(stages, self._mesh, self.samples, self.shown)
 
     @property
     def conditions(self) -> list[Condition]:
@@ -246,7 +251,7 @@ class Cascade:
         for number, stage in enumerate(self.stages):
             inputs = self.inputs(number, padded, indices, seed, images, augmentation)
             images = stage.program(*inputs)
-            drawn[stage.name] = distributed.to_host(images)[: len(places)]
+            drawn[stage.name] = filtered(distributed.to_host(images)[: len(places)], self.shown)
         return drawn
 
     def inputs(

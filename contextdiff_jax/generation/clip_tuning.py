@@ -66,7 +66,7 @@ class Tuning:
         return ClipTask(module, process, *encoded, mask, adapter, read)
 
     def _encoded(self, frozen: Any, frames: jax.Array, batch: Any) -> tuple:
-        mean, deviation = self.network.space(frozen).moments(frames)
+        mean, deviation = self.network.space(frozen).mean_and_deviation(frames)
         return mean, deviation, self.network.text(frozen, batch)[0]
 
 

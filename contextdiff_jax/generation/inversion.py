@@ -114,12 +114,13 @@ def _program(stage: Stage) -> Any:
 
     def run(params, frozen, pictures, batches):
         process, denoise = task.networks(params, frozen, batches[0])
-        noise = invert(process, denoise, task.space.encode(pictures), times)
+        space = task.space_in(frozen)
+        noise = invert(process, denoise, space.encode(pictures), times)
 
         def draw(networks, sampler):
             process, denoise = networks
-            x0 = loop.sample(process, denoise, None, task.space.shape, sampler, x_init=noise)
-            return task.space.decode(x0)
+            x0 = loop.sample(process, denoise, None, space.shape, sampler, x_init=noise)
+            return space.decode(x0)
 
         redrawn = draw((process, denoise), exact)
         edits = [draw(task.networks(params, frozen, b), stage.sampler) for b in batches[1:]]

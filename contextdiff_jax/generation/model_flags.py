@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from contextdiff_jax.arguments import existing, existing_folder
+from contextdiff_jax.arguments import existing, existing_file, existing_folder
 from contextdiff_jax.generation import stable_diffusion
 from contextdiff_jax.generation.cascade import Cascade
 from contextdiff_jax.generation.start_pictures import MOST_SIDE, read_control, read_start
@@ -36,6 +36,7 @@ class ModelFlags:
     controlnet: flags.FlagHolder
     control: flags.FlagHolder
     control_scale: flags.FlagHolder
+    lora: flags.FlagHolder
 
     def check(self, export: str | None, **of_exports: object) -> bool:
         """Returns whether published weights are asked for, not an export.
@@ -62,6 +63,8 @@ class ModelFlags:
             existing(self.controlnet.value, "controlnet")
         if folder is not None:
             existing_folder(folder, "model")
+            if self.lora.value is not None:
+                existing_file(self.lora.value, "lora")
         return folder is not None
 
     def load(self, sampler: Sequence[str], dtype: str | None) -> Cascade:
@@ -82,6 +85,7 @@ class ModelFlags:
             dtype or "auto",
             start,
             control,
+            self.lora.value,
         )
         return stable_diffusion.load(self.model.value, settings)
 
@@ -130,5 +134,8 @@ def define_model_flags() -> ModelFlags:
         ),
         flags.DEFINE_float(
             "control_scale", None, "How much pictures follow --control; 1 by default, 0 not at all."
+        ),
+        flags.DEFINE_string(
+            "lora", None, "A file of low-rank updates of --model's U-Net, in diffusers' names."
         ),
     )

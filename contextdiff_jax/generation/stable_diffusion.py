@@ -35,16 +35,20 @@ from contextdiff_jax.encoders.latent_weights import (
     load_unet,
 )
 from contextdiff_jax.encoders.local_folder import local_folder
+from contextdiff_jax.encoders.lora_weights import load_lora
 from contextdiff_jax.encoders.published_configs import read_clip_text_config
 from contextdiff_jax.encoders.tokenizers import Tokenizer, load_tokenizer
 from contextdiff_jax.encoders.weights import folder_identity, load_clip_text
 from contextdiff_jax.generation.cascade import Cascade, Placed, Stage
+from contextdiff_jax.generation.filtered import Shown
 from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
-from contextdiff_jax.generation.scheduler_config import NoiseScheduler, read_scheduler
 from contextdiff_jax.networks.latent_config import FirstStageConfig, LatentUNetConfig
 from contextdiff_jax.networks.latent_unet import LatentUNet
+from contextdiff_jax.networks.lora import with_lora
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.runs.build import named_dtype
+from contextdiff_jax.runs.published import INDEX
+from contextdiff_jax.runs.scheduler_config import NoiseScheduler, read_scheduler
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.spaces.latents import LatentSpace
 from contextdiff_jax.system.json_files import read_object
@@ -53,7 +57,6 @@ from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.tasks.latent_text_to_image import Control, LatentTextToImage, Start
 
 STAGE = "base"
-INDEX = "model_index.json"
 _KIND = "StableDiffusionPipeline"
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _SAMPLES = SamplesConfig(batch_size=4)
@@ -79,7 +82,8 @@ class Settings:
     height, width: in pixels; None is the side that the U-Net was trained at. sampler: settings such
     as "name=ddim", "num_steps=20" or "guidance_scale=5". dtype: compute dtype; "auto" is bfloat16
     on accelerators. negative: the prompt that guidance leads away from. start: a picture to start
-    from, whose size is the pictures'. control: a picture to follow, likewise.
+    from, whose size is the pictures'. control: a picture to follow, likewise. lora: a file of
+    low-rank updates of the U-Net, in diffusers' names; None for none.
     """
 
     height: int | None = None
@@ -89,10 +93,13 @@ class Settings:
     dtype: str = "auto"
     start: Start | None = None
     control: ControlSettings | None = None
+    lora: epath.PathLike | None = None
 
 
-def load(folder: epath.PathLike, settings: Settings = Settings()) -> Cascade:
-    """Returns the cascade of a folder; its `draw` takes prompts.
+def load(
+    folder: epath.PathLike, settings: Settings = Settings(), shown: Shown | None = None
+) -> Cascade:
+    """Returns the cascade of a folder; its `draw` takes prompts. shown: see Cascade.
 
     Raises FileNotFoundError where a part of the folder is missing, and ValueError, naming what is
     wrong: the folder is of another kind, its parts do not fit each other, what the scheduler says
@@ -100,19 +107,25 @@ def load(folder: epath.PathLike, settings: Settings = Settings()) -> Cascade:
     or do not fit the devices.
     """
     checked = _check(folder, settings)
-    logging.warning("the safety checker of Stable Diffusion is not run: pictures are not filtered")
+    if shown is None:
+        words = "the safety checker of Stable Diffusion is not run: pictures are not filtered"
+        logging.warning(words)
     mesh = make_mesh(MeshConfig())
     placed = Placed(MeshConfig(), mesh)
     task = checked.task(named_dtype(settings.dtype))
     frozen = placed.frozen(task, STAGE)
+    updates = None if settings.lora is None else load_lora(settings.lora, checked.unet)
     weights, boxed = {}, {"denoiser": abstract_unet(checked.unet)}
     if checked.branch is not None:
         weights["control"] = load_controlnet(settings.control.path, checked.branch)
         boxed["control"] = abstract_controlnet(checked.branch)
     _, weights["denoiser"] = load_unet(checked.folder / "unet")  # the largest by far comes last
+    if updates is not None:
+        weights["denoiser"] = with_lora(weights["denoiser"], updates, 1.0)
     params = placed.add(STAGE, weights, lambda: boxed)
     placed.describe()
-    return Cascade([Stage(STAGE, task, params, frozen, checked.sampler, mesh)], mesh, _SAMPLES)
+    stage = Stage(STAGE, task, params, frozen, checked.sampler, mesh)
+    return Cascade([stage], mesh, _SAMPLES, shown)
 
 
 @dataclasses.dataclass(frozen=True)

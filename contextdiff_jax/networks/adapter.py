@@ -53,7 +53,7 @@ class Adapter(nn.Module):
         self,
         x0: jax.Array,
         t: jax.Array,
-        image_tokens: jax.Array,
+        image_tokens: jax.Array | None,
         text_tokens: jax.Array,
         text_mask: jax.Array | None = None,
         return_maps: bool = False,
@@ -63,7 +63,8 @@ class Adapter(nn.Module):
         Args:
           x0: (B, H, W, C) in [-1, 1], the clean image or its estimate.
           t: (B,) timesteps, float32.
-          image_tokens: (B, 1 + g*g, config.image_dim), CLS first, of the image encoder for x0.
+          image_tokens: (B, 1 + g*g, config.image_dim), CLS first, of the image encoder for x0;
+            None where config.image_dim is.
           text_tokens: (B, L, config.text_dim) of the text encoder.
           text_mask: (B, L) bool, True for real tokens; None means all are. A row may be empty.
           return_maps: also return the cross-attention weights.
@@ -105,24 +106,28 @@ class Adapter(nn.Module):
         relation = raw if config.limit is None else config.limit * jnp.tanh(raw / config.limit)
         return (relation, jnp.stack(maps, axis=1)) if return_maps else relation
 
-    def _queries(self, x0: jax.Array, image_tokens: jax.Array) -> jax.Array:
+    def _queries(self, x0: jax.Array, image_tokens: jax.Array | None) -> jax.Array:
         """Patch embedding plus image tokens resized to the query grid plus position."""
         config = self.config
         rows, columns = x0.shape[1] // config.patch_size, x0.shape[2] // config.patch_size
         patches = Dense(config.width, (axes.PATCH, axes.EMBED), dtype=self.dtype, name="patches")
+        position = grid_positions(rows, columns, config.width).astype(self.dtype)
+        queries = patches(patchify(x0, config.patch_size))
+        if image_tokens is None:
+            return queries + position
         image = LayerNorm(name="image_norm")(image_tokens[:, 1:])
         side = math.isqrt(image.shape[1])
         image = resize_bilinear(image.reshape(-1, side, side, config.image_dim), rows, columns)
         image = image.reshape(-1, rows * columns, config.image_dim)
         project = Dense(config.width, (axes.CONTEXT, axes.EMBED), dtype=self.dtype, name="image")
-        position = grid_positions(rows, columns, config.width).astype(self.dtype)
-        return patches(patchify(x0, config.patch_size)) + project(image) + position
+        return queries + project(image) + position
 
-    def _check(self, x0: jax.Array, image_tokens: jax.Array, text_tokens: jax.Array) -> None:
+    def _check(self, x0: jax.Array, image_tokens: jax.Array | None, text_tokens: jax.Array) -> None:
         config = self.config
         config.check_resolution(x0.shape[1], "height of x0")
         config.check_resolution(x0.shape[2], "width of x0")
-        grid = image_tokens.shape[1] - 1
+        width = None if image_tokens is None else image_tokens.shape[-1]
+        grid = 1 if image_tokens is None else image_tokens.shape[1] - 1
         if grid < 1 or math.isqrt(grid) ** 2 != grid:
             raise ValueError(
                 f"image_tokens: {grid + 1} tokens are not allowed: 1 + g*g are (CLS and a square "
@@ -130,7 +135,7 @@ class Adapter(nn.Module):
             )
         for name, value, allowed in (
             ("channels of x0", x0.shape[-1], config.image_channels),
-            ("width of image_tokens", image_tokens.shape[-1], config.image_dim),
+            ("width of image_tokens", width, config.image_dim),
             ("width of text_tokens", text_tokens.shape[-1], config.text_dim),
         ):
             if value != allowed:

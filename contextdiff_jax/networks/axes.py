@@ -22,6 +22,7 @@ MODULATION = "modulation"
 VOCAB = "vocab"
 POSITION = "position"
 LAYERS = "layers"
+RANK = "rank"
 
 # Mesh axes that activations are split over.
 BATCH_MESH_AXES = ("data", "fsdp")
@@ -46,6 +47,7 @@ AXES = MappingProxyType(
         MODULATION: "adaptive LayerNorm vectors: number of modulations, or that times the width",
         VOCAB: "rows of an embedding table",
         POSITION: "rows of a learned position table",
+        RANK: "rank of an update by two matrices; too short to split",
         LAYERS: "stack of identical blocks traversed by a scan; never split",
     }
 )

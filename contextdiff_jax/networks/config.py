@@ -218,7 +218,8 @@ class AdapterConfig:
       heads: attention heads.
       mlp_ratio: hidden width of the MLP in units of `width`.
       time_width: width of the time embedding.
-      image_dim: width of the image encoder's tokens.
+      image_dim: width of the image encoder's tokens. None: the adapter reads none, and x0 is not
+        shown to CLIP; the patches of x0 are all that it sees.
       text_dim: width of the text encoder's tokens.
       limit: s in r = s tanh(raw / s), the largest possible |r|. None leaves r unbounded: nothing in
         the training loss then stops it from growing, and samples deteriorate. Training drives |r|
@@ -234,7 +235,7 @@ class AdapterConfig:
     heads: int = 8
     mlp_ratio: int = 4
     time_width: int = 256
-    image_dim: int = 768
+    image_dim: int | None = 768
     text_dim: int = 512
     limit: float | None = 0.3
     attention_implementation: Implementation = dataclasses.field(default="auto", metadata=FREE)
@@ -242,7 +243,8 @@ class AdapterConfig:
     def validate(self, where: str = "adapter") -> None:
         """Raises ValueError for values that cannot work; `where` prefixes the keys."""
         keys = ("image_channels", "patch_size", "width", "num_blocks", "heads", "mlp_ratio")
-        check_positive(self, where, *keys, "time_width", "image_dim", "text_dim")
+        keys += ("time_width", "text_dim")
+        check_positive(self, where, *keys, *("image_dim",) * (self.image_dim is not None))
         check_even(where, "time_width", self.time_width)
         check_divides(where, "heads", self.heads, self.width, "channels of width")
         check_multiple(f"{where}.width", self.width, 4)

@@ -21,6 +21,7 @@ RULES: tuple[tuple[str, str | None], ...] = (
     (axes.NORM, None),
     (axes.POSITION, None),
     (axes.LAYERS, None),
+    (axes.RANK, None),
     (axes.KERNEL_HEIGHT, None),
     (axes.KERNEL_WIDTH, None),
     (axes.KERNEL_TIME, None),

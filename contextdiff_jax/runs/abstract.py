@@ -5,6 +5,7 @@ parameter stage can be counted, lowered and compiled on a laptop.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,14 +14,25 @@ from flax import linen as nn
 
 from contextdiff_jax.config import Config, EncoderRef
 from contextdiff_jax.encoders.clip import CLIP, TextTower
-from contextdiff_jax.encoders.config import CLIP_PRESETS, T5_PRESETS, CLIPConfig, T5Config
+from contextdiff_jax.encoders.config import (
+    CLIP_PRESETS,
+    STABLE_DIFFUSION_1_TEXT,
+    STABLE_DIFFUSION_2_TEXT,
+    T5_PRESETS,
+    CLIPConfig,
+    CLIPTextConfig,
+    T5Config,
+)
 from contextdiff_jax.encoders.frozen import (
+    FrozenStage,
     ImageEncoder,
     SizeOnlyTokenizer,
     StoredTokens,
     TextEncoder,
 )
+from contextdiff_jax.encoders.latent_weights import first_stage
 from contextdiff_jax.encoders.t5 import T5Encoder
+from contextdiff_jax.networks.latent_config import kl_f8, taef2, taesd
 from contextdiff_jax.runs.build import (
     RUN_PREFIX,
     NamedEncoders,
@@ -31,8 +43,20 @@ from contextdiff_jax.runs.build import (
 from contextdiff_jax.training.partial import fixed_shapes, trained_part
 from contextdiff_jax.training.task import Task
 
-# Folders of published weights that configs name -> their sizes.
-PUBLISHED = {"t5-v1_1-xxl": T5_PRESETS["xxl"], "clip-vit-base-patch32": CLIP_PRESETS["vit_b32"]}
+# Folders of published weights that configs name, by how their paths end -> their sizes.
+PUBLISHED = {
+    "t5-v1_1-xxl": T5_PRESETS["xxl"],
+    "clip-vit-base-patch32": CLIP_PRESETS["vit_b32"],
+    "clip-vit-large-patch14": CLIP_PRESETS["vit_l14"],
+    "stable-diffusion-v1-5/text_encoder": STABLE_DIFFUSION_1_TEXT,
+    "stable-diffusion-2-1-base/text_encoder": STABLE_DIFFUSION_2_TEXT,
+}
+STAGES = {
+    "stable-diffusion-v1-5/vae": kl_f8(),
+    "stable-diffusion-2-1-base/vae": kl_f8(),
+    "taesd": taesd(),
+    "taef2": taef2(),
+}
 
 
 class UnknownSizes(ValueError):
@@ -73,23 +97,39 @@ class AbstractEncoders(NamedEncoders):
         image = ImageEncoder(module, None, f"image encoder of {ref.path}")
         return dataclasses.replace(image, params=nn.unbox(image.boxed()))
 
+    def _make_stage(self, path: str) -> FrozenStage:
+        sizes = _published(path, STAGES)
+        if sizes is None:
+            raise UnknownSizes(
+                f"first stage {path!r}: its sizes must be known, as those of {', '.join(STAGES)}"
+            )
+        module = first_stage(sizes, compute_dtype(self._config))
+        stage = FrozenStage(module, None, f"first stage of {path}")
+        return dataclasses.replace(stage, params=nn.unbox(stage.boxed()))
 
-def encoder_sizes(config: Config, ref: EncoderRef) -> CLIPConfig | T5Config:
+
+def encoder_sizes(config: Config, ref: EncoderRef) -> CLIPConfig | CLIPTextConfig | T5Config:
     """Returns the sizes of the encoder that a config refers to; UnknownSizes for other folders."""
     if ref.path.startswith(RUN_PREFIX):
         return config.runs[ref.path.removeprefix(RUN_PREFIX)].task.encoder_config
-    name = ref.path.rstrip("/").rsplit("/", 1)[-1]
-    if name not in PUBLISHED:
+    known = _published(ref.path, PUBLISHED)
+    if known is None:
         raise UnknownSizes(
             f"encoder {ref.path!r}: its sizes must be known, as those of {', '.join(PUBLISHED)} "
             f"and of {RUN_PREFIX}NAME are"
         )
-    return PUBLISHED[name]
+    return known
+
+
+def _published(path: str, known: Mapping[str, Any]) -> Any:
+    """Returns what is known of the folder that a path ends in; None for others."""
+    ends = ("/".join(path.rstrip("/").split("/")[-parts:]) for parts in (1, 2))
+    return next((known[end] for end in ends if end in known), None)
 
 
 def _stored_tokens(config: Config, ref: EncoderRef) -> StoredTokens:
     sizes = encoder_sizes(config, ref)
-    sizes = sizes if isinstance(sizes, T5Config) else sizes.text
+    sizes = sizes.text if isinstance(sizes, CLIPConfig) else sizes
     return StoredTokens(ref.path, sizes.width, ref.max_length or sizes.max_length)
 
 
@@ -99,7 +139,7 @@ def _text_encoder(config: Config, ref: EncoderRef) -> TextEncoder:
     if isinstance(sizes, T5Config):
         module: Any = T5Encoder(sizes, dtype)
     else:
-        sizes = sizes.text
+        sizes = sizes.text if isinstance(sizes, CLIPConfig) else sizes
         module = TextTower(sizes, dtype)
     encoder = TextEncoder(module, None, sizes, tokenizer, f"text encoder of {ref.path}")
     shapes = nn.unbox(encoder.boxed())

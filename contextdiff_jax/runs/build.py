@@ -17,11 +17,14 @@ from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.config import Config, EncoderRef, RunConfig
 from contextdiff_jax.data.embeddings import Embeddings
 from contextdiff_jax.data.example import Source
+from contextdiff_jax.data.latents import LatentSource
 from contextdiff_jax.data.pipeline import make_batches
 from contextdiff_jax.encoders.frozen import (
+    FrozenStage,
     ImageEncoder,
     StoredTokens,
     TextEncoder,
+    load_frozen_stage,
     load_image_encoder,
     load_text_encoder,
 )
@@ -106,6 +109,10 @@ class NamedEncoders:
         """Returns what encodes pictures for adapters."""
         return self._once("image", lambda _: self._make_image())
 
+    def first_stage(self, path: str) -> FrozenStage:
+        """Returns the first stage of a folder."""
+        return self._once(f"first stage {path}", lambda _: self._make_stage(path))
+
     def _once(self, name: str, make: Callable[[str], Any]) -> Any:
         if name not in self._made:
             self._made[name] = make(name)
@@ -116,6 +123,9 @@ class NamedEncoders:
         raise NotImplementedError
 
     def _make_image(self) -> ImageEncoder:
+        raise NotImplementedError
+
+    def _make_stage(self, path: str) -> FrozenStage:
         raise NotImplementedError
 
 
@@ -132,6 +142,9 @@ class LoadedEncoders(NamedEncoders):
 
     def _make_image(self) -> ImageEncoder:
         return load_image_encoder(self._locate(self._config.encoders.clip), self._dtype)
+
+    def _make_stage(self, path: str) -> FrozenStage:
+        return load_frozen_stage(self._locate(EncoderRef(path=path)), self._dtype)
 
     def _make_text(self, name: str) -> TextEncoder | StoredTokens:
         if self._embeddings is not None:
@@ -219,6 +232,8 @@ def checkpoint_metadata(
     """Returns what a checkpoint records beside the state: config, data, encoders, versions."""
     # Rounded tokens train to other bits: the dtype decides, where they lie does not.
     stored = {} if embeddings is None else {"embeddings": embeddings.metadata.dtype}
+    if isinstance(source, LatentSource):
+        stored["latents"] = source.dtype
     return {
         "run": name,
         "config": json.loads(json.dumps(dataclasses.asdict(config))),

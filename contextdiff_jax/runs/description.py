@@ -85,8 +85,9 @@ def _read(content: dict[str, Any]) -> Export:
 
 
 def references(config: Config) -> list[EncoderRef]:
-    """Returns the encoders that a pipeline's stages read, each once."""
+    """Returns the encoders that a pipeline's stages read, first stages too, each once."""
     tasks = [config.runs[name].task for name in diffusion_runs(config)]
     read = {key for task in tasks for key in task.encoders(config.use_adapter)}
     refs = [getattr(config.encoders, key) for key in ("text", "clip") if key in read]
+    refs += [EncoderRef(path=folder) for task in tasks for folder in task.folders()]
     return list(dict.fromkeys(refs))

@@ -3,6 +3,7 @@
     EXPORT/export.json        format, config, steps, identities of encoders, versions, dtype
     EXPORT/STAGE/             Orbax tree: denoiser, adapter
     EXPORT/encoders/NAME/     the pipeline's own encoders (Hugging Face folder with tokenizer)
+    EXPORT/README.md          model card; of no concern to who reads the export
     EXPORT/checksums.json     of export.json, the encoders, and each STAGE/checksums.json
 
 Encoders that came from outside (config.encoders.*.path) stay where they are unless copied; their
@@ -21,9 +22,11 @@ from etils import epath
 
 from contextdiff_jax.config import Config, EncoderRef, differences, from_config_dict
 from contextdiff_jax.config_upgrade import upgraded
+from contextdiff_jax.encoders.frozen import tokenizer_folder
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.runs.build import RUN_PREFIX, Locate, diffusion_runs, locate_in
 from contextdiff_jax.runs.description import FORMAT, Export, read_description, references
+from contextdiff_jax.runs.model_card import Trained, write_card
 from contextdiff_jax.runs.weights import fixed_weights, whole_ema
 from contextdiff_jax.system.atomic_write import written_whole
 from contextdiff_jax.training import checksums
@@ -61,6 +64,7 @@ def export_pipeline(
     for name, metadata in found.items():
         fixed_weights(metadata, workdir / name)  # what is refused leaves the export that was there
     content = {"format": FORMAT, "dtype": dtype, **_described(found)}
+    described = from_config_dict(content["config"])
     if distributed.is_main():
         # An export half replaced is none; its description comes back when the rest is whole.
         (output / _DESCRIPTION).unlink(missing_ok=True)
@@ -75,6 +79,7 @@ def export_pipeline(
         with written_whole(output / _DESCRIPTION) as file:
             file.write_text(json.dumps(content, indent=2))
         checksums.record(output, _own_files(output, list(found)))
+        write_card(output, Trained(described, found, workdir), "contextdiff")
     distributed.wait_for_all("export")
     logging.info("exported %s to %s", ", ".join(found), output)
 
@@ -155,7 +160,11 @@ def _copy_encoders(config: Config, workdir: epath.Path, output: epath.Path, copy
     for ref in references(config):
         if not copy_all and not ref.path.startswith(RUN_PREFIX):
             continue
-        _copy_folder(locate_in(workdir)(ref), _encoder_folder(output, ref))
+        source, target = locate_in(workdir)(ref), _encoder_folder(output, ref)
+        _copy_folder(source, target)
+        beside = tokenizer_folder(source)
+        if source not in (beside, beside.parent):  # where Stable Diffusion has it
+            _copy_folder(beside, target / "tokenizer")
 
 
 def _own_files(output: epath.Path, stages: list[str]) -> list[str]:

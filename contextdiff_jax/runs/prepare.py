@@ -1,13 +1,14 @@
-"""Encoding every caption of a run's data once: shard by shard, resumable, on one or many machines.
+"""Encoding a run's data once: shard by shard, resumable, on one or many machines.
 
-`prepare` does it in this process; `prepare_beam.py` hands the same shards to Beam's workers.
+Captions are encoded here, pictures in prepare_latents.py. `prepare` does it in this process;
+`prepare_beam.py` hands the same shards to Beam's workers.
 """
 
-import collections
 import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 from absl import logging
@@ -35,8 +36,8 @@ class Job:
     """What to encode and where to put it; workers elsewhere are sent nothing else.
 
     run: whose data and preview prompts. workdir: where the pipeline's own encoders are. output:
-    folder of the embeddings. batch_size: texts per device program. shard_size: samples per file.
-    dtype: of the stored tokens.
+    folder of what is encoded. batch_size: texts or pictures per device program. shard_size:
+    samples per file. dtype: of the stored values.
     """
 
     config: Config
@@ -53,13 +54,79 @@ class Job:
         return epath.Path(self.output)
 
 
-class Worker:
-    """The source and the encoders, ready to write any shard of a job; threads may share it."""
+class ShardWorker:
+    """The source of a job, ready to write any shard of it; threads may share it.
+
+    metadata: what the folder will hold. A shard's last record has its report, and a tally of what
+    else was counted: a dict that json can write.
+    """
+
+    metadata: shards.Sharded
 
     def __init__(self, job: Job):
         self.job = job
         self.report = SkipReport()
         self.source = open_source(job.config.runs[job.run].data, self.report)
+
+    def path(self, shard: int) -> epath.Path:
+        """Returns where a shard lies, once it is written."""
+        return self.job.folder / self.metadata.shard_name(shard)
+
+    def write_shard(self, shard: int, advance: Advance) -> None:
+        """Encodes and writes one shard, all of it at once. Raises CheckpointError if it cannot."""
+        report, tally = SkipReport(), self.new_tally()
+        records = self.records(self.metadata.samples_of(shard), report, tally, advance)
+        last = (shards.pack_report(report, tally) for _ in range(1))  # made when the rest is there
+        _write(self.path(shard), itertools.chain(records, last))
+
+    def new_tally(self) -> dict[str, Any]:
+        """Returns the tally of no samples."""
+        return {}
+
+    def add_tally(self, total: dict[str, Any], more: dict[str, Any]) -> None:
+        """Adds a shard's tally to the total."""
+
+    def records(
+        self, samples: range, report: SkipReport, tally: dict[str, Any], advance: Advance
+    ) -> Iterator[bytes]:
+        """Yields the samples' records; counts damaged samples, and the tally, as it goes."""
+        raise NotImplementedError
+
+    def write_more(self) -> None:
+        """Writes what the folder holds beside shards."""
+
+    def summary(self, tally: dict[str, Any]) -> tuple[shards.Sharded, dict[str, Any]]:
+        """Returns the finished metadata, and what the report says of the tally; logs it, too."""
+        return dataclasses.replace(self.metadata, finished=True), {}
+
+    def read(self, samples: range, read: Callable[[int], Any], report: SkipReport) -> list[Any]:
+        """Returns read(index) of each sample, None of a damaged one, which is counted."""
+
+        def tried(index: int) -> Any:
+            try:
+                return read(index)
+            except DamagedSample as error:
+                return error
+
+        threads = self.job.config.runs[self.job.run].data.reading_threads
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4 * threads, 1))
+        places = grain.MapDataset.range(samples.start, samples.stop)
+        found = []
+        for index, each in zip(samples, places.map(tried).to_iter_dataset(options), strict=True):
+            if isinstance(each, DamagedSample):
+                report.skip(each.reason, each.key, index)
+                each = None
+            found.append(each)
+        return found
+
+
+class Worker(ShardWorker):
+    """Encodes captions by the text encoders."""
+
+    metadata: Metadata
+
+    def __init__(self, job: Job):
+        super().__init__(job)
         encoders = build.load_text_encoders(job.config, build.locate_in(job.workdir))
         self._encoders = {
             name: BatchedTextEncoder(encoder, job.batch_size, shards.DTYPES[job.dtype])
@@ -77,18 +144,24 @@ class Worker:
             },
         )
 
-    def path(self, shard: int) -> epath.Path:
-        """Returns where a shard lies, once it is written."""
-        return self.job.folder / self.metadata.shard_name(shard)
+    def new_tally(self) -> dict[str, Any]:
+        """Returns, by encoder, how many captions were cut."""
+        return dict.fromkeys(self._encoders, 0)
 
-    def write_shard(self, shard: int, advance: Advance) -> None:
-        """Encodes and writes one shard, all of it at once. Raises CheckpointError if it cannot."""
-        report, cut = SkipReport(), collections.Counter(dict.fromkeys(self._encoders, 0))
-        records = self._records(self.metadata.samples_of(shard), report, cut, advance)
-        last = (shards.pack_report(report, cut) for _ in range(1))  # made when the rest is written
-        _write(self.path(shard), itertools.chain(records, last))
+    def add_tally(self, total: dict[str, Any], more: dict[str, Any]) -> None:
+        """Adds a shard's counts to the total."""
+        for name, count in more.items():
+            total[name] += count
 
-    def write_prompts(self) -> None:
+    def summary(self, tally: dict[str, Any]) -> tuple[Metadata, dict[str, Any]]:
+        """Returns the finished metadata and the captions that were cut, which are logged."""
+        for name, encoder in self.metadata.encoders.items():
+            if tally[name]:
+                words = "%d captions cut to %d %s tokens"
+                logging.warning(words, tally[name], encoder.max_length, name)
+        return dataclasses.replace(self.metadata, finished=True), {"cut_captions": tally}
+
+    def write_more(self) -> None:
         """Adds the run's preview prompts to the folder, where they are not there yet."""
         path = self.job.folder / shards.PROMPTS
         entries = {}
@@ -101,8 +174,8 @@ class Worker:
             entries |= shards.unpack(shards.pack(zip(new, tokens, strict=True)))
             _write(path, [shards.pack_entries(entries)])
 
-    def _records(
-        self, samples: range, report: SkipReport, cut: collections.Counter, advance: Advance
+    def records(
+        self, samples: range, report: SkipReport, tally: dict[str, Any], advance: Advance
     ) -> Iterator[bytes]:
         """Yields the samples' records; counts damaged samples and cut captions as it goes."""
         window = _WINDOW * self.job.batch_size
@@ -110,7 +183,7 @@ class Worker:
             part = samples[begin : begin + window]
             captions = self._captions(part, report)
             tokens, too_long = self._encode(list(itertools.chain.from_iterable(captions)))
-            cut.update(too_long)
+            self.add_tally(tally, too_long)
             remaining = iter(tokens)
             for texts in captions:
                 yield shards.pack([(text, next(remaining)) for text in texts])
@@ -119,25 +192,10 @@ class Worker:
     def _captions(self, samples: range, report: SkipReport) -> list[tuple[str, ...]]:
         """Returns the samples' different captions, none of a damaged sample, which is counted."""
 
-        def read(index: int) -> tuple[str, ...] | DamagedSample:
-            try:
-                return tuple(dict.fromkeys(self.source.captions(index)))
-            except DamagedSample as error:
-                return error
+        def captions(index: int) -> tuple[str, ...]:
+            return tuple(dict.fromkeys(self.source.captions(index)))
 
-        threads = self.job.config.runs[self.job.run].data.reading_threads
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(4 * threads, 1))
-        found = []
-        for index, captions in zip(
-            samples,
-            grain.MapDataset.range(samples.start, samples.stop).map(read).to_iter_dataset(options),
-            strict=True,
-        ):
-            if isinstance(captions, DamagedSample):
-                report.skip(captions.reason, captions.key, index)
-                captions = ()
-            found.append(captions)
-        return found
+        return [each or () for each in self.read(samples, captions, report)]
 
     def _encode(self, texts: Sequence[str]) -> tuple[list[shards.Tokens], dict[str, int]]:
         """Returns each text's tokens by encoder, and how many texts each encoder cut."""
@@ -154,14 +212,18 @@ def _write(path: epath.Path, records: Iterator[bytes] | Sequence[bytes]) -> None
         raise CheckpointError(f"{error}; mend it and give the same command again") from error
 
 
-def prepare(job: Job, encode: Callable[[Job, Worker, list[int]], None] | None = None) -> None:
-    """Writes what is missing of a job's embeddings; the same call resumes.
+def prepare(
+    job: Job,
+    encode: Callable[[Job, ShardWorker, list[int]], None] | None = None,
+    worker: type[ShardWorker] = Worker,
+) -> None:
+    """Writes what is missing of a job's folder; the same call resumes.
 
-    encode: writes the shards that are missing; in this process by default.
-    Raises ValueError where the folder holds embeddings of something else, CheckpointError where a
-    file cannot be written.
+    encode: writes the shards that are missing; in this process by default. worker: what encodes.
+    Raises ValueError where the folder holds something else, CheckpointError where a file cannot be
+    written.
     """
-    worker = Worker(job)
+    worker = worker(job)
     _start(worker)
     missing = _missing(worker)
     logging.info(
@@ -170,47 +232,48 @@ def prepare(job: Job, encode: Callable[[Job, Worker, list[int]], None] | None = 
         *(worker.metadata.shards, len(missing)),
     )
     (encode or encode_here)(job, worker, missing)
-    worker.write_prompts()
+    worker.write_more()
     _finish(worker)
 
 
-def encode_here(job: Job, worker: Worker, missing: list[int]) -> None:
+def encode_here(job: Job, worker: ShardWorker, missing: list[int]) -> None:
     """Writes the shards one after the other, logging rate and time left."""
     advance = ProgressLog(sum(len(worker.metadata.samples_of(shard)) for shard in missing))
     for shard in missing:
         worker.write_shard(shard, advance)
 
 
-def _start(worker: Worker) -> None:
+def _start(worker: ShardWorker) -> None:
     """Records what the folder will hold, or checks that it began to hold just that."""
     folder, ours = worker.job.folder, worker.metadata
     folder.mkdir(parents=True, exist_ok=True)
-    theirs = shards.read_metadata(folder)
+    theirs = shards.read_metadata(folder, type(ours))
     if theirs is None:
         ours.write(folder)
     else:
-        lines = differences(*(_decisive(metadata) for metadata in (ours, theirs)), "embeddings")
+        lines = differences(*(_decisive(metadata) for metadata in (ours, theirs)), ours.what)
         if lines:
             raise ValueError(
-                f"{folder} holds embeddings of something else: {'; '.join(lines)}; "
+                f"{folder} holds {ours.what} of something else: {'; '.join(lines)}; "
                 "use another --output, or give back the old values"
             )
     cleared(folder)
 
 
-def _decisive(metadata: Metadata) -> dict:
+def _decisive(metadata: shards.Sharded) -> dict:
     """What must be equal; the data may have moved."""
     content = dataclasses.asdict(metadata)
-    return {key: value for key, value in content.items() if key not in ("source", "finished")}
+    known_at_the_end = ("finished", "mean", "std")
+    return {k: value for k, value in content.items() if k not in ("source", *known_at_the_end)}
 
 
-def _missing(worker: Worker) -> list[int]:
+def _missing(worker: ShardWorker) -> list[int]:
     there = {path.name for path in worker.job.folder.glob("*.array_record")}
     metadata = worker.metadata
     return [n for n in range(metadata.shards) if metadata.shard_name(n) not in there]
 
 
-def _finish(worker: Worker) -> None:
+def _finish(worker: ShardWorker) -> None:
     """Joins the shards' reports and says in metadata.json that all of them are there."""
     missing = _missing(worker)
     if missing:
@@ -218,19 +281,16 @@ def _finish(worker: Worker) -> None:
             f"{len(missing)} shards are missing in {worker.job.output}, the first is "
             f"{worker.metadata.shard_name(missing[0])}: give the same command again"
         )
-    report = worker.report
-    cut: collections.Counter[str] = collections.Counter()
+    report, tally = worker.report, worker.new_tally()
     for shard in range(worker.metadata.shards):
         path = worker.path(shard)
         record = shards.read_record(shards.open_records(path), path, -1)
-        of_shard, cut_there = shards.unpack_report(record)
+        of_shard, counted_there = shards.unpack_report(record)
         report.merge(of_shard)
-        cut.update(cut_there)
+        worker.add_tally(tally, counted_there)
     for line in report.summary():
         logging.info("data: %s", line)
-    for name, encoder in worker.metadata.encoders.items():
-        if cut[name]:
-            logging.warning("%d captions cut to %d %s tokens", cut[name], encoder.max_length, name)
+    metadata, more = worker.summary(tally)
     with written_whole(worker.job.folder / shards.REPORT) as file:
-        file.write_text(json.dumps(report.to_json() | {"cut_captions": cut}, indent=2))
-    dataclasses.replace(worker.metadata, finished=True).write(worker.job.folder)
+        file.write_text(json.dumps(report.to_json() | more, indent=2))
+    metadata.write(worker.job.folder)

@@ -20,6 +20,7 @@ from contextdiff_jax.runs import build, device_memory, resumption, validation
 from contextdiff_jax.runs.embeddings import open_embeddings
 from contextdiff_jax.runs.export import export_pipeline
 from contextdiff_jax.runs.start import check_start, start
+from contextdiff_jax.runs.stored_latents import with_latents
 from contextdiff_jax.runs.weights import whole_ema
 from contextdiff_jax.system import notices
 from contextdiff_jax.training.checkpoints import newest_metadata
@@ -71,6 +72,7 @@ def train_run(config: Config, name: str, workdir: epath.Path) -> None:
     probe(source, report=report)
     notices.doing(f"loading the tokenizer and encoders of run {name}")
     task, texts = _build_task(config, name, source, workdir)
+    source = with_latents(run, source, task)
     metadata = build.checkpoint_metadata(config, name, task, source, texts.get("embeddings"))
     metadata["history"] = []
     if saved is not None:

@@ -17,6 +17,7 @@ from contextdiff_jax.runs.build import (
     text_references,
     text_runs,
 )
+from contextdiff_jax.runs.published import check_model
 from contextdiff_jax.system.seeds import check_seed
 from contextdiff_jax.system.suggestions import nearest
 
@@ -52,6 +53,22 @@ def validate(
             run = config.runs[name]
             read = run.task.encoders(config.use_adapter)
             check_encoders(config, read, text_stored=bool(run.data.embeddings))
+            _check_folders(config, name)
+
+
+def _check_folders(config: Config, name: str) -> None:
+    """What a run reads of folders beside encoders must be there, and fit."""
+    run, where = config.runs[name], f"config.runs.{name}.task"
+    for folder in run.task.folders():
+        if not epath.Path(folder).is_dir():
+            raise ConfigError(
+                f"{where} reads {folder!r}: no folder there; must be one of a first stage"
+            )
+    try:
+        check_model(config, name)
+        run.task.check_folders(where, run.data, config.use_adapter)
+    except FileNotFoundError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_cascade(config: Config) -> None:
@@ -106,6 +123,11 @@ def _validate_run(config: Config, run: RunConfig, where: str) -> None:
         raise ConfigError(
             f"{where}.data.embeddings = {run.data.embeddings!r}: must be empty, task "
             f"{run.task.kind!r} has no frozen text encoder that they stand for"
+        )
+    if run.data.latents and not run.task.in_latents:
+        raise ConfigError(
+            f"{where}.data.latents = {run.data.latents!r}: must be empty, task {run.task.kind!r} "
+            "does not train in latents"
         )
     run.task.validate(f"{where}.task", run.data, config.use_adapter)
     if run.task.fits_data and run.optimizer.weight_decay:

@@ -10,8 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from contextdiff_jax.encoders.diffusers_configs import UNET_CLASS
+from contextdiff_jax.encoders.latent_weights import load_unet
+from contextdiff_jax.encoders.single_file import single_file_in, single_file_weights
 from contextdiff_jax.encoders.tensor_files import Tensor, content_hash
 from contextdiff_jax.runs.build import RUN_PREFIX
+from contextdiff_jax.system.json_files import read_object
 from contextdiff_jax.training.checkpoints import (
     CheckpointError,
     holds_tree,
@@ -57,10 +61,29 @@ def _is_run(folder: epath.Path) -> bool:
     return (folder / "checkpoints").is_dir()
 
 
+def _is_unet(folder: epath.Path) -> bool:
+    file = folder / "config.json"
+    return file.is_file() and read_object(file).get("_class_name") == UNET_CLASS
+
+
+def _unet_weights(folder: epath.Path) -> Params:
+    return {"denoiser": load_unet(folder)[1]}
+
+
+def _has_single_file(folder: epath.Path) -> bool:
+    return single_file_in(folder) is not None
+
+
+def _single_file_weights(folder: epath.Path) -> Params:
+    return single_file_weights(single_file_in(folder))
+
+
 # The first that fits is taken. Readers of published weights come here, too.
 READERS = (
     Reader("the folder of a run, WORKDIR/RUN", _is_run, lambda folder: whole_ema(folder)[0]),
     Reader("of a stage of an export, EXPORT/STAGE", holds_tree, load_tree),
+    Reader("unet/ of Stable Diffusion in diffusers' layout", _is_unet, _unet_weights),
+    Reader("with one single file of CompVis", _has_single_file, _single_file_weights),
 )
 
 

@@ -150,22 +150,33 @@ class LatentSpace:
         key: draws from the stage's Gaussian, each time anew; None takes its mean. Stages without
         one do not read it.
         """
+        return self.drawn(*self.moments(images), key)
+
+    def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the stage's own latents of pictures, and the logarithm of their variance.
+
+        Both (B, h, w, c) float32; None for the latter where the stage's encoder gives no Gaussian.
+        """
         self._check_images(images.shape)
         if images.dtype == jnp.uint8:
             images = from_uint8(images)
-        latents, log_variance = self._apply("stage", "encode", images)
+        return self._apply("stage", "encode", images)
+
+    def drawn(
+        self, latents: jax.Array, log_variance: jax.Array | None, key: jax.Array | None
+    ) -> jax.Array:
+        """Returns x0 of what `moments` gave; key as in `encode`."""
         if key is not None and log_variance is not None:
             noise = jax.random.normal(key, latents.shape, latents.dtype)
             latents = latents + jnp.exp(0.5 * log_variance) * noise
         return self.normalized(latents)
 
-    def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Returns mean and standard deviation of x0 (B, h, w, c), float32, of uint8 pictures.
+    def mean_and_deviation(self, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Returns mean and standard deviation of x0 (B, h, w, c), float32, of pictures.
 
         The deviation is None of a stage without a Gaussian.
         """
-        self._check_images(images.shape)
-        latents, log_variance = self._apply("stage", "encode", from_uint8(images))
+        latents, log_variance = self.moments(images)
         if log_variance is None:
             return self.normalized(latents), None
         return self.normalized(latents), jnp.exp(0.5 * log_variance) / self._statistics()[1]

@@ -142,7 +142,7 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
 What is said of a class holds for those derived from it.
 """
 
-_KEY = "most"
+_KEY, _ENTRIES_KEY = "most", "most_entries"
 
 MOST_LEVELS = 12
 """Entries of a tuple of numbers: each is of one level of a network."""
@@ -157,9 +157,12 @@ MOST_CHARACTERS = 10_000
 """Of one text."""
 
 
-def most(value: int) -> dict[str, int]:
-    """Returns the metadata of a field whose limit stands beside it, not in the table."""
-    return {_KEY: value}
+def most(value: int, entries: int = MOST_LEVELS) -> dict[str, int]:
+    """Returns the metadata of a field whose limit stands beside it, not in the table.
+
+    entries: of a tuple.
+    """
+    return {_KEY: value, _ENTRIES_KEY: entries}
 
 
 def check_limits(section: Any, where: str) -> None:
@@ -174,8 +177,9 @@ def check_limits(section: Any, where: str) -> None:
         value, key = getattr(section, field.name), f"{where}.{field.name}"
         if isinstance(value, dict) and len(value) > MOST_RUNS:
             raise ValueError(f"{key} has {len(value)} entries: must be at most {MOST_RUNS}")
-        if field.name in largest and isinstance(value, (list, tuple)) and len(value) > MOST_LEVELS:
-            raise ValueError(f"{key} has {len(value)} entries: must be at most {MOST_LEVELS}")
+        entries = field.metadata.get(_ENTRIES_KEY, MOST_LEVELS)
+        if field.name in largest and isinstance(value, (list, tuple)) and len(value) > entries:
+            raise ValueError(f"{key} has {len(value)} entries: must be at most {entries}")
         if isinstance(value, (list, tuple)) and len(value) > MOST_ENTRIES:
             raise ValueError(f"{key} has {len(value)} entries: must be at most {MOST_ENTRIES}")
         for item in value if isinstance(value, (list, tuple)) else [value]:

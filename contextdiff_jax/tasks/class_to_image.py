@@ -7,6 +7,7 @@ from contextdiff_jax.conditions.class_label import (
     ClassLabel,
     LabelConfig,
     LabelledSource,
+    check_classes,
 )
 from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.data.config import DataConfig
@@ -42,13 +43,7 @@ class ClassToImageConfig(DiffusionTaskConfig):
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
         self.label.validate(f"{where}.label")
         super().validate(where, data, use_adapter)
-        if len(self.classes) < 2:
-            raise ValueError(f"{where}.classes = {self.classes!r}: must be two names or more")
-        if not all(name.strip() for name in self.classes):
-            raise ValueError(f"{where}.classes has a blank name: that stands for no class")
-        if len(set(self.classes)) < len(self.classes):
-            twice = next(name for name in self.classes if self.classes.count(name) > 1)
-            raise ValueError(f"{where}.classes has {twice!r} twice: must be different names")
+        check_classes(self.classes, f"{where}.classes")
         check_width(f"{where}.unet.text_dim", self.unet.text_dim, self.label.width)
         if use_adapter:
             width = self.label.adapter_width

@@ -48,10 +48,12 @@ _SPACE = 0x7FFFFFFF  # a stream beside those of conditions, which fold in their 
 class DiffusionTask:
     """One stage of a cascade: a denoiser, perhaps an adapter, what it is conditioned on.
 
-    space: what x0 lives in. conditions: what the pictures are asked to show, of different names.
+    space: what x0 lives in, see `space_in`. conditions: what the pictures are asked to show, of
+    different names.
     denoiser: a module that takes x (B, *space.shape), t (B,), and of the conditions text, text_mask
-    and keep, where one has tokens, and their `inputs` by name. adapter, image_encoder: the relation
-    and what encodes x0 for it; both None for plain diffusion.
+    and keep, where one has tokens, and their `inputs` by name; see `denoiser_reads`. adapter,
+    image_encoder: the relation and what encodes x0 for it; both None for plain diffusion, the
+    latter alone for an adapter that reads no image tokens.
     flow: the relation of kind flow, which has no adapter; None of kind vp.
     preview_batch: the arrays that the conditions read for the preview's pictures, or None.
     """
@@ -171,6 +173,34 @@ class DiffusionTask:
         """
         return merged(condition.of_before(images, level, keys) for condition in self.conditions)
 
+    # -- what a task of another space has otherwise --------------------------------------------
+
+    def space_in(self, frozen: Any) -> Pixels:
+        """Returns the space, ready to encode and decode."""
+        return self.space
+
+    def encoded(self, frozen: Any, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+        """Returns x0 (B, *space.shape) of a batch; key: of what is drawn of it."""
+        return self.space_in(frozen).encode(batch["image"], key)
+
+    def denoiser_reads(self, inputs: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+        """Returns the denoiser's arguments beside x and t, of what the conditions give."""
+        return inputs
+
+    def controlled(
+        self,
+        params: Params,
+        frozen: Any,
+        placed: tuple[jax.Array, jax.Array],
+        read: Mapping[str, jax.Array],
+    ) -> Mapping[str, Any]:
+        """Returns what the denoiser reads beside x and t, `placed`; a branch may add to it."""
+        return read
+
+    def denoiser_weights(self, params: Params) -> Params:
+        """Returns the parameters that the denoiser is applied with."""
+        return params["denoiser"]
+
     # -- parameters ---------------------------------------------------------------------------
 
     def init(self, key: jax.Array) -> Params:
@@ -182,20 +212,13 @@ class DiffusionTask:
         images, times = jnp.zeros((1, *self.space.shape)), jnp.ones((1,))
         own = self._init_conditions(key)
         given = self._example(nn.unbox(own))
-        params = {
-            "denoiser": self.denoiser.init(
-                denoiser_key, images, times, **denoiser_inputs(given, None)
-            )["params"]
-        }
+        read = self.denoiser_reads(denoiser_inputs(given, None))
+        params = {"denoiser": self.denoiser.init(denoiser_key, images, times, **read)["params"]}
         if self.adapter is not None:
-            tokens = jax.eval_shape(self._image_tokens, self.frozen, images)
-            params["adapter"] = self.adapter.init(
-                adapter_key,
-                images,
-                times,
-                jnp.zeros(tokens.shape, tokens.dtype),
-                *adapter_reads(given),
-            )["params"]
+            shapes = jax.eval_shape(self._image_tokens, self.frozen, images)
+            tokens = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            read = (images, times, tokens, *adapter_reads(given))
+            params["adapter"] = self.adapter.init(adapter_key, *read)["params"]
         if self.flow is not None:
             relation = self.flow.init(adapter_key, self.space.shape, given)
             params |= {"relation": relation} if relation else {}
@@ -223,7 +246,7 @@ class DiffusionTask:
     ) -> tuple[jax.Array, Metrics]:
         """The objective on a batch with uint8 "image" and the arrays of `collate`."""
         time_key, noise_key, drop_key, condition_key = jax.random.split(key, 4)
-        x0 = self.space.encode(batch["image"], jax.random.fold_in(condition_key, _SPACE))
+        x0 = self.encoded(frozen, batch, jax.random.fold_in(condition_key, _SPACE))
         t = self._draw_times(time_key, x0.shape[0])
         noise = jax.random.normal(noise_key, x0.shape)
         batch = {**batch, **self.of_target(batch, condition_key)}
@@ -282,7 +305,7 @@ class DiffusionTask:
         """
         batch = jax.tree.map(lambda leaf: leaf[:_DIAGNOSED], dict(batch))
         noise_key, condition_key = jax.random.split(key)
-        x0 = self.space.encode(batch["image"])
+        x0 = self.encoded(frozen, batch)
         keep = jnp.ones(x0.shape[:1], bool)
         batch |= self.of_target(batch, condition_key)
         process, denoise = self.networks(params, frozen, batch)
@@ -326,13 +349,14 @@ class DiffusionTask:
         self, params: Params, frozen: Any, given: Mapping[str, Given]
     ) -> tuple[Process, Denoise]:
         droppable = [condition.name for condition in self.conditions if condition.droppable]
+        weights = self.denoiser_weights(params)
 
         def denoise(x: jax.Array, t: jax.Array, keep: Keep) -> jax.Array:
             keep = keep if isinstance(keep, Mapping) else dict.fromkeys(droppable, keep)
             inputs = denoiser_inputs(match_batch(dict(given), x.shape[0]), keep)
-            return self.denoiser.apply(
-                {"params": params["denoiser"]}, x, t.astype(jnp.float32), **inputs
-            )
+            placed = (x, t.astype(jnp.float32))
+            read = self.controlled(params, frozen, placed, self.denoiser_reads(inputs))
+            return self.denoiser.apply({"params": weights}, *placed, **read)
 
         bounds = self.space.bounds
         if self.flow is not None:
@@ -359,14 +383,16 @@ class DiffusionTask:
 
         return relation
 
-    def _image_tokens(self, frozen: Any, x0: jax.Array) -> jax.Array:
-        """Returns CLIP's tokens (B, 1 + g*g, D) of x0, differentiable in it."""
+    def _image_tokens(self, frozen: Any, x0: jax.Array) -> jax.Array | None:
+        """Returns CLIP's tokens (B, 1 + g*g, D) of x0, differentiable in it; None without CLIP."""
         encoder = self.image_encoder
-        return encoder.tokens(frozen[encoder.identity], self.space.pixels(x0))
+        if encoder is None:
+            return None
+        return encoder.tokens(frozen[encoder.identity], self.space_in(frozen).pixels(x0))
 
     def attention_maps(self, params: Params, frozen: Any, batch: Batch, t: int) -> jax.Array:
         """Returns the adapter's maps (blocks, B, heads, queries, L) over the batch's pictures."""
-        x0 = self.space.encode(batch["image"])
+        x0 = self.encoded(frozen, batch)
         time = jnp.full(x0.shape[:1], t, jnp.float32)
         inputs = (x0, time, self._image_tokens(frozen, x0))
         read = adapter_reads(self._given(params, frozen, batch))
@@ -388,7 +414,8 @@ class DiffusionTask:
         keys (B,): one key per picture.
         """
         networks = self.networks(params, frozen, batch)
-        return self.space.decode(loop.sample(*networks, keys, self.space.shape, sampler))
+        x0 = loop.sample(*networks, keys, self.space.shape, sampler)
+        return self.space_in(frozen).decode(x0)
 
     def preview(self, params: Params, frozen: Any, seed: int) -> jax.Array | None:
         """Draws the preview's pictures, the same noise each time."""

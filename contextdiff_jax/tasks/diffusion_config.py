@@ -12,6 +12,7 @@ from contextdiff_jax.networks.adapter import Adapter
 from contextdiff_jax.networks.config import AdapterConfig
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.spaces.pixels import Pixels
+from contextdiff_jax.system.limits import most
 from contextdiff_jax.system.resumed import FREE
 from contextdiff_jax.tasks.flow import Flow
 from contextdiff_jax.tasks.flow_config import FlowConfig
@@ -45,6 +46,8 @@ class DiffusionConfig:
     variational bound (eq. 4) in bits per dimension, with every term's bias. mixed: simple for the
     denoiser and the bound for the adapter, at the price of a second backward pass of the denoiser;
     without an adapter it is simple.
+    betas: the first and the last beta of a linear schedule of 1000 steps; () for the published
+        ones. Latent diffusion has others for classes: 0.0015 and 0.0195.
     loss_weight is the weight on the squared error of x0, whatever the network predicts; not read
     by objective bound.
     relation_consistency: weight of a further term of objective simple, mean[(b_t(x0) -
@@ -60,6 +63,7 @@ class DiffusionConfig:
     flow: FlowConfig = FlowConfig()
     schedule: Literal["cosine", "linear", "scaled_linear"] = "cosine"
     num_steps: int = 1000
+    betas: tuple[float, ...] = dataclasses.field(default=(), metadata=most(1))
     prediction: Literal["x0", "eps", "v"] = "v"
     objective: Literal["simple", "bound", "mixed"] = "simple"
     loss_weight: WeightName = "x0"
@@ -72,6 +76,11 @@ class DiffusionConfig:
         if self.num_steps < 2:
             raise ValueError(f"{where}.num_steps = {self.num_steps}: must be at least 2")
         self._check_kind(where)
+        if self.betas and (self.schedule == "cosine" or not _rising(self.betas)):
+            raise ValueError(
+                f"{where}.betas = {self.betas}: must be two numbers that rise within (0, 1), or () "
+                f"where {where}.schedule is 'cosine'"
+            )
         key, value = f"{where}.relation_consistency", self.relation_consistency
         if not 0 <= value < math.inf:
             raise ValueError(f"{key} = {value}: must be at least 0")
@@ -99,7 +108,7 @@ class DiffusionConfig:
         self.flow.validate(f"{where}.flow")
         if self.kind == "flow":
             key, pair = where, (self, DiffusionConfig())
-            unread = ["schedule", "objective", "loss_weight", "relation_consistency"]
+            unread = ["schedule", "betas", "objective", "loss_weight", "relation_consistency"]
         else:
             key, pair = f"{where}.flow", (self.flow, FlowConfig())
             unread = [field.name for field in dataclasses.fields(FlowConfig)]
@@ -117,7 +126,11 @@ class DiffusionConfig:
         """Returns the levels of signal and noise for pictures of this side."""
         if self.kind == "flow":
             return LinearPath(self.num_steps, self.flow.shift_at(resolution))
-        return make_schedule(self.schedule, self.num_steps)
+        return make_schedule(self.schedule, self.num_steps, self.betas or None)
+
+
+def _rising(betas: tuple[float, ...]) -> bool:
+    return len(betas) == 2 and 0 < betas[0] <= betas[1] < 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,14 +186,20 @@ class DiffusionTaskConfig(TaskConfig):
             raise ValueError(f"{where}.adapter is missing; task {self.kind!r} reads it")
         self.sampler.validate(f"{where}.sampler")
         self.diffusion.validate(f"{where}.diffusion")
+        if self.in_latents and self.fits_data:
+            raise ValueError(
+                f"{where}.diffusion.flow.relation = 'whitening': must be another in latents, it is "
+                "fitted to pictures"
+            )
         self._check_sampler(where, use_adapter)
         self._check_steps(where, data.resolution)
         for section, network in networks.items():
             if section == "adapter" and not use_adapter:
                 continue
             network.validate(f"{where}.{section}")
-            side = f"{where.rpartition('.')[0]}.data.resolution (for {section})"
-            network.check_resolution(data.resolution, side)
+            if not self.in_latents:
+                side = f"{where.rpartition('.')[0]}.data.resolution (for {section})"
+                network.check_resolution(data.resolution, side)
 
     def _check_sampler(self, where: str, use_adapter: bool) -> None:
         """The sampler must serve the process."""
@@ -211,12 +230,17 @@ class DiffusionTaskConfig(TaskConfig):
                 f"{_DIAGNOSED_STEPS} where {where}.diagnose_every is not 0"
             )
 
+    def space(self, parts: Parts) -> Any:
+        """Returns what x0 lives in."""
+        return Pixels(parts.data.resolution)
+
     def shared_parts(self, parts: Parts) -> dict[str, Any]:
         """Returns what every diffusion task is made of, beside its conditions and its denoiser.
 
         Raises ValueError where the adapter is configured for image tokens of another width.
         """
-        image = parts.encoders.clip_image() if parts.use_adapter else None
+        reads_image = parts.use_adapter and self.adapter.image_dim is not None
+        image = parts.encoders.clip_image() if reads_image else None
         if image is not None:
             where = f"{parts.where}.task.adapter.image_dim"
             check_width(where, self.adapter.image_dim, image.width)
@@ -224,7 +248,7 @@ class DiffusionTaskConfig(TaskConfig):
             "config": self.diffusion,
             "schedule": self.diffusion.schedule_at(parts.data.resolution),
             "flow": self._flow(parts),
-            "space": Pixels(parts.data.resolution),
+            "space": self.space(parts),
             "adapter": Adapter(self.adapter, dtype=parts.dtype) if parts.use_adapter else None,
             "image_encoder": image,
             "sampler": self.sampler,

@@ -1,31 +1,65 @@
 """Pictures of prompts in the latents of a frozen first stage: Stable Diffusion.
 
-It draws with published weights. Training has no configuration yet, so the task is not one of the
-union: generation/stable_diffusion.py builds it of a folder.
+A run trains it by its config. generation/stable_diffusion.py builds it of a published folder.
 """
 
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contextdiff_jax.conditions.condition import Given
-from contextdiff_jax.diffusion.process import Denoise, Keep, Process
+from contextdiff_jax.conditions.condition import Condition
+from contextdiff_jax.conditions.whole_text import WholeText
+from contextdiff_jax.data.latents import LATENT
+from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.encoders.frozen import FrozenStage
 from contextdiff_jax.networks.controlnet import ControlNet
+from contextdiff_jax.networks.lora import LoRAConfig, init_lora, with_lora
 from contextdiff_jax.sampling import loop
 from contextdiff_jax.sampling.config import SamplerConfig
-from contextdiff_jax.sampling.guidance import match_batch
 from contextdiff_jax.sampling.held import Held
 from contextdiff_jax.sampling.noise import step_noise
+from contextdiff_jax.spaces.latents import LatentSpace
 from contextdiff_jax.tasks.diffusion import DiffusionTask
+from contextdiff_jax.tasks.diffusion_config import check_width
+from contextdiff_jax.tasks.latent_task_config import LatentTaskConfig
+from contextdiff_jax.tasks.task_config import Parts, register
 from contextdiff_jax.training.task import Batch, Params
 
 _START, _CONTROL = "start", "control"  # their places among what is frozen
+_LORA = 0x7FFFFFFE  # a stream of keys beside those of networks and conditions
+
+
+@register
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentTextToImageConfig(LatentTaskConfig):
+    """Pictures of prompts, as Stable Diffusion draws them; see LatentTaskConfig."""
+
+    conditions: ClassVar[tuple[type[Condition], ...]] = (WholeText,)
+
+    pipeline: ClassVar[str | None] = "StableDiffusionPipeline"
+
+    kind: Literal["latent_text_to_image"] = "latent_text_to_image"
+
+    def encoders(self, use_adapter: bool) -> tuple[str, ...]:
+        """Returns "text", and "clip" with an adapter."""
+        return ("text",) + ("clip",) * use_adapter
+
+    def build(self, parts: Parts) -> "LatentTextToImage":
+        """Returns the task with the condition "text"."""
+        where, encoders = f"{parts.where}.task", parts.encoders
+        clip_text = encoders.clip_text() if parts.use_adapter else None
+        text = WholeText(encoders.text(), clip_text=clip_text)
+        check_width(
+            f"{where}.latent_unet.context_dim", self.latent_unet.context_dim, text.text.width
+        )
+        if clip_text is not None:
+            check_width(f"{where}.adapter.text_dim", self.adapter.text_dim, clip_text.width)
+        return LatentTextToImage(conditions=(text,), **self.latent_parts(parts))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,11 +140,16 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
 class LatentTextToImage(DiffusionTask):
     """A DiffusionTask whose space is a LatentSpace, and whose denoiser a LatentUNet.
 
-    conditions: one, WholeText. first_stage: the space's own, among the frozen encoders.
+    conditions: those whose input "null" stands for no condition, of Stable Diffusion WholeText;
+    others have no null token here. first_stage: the space's own, among the frozen encoders.
+    decoder: a tiny one of the same latents, by which CLIP sees the estimate of x0; None for the
+    first stage. lora: its updates are a network of their own, "lora"; None for none.
     start: a picture to start from; None starts from noise. control: a picture to follow.
     """
 
     first_stage: FrozenStage
+    decoder: FrozenStage | None = None
+    lora: LoRAConfig | None = None
     start: Start | None = None
     control: Control | None = None
 
@@ -133,18 +172,78 @@ class LatentTextToImage(DiffusionTask):
 
     def encoders(self) -> dict[str, Any]:
         """Returns the frozen encoders that are loaded, the first stage among them."""
-        return {"first_stage": self.first_stage} | super().encoders()
+        own = {"first_stage": self.first_stage, "decoder": self.decoder}
+        return {name: each for name, each in own.items() if each} | super().encoders()
 
     def identities(self) -> dict[str, str]:
         """Returns which weights and vocabularies serve."""
-        control = {} if self.control is None else {_CONTROL: self.control.identity}
-        return super().identities() | {"first_stage": self.first_stage.identity} | control
+        own = {"first_stage": self.first_stage, "decoder": self.decoder}
+        found = {name: each.identity for name, each in own.items() if each is not None}
+        if self.control is not None:
+            found[_CONTROL] = self.control.identity
+        return super().identities() | found
+
+    def without_adapter(self) -> "LatentTextToImage":
+        """Returns the task with the adapter and its own encoders left out."""
+        space = dataclasses.replace(self.space, cheap=None)
+        return dataclasses.replace(super().without_adapter(), decoder=None, space=space)
+
+    def space_in(self, frozen: Any) -> LatentSpace:
+        """Returns the space with its parameters."""
+        params = {"stage": frozen[self.first_stage.identity]}
+        if self.decoder is not None:
+            params["cheap"] = frozen[self.decoder.identity]
+        return self.space.bind(params)
+
+    def encoded(self, frozen: Any, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+        """Returns x0 of a batch of pictures, or of stored latents, where it has those."""
+        if LATENT not in batch:
+            return super().encoded(frozen, batch, key)
+        stored, channels = batch[LATENT].astype(jnp.float32), self.space.shape[-1]
+        variances = stored[..., channels:] if stored.shape[-1] > channels else None
+        return self.space.drawn(stored[..., :channels], variances, key)
+
+    def denoiser_reads(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns the context: the prompts' tokens, or those of the negative one."""
+        tokens, keep = inputs["text"], inputs.get("keep")
+        if keep is not None:
+            tokens = jnp.where(keep[:, None, None], tokens, inputs["null"])
+        return {"context": tokens}
+
+    def denoiser_weights(self, params: Params) -> Params:
+        """Returns the denoiser's parameters, with their updates where there are some."""
+        if self.lora is None:
+            return params["denoiser"]
+        return with_lora(params["denoiser"], params["lora"], self.lora.scale)
+
+    def init(self, key: jax.Array) -> Params:
+        """Returns what DiffusionTask does, and "lora" where there are updates."""
+        params = super().init(key)
+        if self.lora is None:
+            return params
+        own = jax.random.fold_in(key, _LORA)
+        return params | {"lora": init_lora(self.lora, params["denoiser"], own)}
+
+    def controlled(
+        self,
+        params: Params,
+        frozen: Any,
+        placed: tuple[jax.Array, jax.Array],
+        read: Mapping[str, jax.Array],
+    ) -> Mapping[str, Any]:
+        """Returns what the denoiser reads, and what a control branch adds."""
+        if self.control is None:
+            return read
+        branch = params[_CONTROL], frozen[_CONTROL]
+        return {**read, "residuals": self.control.residuals(*branch, *placed, read["context"])}
 
     def described(self) -> Any:
         """Returns what decides about its pictures beside weights and encoders; repr tells it."""
-        space, [text] = self.space, self.conditions
+        space = self.space
         ends = self.schedule.name, self.schedule.alpha_bar[1], self.schedule.alpha_bar[-1]
-        more = ends, text.negative, space.shape, space.normalization, space.tile, space.overlap
+        negatives = [getattr(condition, "negative", "") for condition in self.conditions]
+        more = ends, *negatives, space.shape, space.normalization, space.tile, space.overlap
+        more += (self.lora,)
         pictures = {name: each.described() for name, each in self._pictures().items()}
         return *super().described(), more, pictures
 
@@ -160,7 +259,7 @@ class LatentTextToImage(DiffusionTask):
 
         batch: the arrays of `collate`. keys (B,): one key per picture.
         """
-        space = self.space.bind({"stage": frozen[self.first_stage.identity]})
+        space = self.space_in(frozen)
         process, denoise = self.networks(params, frozen, batch)
         start = {}
         if self.start is not None:
@@ -188,21 +287,3 @@ class LatentTextToImage(DiffusionTask):
         held = Held(process, known, noise, free[None, ::factor, ::factor, None], int(times[-1]))
         # Where no step is left out nothing of the picture is in what is drawn anew.
         return {"x_init": x if skipped else noise, "skipped": skipped, "control": held}
-
-    def _functions(
-        self, params: Params, frozen: Any, given: Mapping[str, Given]
-    ) -> tuple[Process, Denoise]:
-        [text] = given.values()
-
-        def denoise(x: jax.Array, t: jax.Array, keep: Keep) -> jax.Array:
-            tokens, null = match_batch((text.tokens, text.inputs["null"]), x.shape[0])
-            inputs = (x, t, jnp.where(keep[:, None, None], tokens, null))
-            residuals = None
-            if self.control is not None:
-                control = params[_CONTROL], frozen[_CONTROL]
-                residuals = self.control.residuals(*control, *inputs)
-            denoiser = {"params": params["denoiser"]}
-            return self.denoiser.apply(denoiser, *inputs, residuals=residuals)
-
-        bounds = self.space.bounds
-        return Process(self.schedule, self.config.prediction, None, bounds), denoise

@@ -24,7 +24,7 @@ from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import Source
 from contextdiff_jax.encoders.config import CLIPConfig
-from contextdiff_jax.encoders.frozen import ImageEncoder, StoredTokens, TextEncoder
+from contextdiff_jax.encoders.frozen import FrozenStage, ImageEncoder, StoredTokens, TextEncoder
 from contextdiff_jax.training.task import Params, Task
 
 
@@ -54,6 +54,9 @@ class Encoders(Protocol):
     def clip_image(self) -> ImageEncoder:
         """Returns what encodes pictures for adapters."""
 
+    def first_stage(self, path: str) -> FrozenStage:
+        """Returns the first stage of a folder."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
@@ -80,6 +83,8 @@ class TaskConfig:
 
     draws: whether its runs are stages of the pipeline's cascade; it builds a DiffusionTask then.
     reads_text: whether `data.embeddings` may stand for its text encoders.
+    in_latents: whether `data.latents` may stand for pictures; it then has `first_stage`.
+    pipeline: the class of diffusers that draws as its runs do; None where there is none.
     conditions: of its pictures: each the condition itself, or its type where the config alone does
         not make it. None: they are known only once the task is built.
     scenes_measure: what evaluate.py measures of it, where it is trained on rendered scenes.
@@ -89,6 +94,8 @@ class TaskConfig:
 
     draws: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
+    in_latents: ClassVar[bool] = False
+    pipeline: ClassVar[str | None] = None
     conditions: ClassVar[tuple[Condition | type[Condition], ...] | None] = None
     scenes_measure: ClassVar[str] = "scenes"
     copies: ClassVar[Mapping[str, str]] = MappingProxyType({})
@@ -105,6 +112,13 @@ class TaskConfig:
     def encoders(self, use_adapter: bool) -> tuple[str, ...]:
         """Returns which of `config.encoders` it reads: of "text" and "clip"."""
         return ()
+
+    def folders(self) -> tuple[str, ...]:
+        """Returns the folders of frozen weights that it reads beside those encoders."""
+        return ()
+
+    def check_folders(self, where: str, data: DataConfig, use_adapter: bool) -> None:
+        """Raises ValueError for what of `folders` does not fit; reads what is small of them."""
 
     def usable(self, source: Source) -> Source:
         """Returns the source with what the task cannot use as damaged samples."""

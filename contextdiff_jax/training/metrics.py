@@ -110,6 +110,9 @@ class _EventFileWriter:
             self._local.rmtree()
 
 
+FILE = "metrics.csv"
+
+
 class MetricLog:
     """One row per logged step: to the log, to metrics.csv, to TensorBoard.
 
@@ -118,7 +121,7 @@ class MetricLog:
 
     def __init__(self, directory: epath.PathLike, resumed_at: int = 0):
         self.directory = epath.Path(directory)
-        self._rows = _Rows(self.directory / "metrics.csv", resumed_at)
+        self._rows = _Rows(self.directory / FILE, resumed_at)
         self._summary = make_summary_writer(self.directory)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

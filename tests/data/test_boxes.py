@@ -123,7 +123,7 @@ class Asymmetric:
     def __getitem__(self, index):
         image = np.zeros((8, 8, 3), np.uint8)
         image[:, :4] = 255
-        return Example(image, ("left",), str(index), mirrored=("right",))
+        return Example(image, ("left",), str(index), mirrored_captions=("right",))
 
     def captions(self, index):
         return ("left",)

@@ -36,7 +36,8 @@ def write(tmp_path):
 
     def make(source, **changes):
         fields = {"dtype": "float32", "compute_dtype": "float32", "finished": True} | changes
-        metadata = Metadata(source.name, len(source), 4, encoders=ENCODERS, **fields)
+        known = {"source": source.name, "samples": len(source), "shard_size": 4}
+        metadata = Metadata(**known, encoders=ENCODERS, **fields)
         dtype = shards.DTYPES[metadata.dtype]
         for shard in range(metadata.shards):
             records = []

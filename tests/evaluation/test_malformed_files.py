@@ -224,7 +224,15 @@ def test_results_that_are_no_json_are_refused(data, tmp_path):
 # ---- metadata.json of embeddings
 
 ENCODER = StoredEncoder("sha256:0", 12, 16)
-METADATA_OF = Metadata("list", 11, 5, "float32", "float32", {"text": ENCODER}, True)
+METADATA_OF = Metadata(
+    source="list",
+    samples=11,
+    shard_size=5,
+    dtype="float32",
+    compute_dtype="float32",
+    encoders={"text": ENCODER},
+    finished=True,
+)
 
 
 @pytest.mark.parametrize(

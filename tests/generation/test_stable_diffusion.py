@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from contextdiff_jax.generation import stable_diffusion
-from contextdiff_jax.generation.scheduler_config import read_scheduler
 from contextdiff_jax.generation.stable_diffusion import Settings
 from contextdiff_jax.parallel.mesh import make_mesh
+from contextdiff_jax.runs.scheduler_config import read_scheduler
 from contextdiff_jax.sampling.noise import sample_keys, step_noise
 
 # diffusers itself, on NumPy 2.
@@ -139,6 +139,19 @@ def test_the_command_writes_them(folder, tmp_path):
     expected = theirs(folder, None, ["a red circle"], (32, 32), **call)
     assert drawn.shape == (32, 32, 3)
     assert np.abs(drawn - expected[0]).max() <= 1.01 / 255
+
+
+def test_a_filter_of_one_s_own_makes_pictures_black(folder, caplog):
+    asked = [{"text": "of"}] * 2
+    settings = Settings(sampler=["num_steps=1"])
+    cascade = stable_diffusion.load(folder, settings, lambda images: np.array([True, False]))
+    assert "safety checker" not in caplog.text
+    free, black = cascade.draw(asked)["base"]
+    assert (black == -1).all() and (free != -1).any()
+    assert "1 of 2 pictures are filtered out" in caplog.text
+    cascade.shown = lambda images: np.ones(3)
+    with pytest.raises(ValueError, match=r"must be bool \(2,\)"):
+        cascade.draw(asked)
 
 
 def test_words_that_are_cut_are_named(folder, caplog):

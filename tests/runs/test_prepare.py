@@ -138,6 +138,9 @@ def test_beam_writes_the_same_bytes(prepared, make_job):
     pytest.importorskip("apache_beam", reason="requirements-beam.txt is not installed")
     from contextdiff_jax.runs.prepare_beam import encode_with_beam
 
+    def encode(job, worker, missing):
+        encode_with_beam(job, type(worker), missing, "DirectRunner", [])
+
     job = make_job("by_beam", dtype="float32")
-    prepare(job, lambda job, _, missing: encode_with_beam(job, missing, "DirectRunner", []))
+    prepare(job, encode)
     assert files(job) == files(prepared)

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from contextdiff_jax.diffusion.predictions import PredictionKind
-from contextdiff_jax.diffusion.schedules import Schedule, schedule_from_betas
+from contextdiff_jax.diffusion.schedules import PUBLISHED_BETAS, Schedule, schedule_from_betas
 from contextdiff_jax.encoders.config_fields import read_fields
 from contextdiff_jax.encoders.diffusers_configs import check_fixed
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.system.json_files import read_object
 from contextdiff_jax.system.scalars import read_scalar, shown
 from contextdiff_jax.system.suggestions import nearest
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 
 FILE = "scheduler_config.json"
 NUM_STEPS, GUIDANCE = 50, 7.5  # of diffusers' pipelines
@@ -135,7 +136,10 @@ def read_scheduler(folder: os.PathLike) -> NoiseScheduler:
     """
     path = os.path.join(folder, FILE)
     values = read_object(path, finite=False)  # DPM-Solver++'s has -Infinity
-    where = repr(path)
+    return _checked(values, repr(path))
+
+
+def _checked(values: Mapping[str, Any], where: str) -> NoiseScheduler:
     check_fixed(_FIXED, values, where)
     kind = values.get("_class_name")
     # Without it diffusers begins with Runge-Kutta steps, which nothing was published with.
@@ -152,6 +156,59 @@ def read_scheduler(folder: os.PathLike) -> NoiseScheduler:
         where,
         values,
     )
+
+
+def scheduler_json(diffusion: DiffusionConfig, sampler: SamplerConfig) -> dict[str, Any]:
+    """Returns the scheduler_config.json of a process and a sampler, with what is fixed by name.
+
+    Raises ValueError, naming the field, where no class of diffusers draws as this sampler does.
+    """
+    classes = {name: kind for kind, name in _NAMES.items()}
+    kinds = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
+    for key, value, allowed in (
+        ("diffusion.schedule", diffusion.schedule, PUBLISHED_BETAS),
+        ("diffusion.prediction", diffusion.prediction, kinds),
+        ("sampler.name", sampler.name, classes),
+    ):
+        if value not in allowed:
+            raise ValueError(
+                f"{key} = {value!r}: must be one of {', '.join(allowed)}, diffusers' schedulers of "
+                "Stable Diffusion have no other"
+            )
+    ends = diffusion.betas or PUBLISHED_BETAS[diffusion.schedule]
+    start, end = (beta * 1000 / diffusion.num_steps for beta in ends)
+    values = {
+        "_class_name": classes[sampler.name],
+        "num_train_timesteps": diffusion.num_steps,
+        "beta_schedule": diffusion.schedule,
+        "beta_start": start,
+        "beta_end": end,
+        "prediction_type": kinds[diffusion.prediction],
+        "timestep_spacing": sampler.spacing,
+        "steps_offset": sampler.offset,
+        **_of_class(sampler),
+    }
+    _check_drawn(sampler, _checked(values, FILE).sampler())
+    return values
+
+
+def _of_class(sampler: SamplerConfig) -> dict[str, Any]:
+    if sampler.name == "dpm_solver++":
+        # JSON has no infinity; the class's default is minus infinity.
+        fixed = _OF_SAMPLER[sampler.name]
+        return {k: value for k, value in fixed.items() if k != "lambda_min_clipped"}
+    more = {"skip_prk_steps": True} if sampler.name == "plms" else {"clip_sample": False}
+    return {"set_alpha_to_one": sampler.final_timestep == 0, **more}
+
+
+def _check_drawn(ours: SamplerConfig, theirs: SamplerConfig) -> None:
+    """Raises ValueError where a file reads as another sampler than it was made of."""
+    for key in ("spacing", "offset", "skip_last", "final_timestep"):
+        if getattr(ours, key) != getattr(theirs, key):
+            raise ValueError(
+                f"sampler.{key} = {getattr(ours, key)}: must be {getattr(theirs, key)}, as "
+                f"diffusers' {ours.name} has it"
+            )
 
 
 def _schedule(values: Mapping[str, Any], where: str) -> Schedule:
