@@ -98,8 +98,8 @@ flags.mark_flags_as_required(["output"])
 def main() -> None:
     entry.join(_PROCESSES())
     given = {"text": _prompts(), "label": _LABEL.value, "layout": _LAYOUT.value}
-    pictures = {"context": _CONTEXT.value, "query": _QUERY.value}
-    asked = wanted(given, _REQUESTS.value, _EDIT.value, pictures)
+    in_context = {"context": _CONTEXT.value, "query": _QUERY.value}
+    asked = wanted(given, _REQUESTS.value, _EDIT.value, in_context)
     _check_inversion(len(asked.requests))
     published = _MODEL.check(
         _EXPORT.value, augmentation=_AUGMENTATION.value, invert=_INVERT.value or None

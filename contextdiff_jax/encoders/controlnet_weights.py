@@ -116,7 +116,7 @@ def _of_file(path: pathlib.Path) -> dict[str, Tensor]:
 
 def _hint_channels(tensors: Mapping[str, Tensor], where: str) -> tuple[int, ...]:
     """Returns the channels of the hint's convolutions, of every second one's shape."""
-    found = []
+    found: list[int] = []
     while (name := f"input_hint_block.{4 * len(found)}.weight") in tensors:
         found.append(tensors[name].shape[0] if tensors[name].shape else 0)
     if not 1 <= len(found) <= _MOST_STEPS:

@@ -87,7 +87,7 @@ def agreement(looks: Sequence[Look], context: Sequence[Look], query: Sequence[Lo
     """
     if not len(looks) == len(context) == len(query):
         raise ValueError(f"{len(looks)} pictures for {len(context)} contexts: must be as many")
-    shares = {}
+    shares: dict[str, float] = {}
     for aspects, wanted in ((FROM_CONTEXT, context), (FROM_QUERY, query)):
         pairs = list(zip(looks, wanted, strict=True))
         same = np.array([[getattr(a, x) == getattr(b, x) for x in aspects] for a, b in pairs])

@@ -243,8 +243,8 @@ class AdapterConfig:
     def validate(self, where: str = "adapter") -> None:
         """Raises ValueError for values that cannot work; `where` prefixes the keys."""
         keys = ("image_channels", "patch_size", "width", "num_blocks", "heads", "mlp_ratio")
-        keys += ("time_width", "text_dim")
-        check_positive(self, where, *keys, *("image_dim",) * (self.image_dim is not None))
+        more = ("time_width", "text_dim")
+        check_positive(self, where, *keys, *more, *("image_dim",) * (self.image_dim is not None))
         check_even(where, "time_width", self.time_width)
         check_divides(where, "heads", self.heads, self.width, "channels of width")
         check_multiple(f"{where}.width", self.width, 4)

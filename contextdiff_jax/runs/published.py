@@ -14,8 +14,10 @@ from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 
 INDEX = "model_index.json"
 # What the file of a U-Net says and weights do not show, or show in a sentence of many names.
-_DECISIVE = ("channels", "num_blocks", "attention_levels", "heads", "depth", "context_dim")
-_DECISIVE += ("image_channels", "groups", "linear_projection")
+_DECISIVE = (
+    *("channels", "num_blocks", "attention_levels", "heads", "depth", "context_dim"),
+    *("image_channels", "groups", "linear_projection"),
+)
 
 
 def check_model(config: Config, name: str) -> None:

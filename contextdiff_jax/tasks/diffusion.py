@@ -217,8 +217,8 @@ class DiffusionTask:
         if self.adapter is not None:
             shapes = jax.eval_shape(self._image_tokens, self.frozen, images)
             tokens = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            read = (images, times, tokens, *adapter_reads(given))
-            params["adapter"] = self.adapter.init(adapter_key, *read)["params"]
+            inputs = (images, times, tokens, *adapter_reads(given))
+            params["adapter"] = self.adapter.init(adapter_key, *inputs)["params"]
         if self.flow is not None:
             relation = self.flow.init(adapter_key, self.space.shape, given)
             params |= {"relation": relation} if relation else {}
