@@ -91,7 +91,8 @@ def parse_line(text: str) -> Boxes:
                 f"{part.strip()[:_SHOWN]!r} must be a name and four numbers, x0 y0 x1 y1; "
                 "boxes have ; between",
             )
-        found.append(_checked(" ".join(words[:-4]), corners))
+        # `line_of` may have rounded a thin box that `read_boxes` took.
+        found.append(_checked(" ".join(words[:-4]), corners, least=LEAST_SIDE / 2))
     return tuple(found)
 
 
@@ -105,16 +106,19 @@ def _number(value: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".")
 
 
-def _checked(name: str, corners: Sequence[Any]) -> Box:
-    """Returns the box, inside the picture. Raises BadBoxes."""
-    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in corners)
+def _checked(name: str, corners: Sequence[Any], least: float = LEAST_SIDE) -> Box:
+    """Returns the box, inside the picture; least: of its sides. Raises BadBoxes."""
+    # An int may be beyond all floats: it is finite, and outside.
+    numbers = all(
+        type(value) is int or (type(value) is float and math.isfinite(value)) for value in corners
+    )
     where = f"box {str(list(corners))[:_SHOWN]} of {name[:_SHOWN]!r}"
     if not numbers or not name:
         raise BadBoxes(NOT_A_LIST, f"{where} must have a name and four finite numbers")
     if not all(-_ROUNDING <= value <= 1 + _ROUNDING for value in corners):
         raise BadBoxes(OUTSIDE, f"{where} must lie within the picture, 0 to 1")
     x0, y0, x1, y1 = (min(1.0, max(0.0, float(value))) for value in corners)
-    if min(x1 - x0, y1 - y0) < LEAST_SIDE:
+    if min(x1 - x0, y1 - y0) < least:
         raise BadBoxes(NO_AREA, f"{where} must have x0 < x1 and y0 < y1")
     return Box(name, (x0, y0, x1, y1))
 

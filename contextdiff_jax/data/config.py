@@ -230,6 +230,11 @@ class DataConfig:
                 f"{where}.mask_field = {self.mask_field!r}: must be empty, source {self.source!r} "
                 "reads no column of masks"
             )
+        if self.mask_field and self.styles.context:
+            raise ValueError(
+                f"{where}.mask_field = {self.mask_field!r}: must be empty with {where}.styles.context = "
+                f"{self.styles.context}, whose samples hold no masks"
+            )
         if self.caption_template and self.caption_template.count("{}") != 1:
             raise ValueError(
                 f"{where}.caption_template = {self.caption_template!r}: must hold {{}} once, where "

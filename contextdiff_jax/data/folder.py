@@ -49,7 +49,7 @@ def _read_row(number: int, name: str, row: Mapping[str, Any], config: DataConfig
     if boxes and not any(values):
         values = [names_of(boxes)]
     mask = row.get(config.mask_field) if config.mask_field else ""
-    if not isinstance(mask, str):
+    if not isinstance(mask, str) or (config.mask_field and not mask.strip()):
         raise DamagedSample(name, MASK_MISSING)
     return _Row(number, name, *decode.decode_captions(values, name), boxes, mask)
 

@@ -62,7 +62,9 @@ class TfdsSource:
             return None
         objects = record[self._config.boxes_field]
         corners = [[float(value) for value in box] for box in objects["bbox"]]
-        names = [self._box_name(int(label)) for label in objects["label"]]
+        # -1 as of captions; a box without a name is not usable.
+        labels = [int(label) for label in objects["label"]]
+        names = [self._box_name(label) if label >= 0 else "" for label in labels]
         rows = [
             {"name": name, "box": [x0, y0, x1, y1]}
             for name, (y0, x0, y1, x1) in zip(names, corners, strict=True)

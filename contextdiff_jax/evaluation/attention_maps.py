@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from contextdiff_jax.arguments import read_images
-from contextdiff_jax.conditions.requests import of_captions
+from contextdiff_jax.conditions.requests import check_requests, of_captions
 from contextdiff_jax.evaluation import heatmaps
 from contextdiff_jax.evaluation.evaluation import Evaluation
 from contextdiff_jax.evaluation.results import Gallery, Result, Table
@@ -134,6 +134,8 @@ def plan_heatmaps(evaluation: Evaluation) -> Callable[[], Result]:
         raise ValueError(
             f"{len(settings.images)} --image for {len(prompts)} --prompt: must be as many"
         )
+    conditions = evaluation.cascade.conditions
+    check_requests(of_captions(prompts, conditions), conditions, "prompt")
     stage = evaluation.cascade.stages[-1]
     words = choose_words(stage, prompts, settings.words)
     given = None

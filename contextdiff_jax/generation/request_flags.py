@@ -73,11 +73,11 @@ def wanted(
     """Returns what the flags ask for; one of those of FLAGS and --requests must be given.
 
     given: values by condition, one condition's alone. pictures: of in-context conditions, the same
-    for every prompt, or for one request without; what is None or empty is not given. Raises
+    for every prompt, or for one request without; None or [] is not given. Raises
     ValueError where nothing is given, or several that do not go together, and as `read_requests`
     does.
     """
-    pictures = {name: value for name, value in pictures.items() if value}
+    pictures = {name: value for name, value in pictures.items() if value not in (None, [])}
     requests: dict[str, list[Any]] = {
         FLAGS[name]: [{name: value} for value in values] for name, values in given.items()
     }

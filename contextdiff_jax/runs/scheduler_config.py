@@ -166,6 +166,7 @@ def scheduler_json(diffusion: DiffusionConfig, sampler: SamplerConfig) -> dict[s
     classes = {name: kind for kind, name in _NAMES.items()}
     kinds = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
     for key, value, allowed in (
+        ("diffusion.kind", diffusion.kind, ("vp",)),
         ("diffusion.schedule", diffusion.schedule, PUBLISHED_BETAS),
         ("diffusion.prediction", diffusion.prediction, kinds),
         ("sampler.name", sampler.name, classes),

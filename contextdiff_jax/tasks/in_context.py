@@ -70,6 +70,7 @@ class InContextConfig(DiffusionTaskConfig):
     """
 
     reads_text: ClassVar[bool] = True
+    scenes_measure: ClassVar[str] = "in_context"
     copies: ClassVar[Mapping[str, str]] = MappingProxyType({"denoiser/control/": "denoiser/"})
 
     kind: Literal["in_context"] = "in_context"

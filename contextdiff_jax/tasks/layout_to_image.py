@@ -42,11 +42,26 @@ class LayoutToImageConfig(DiffusionTaskConfig):
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
         self.layout.validate(f"{where}.layout")
         super().validate(where, data, use_adapter)
+        self._check_data(f"{where.rpartition('.')[0]}.data", data)
         self._check_classes(f"{where}.classes")
         check_width(f"{where}.unet.text_dim", self.unet.text_dim, self.layout.width)
         if use_adapter:
             width = self.layout.adapter_width
             check_width(f"{where}.adapter.text_dim", self.adapter.text_dim, width)
+
+    def _check_data(self, where: str, data: DataConfig) -> None:
+        if data.source == "shards":
+            raise ValueError(
+                f"{where}.source = 'shards': must be 'scenes', 'folder' or 'tfds', shards hold no "
+                f"boxes, which {self.kind} reads"
+            )
+        if data.source != "scenes" and not data.boxes_field:
+            raise ValueError(f"{where}.boxes_field is missing; {self.kind} reads it")
+        if data.source == "scenes" and data.scenes.context:
+            raise ValueError(
+                f"{where}.scenes.context = {data.scenes.context}: must be 0, scenes in context have "
+                f"no boxes, which {self.kind} reads"
+            )
 
     def _check_classes(self, where: str) -> None:
         if not self.classes:

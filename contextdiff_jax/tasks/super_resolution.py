@@ -65,7 +65,8 @@ class SuperResolutionConfig(DiffusionTaskConfig):
         """Returns the task with the conditions "text" and "low_resolution"."""
         shared = self.shared_parts(parts)
         # Its own noise, whatever the kind of the process.
-        noise = make_schedule(self.diffusion.schedule, self.diffusion.num_steps)
+        own = self.diffusion
+        noise = make_schedule(own.schedule, own.num_steps, own.betas or None)
         low = LowResolution(noise, self.low_resolution, self.augmentation)
         return SuperResolutionTask(
             denoiser=EfficientUNet(self.efficient_unet, dtype=parts.dtype),

@@ -6,7 +6,6 @@ numbers lie beside the weights in checkpoints and exports.
 """
 
 import hashlib
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, SkipReport, Source
 from contextdiff_jax.data.one_pass import one_pass
 from contextdiff_jax.parallel import distributed
+from contextdiff_jax.system.array_files import read_arrays
 from contextdiff_jax.system.atomic_write import written_whole
 
 NAME = "whitening.npz"
@@ -98,10 +98,10 @@ def _fingerprint(source: Source) -> str:
 def _read(file: epath.Path) -> tuple[Moments, str]:
     """Returns the file's moments, and what they were fitted to."""
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
-            found = Moments(*(content[name].astype(np.float32) for name in Moments._fields))
-            return found, str(content["fitted_to"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        content = read_arrays(file)
+        found = Moments(*(content[name].astype(np.float32) for name in Moments._fields))
+        return found, str(content["fitted_to"])
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{file} cannot be read ({type(error).__name__}): delete it, and it is fitted again"
         ) from error

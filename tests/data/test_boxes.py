@@ -9,7 +9,7 @@ from PIL import Image
 
 from contextdiff_jax.data import boxes as layouts
 from contextdiff_jax.data.boxes import BadBoxes, Box, in_square, line_of, parse_line, read_boxes
-from contextdiff_jax.data.config import SHAPES, DataConfig, ScenesConfig
+from contextdiff_jax.data.config import SHAPES, DataConfig, ScenesConfig, StylesConfig
 from contextdiff_jax.data.decode import to_square
 from contextdiff_jax.data.example import DamagedSample, Example, SkipReport
 from contextdiff_jax.data.folder import FolderSource
@@ -31,6 +31,7 @@ def test_a_line_is_read_as_it_was_written():
     ("box", "reason"),
     [
         ([0.1, 0.2, 0.5, 1.1], layouts.OUTSIDE),
+        ([0, 0, 1, 10**400], layouts.OUTSIDE),
         ([-0.1, 0.2, 0.5, 1.0], layouts.OUTSIDE),
         ([0.5, 0.2, 0.1, 0.6], layouts.NO_AREA),
         ([0.5, 0.2, 0.5, 0.6], layouts.NO_AREA),
@@ -60,6 +61,14 @@ def test_what_is_no_list_of_boxes(value):
 def test_lines_that_are_none(line):
     with pytest.raises(BadBoxes, match="must be a name and four numbers"):
         parse_line(line)
+
+
+def test_a_box_that_was_taken_is_one_line_that_is():
+    """Rounding to six decimals may make a thin one thinner than the least of a row."""
+    box = [0.789935, 0, 0.7899451, 1]
+    [found] = read_boxes([{"name": "a", "box": box}])
+    for each in (found, *layouts.mirrored([found])):
+        assert len(parse_line(line_of([each]))) == 1
 
 
 def test_corners_rounded_to_a_hair_outside_are_taken_to_the_border():
@@ -206,3 +215,10 @@ def test_photographs_with_boxes(shared_data, tmp_path):
 def test_sources_without_boxes_take_no_column():
     with pytest.raises(ValueError, match="data.boxes_field = 'objects': must be empty, source 'sc"):
         DataConfig(boxes_field="objects").validate("data")
+
+
+def test_samples_in_context_hold_no_masks():
+    styles = StylesConfig(context=2)
+    data = DataConfig(source="folder", path="x", styles=styles, mask_field="mask")
+    with pytest.raises(ValueError, match="data.mask_field = 'mask': must be empty with data.styl"):
+        data.validate("data")

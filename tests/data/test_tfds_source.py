@@ -127,6 +127,15 @@ def test_objects_become_boxes_with_names(prepared):
         open_tfds(config_for(prepared, boxes_field="label"))
 
 
+def test_an_object_without_a_label_is_of_no_class():
+    """As an index, TFDS's -1 would be the last class."""
+    row = {"objects": {"bbox": [[0.0, 0.0, 1.0, 1.0]], "label": [-1]}}
+    config = DataConfig(source="tfds", path="x", boxes_field="objects")
+    source = TfdsSource([row], config, {}, ("cat", "dog").__getitem__)
+    with pytest.raises(DamagedSample, match="no usable boxes: not a list of objects with a name"):
+        source.captions(0)
+
+
 def test_class_names_in_a_template(prepared):
     options = {"caption_fields": ("label",), "caption_template": "a photo of a {}"}
     source = open_source(config_for(prepared, **options))

@@ -151,6 +151,8 @@ def test_flags_of_in_context_pictures_go_together():
     assert prompts.completed((Text,)) == [{"text": "a"}]
     edits = wanted({"text": ["a"]}, None, ["c"], {"query": "q"}).edited(conditions)
     assert edits == [{"text": "c", "context": None, "query": "q"}]
+    # Of --query=, as of an unset variable, nothing must be drawn.
+    assert wanted({"text": ["a"]}, None, (), {"query": ""}).requests == [{"text": "a", "query": ""}]
     with pytest.raises(ValueError, match="--label and --requests|--context and --label are given"):
         wanted({"label": ["a"]}, None, (), {"context": ["x"]})
     for conditions in ((Text,), (Label,)):

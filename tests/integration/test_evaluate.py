@@ -17,6 +17,7 @@ from scipy import linalg
 from contextdiff_jax import evaluate
 from contextdiff_jax.evaluation.evaluation import Settings
 from contextdiff_jax.evaluation.statistics import FeatureIdentity, FeatureStatistics
+from contextdiff_jax.tasks.task_config import registered
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -297,3 +298,9 @@ def test_partial_inception_weights_and_a_folder_of_photographs(
     assert "precision" in first["values"] and "precision" not in second["values"]
     sentence = refused(dataclasses.replace(again, resize="torch-fidelity", features=str(weights)))
     assert "features differ in protocol: 'clean-fid'" in sentence
+
+
+def test_what_is_measured_by_default_of_scenes_can_be():
+    found = {kind: task.scenes_measure for kind, task in registered().items()}
+    assert set(found.values()) <= set(evaluate.PLANS)
+    assert (found["layout_to_image"], found["in_context"]) == ("boxes", "in_context")

@@ -26,9 +26,12 @@ from contextdiff_jax.runs.export import export_pipeline
 from contextdiff_jax.runs.export_diffusers import export_diffusers
 from contextdiff_jax.runs.prepare import Job, prepare
 from contextdiff_jax.runs.prepare_latents import LatentWorker
+from contextdiff_jax.runs.scheduler_config import scheduler_json
 from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.runs.weights import whole_ema
+from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.training.checkpoints import load_tree
 from contextdiff_jax.training.parameter_names import by_name
 from tests.fixtures.tiny_tasks import build_loaded
@@ -275,6 +278,11 @@ def test_configs_that_do_not_fit_are_refused(case, sd_config):
     keys, cause = WRONG[case]
     with pytest.raises(ValueError, match=cause):
         validate(sd_config(**keys))
+
+
+def test_a_flow_has_no_scheduler_of_stable_diffusion():
+    with pytest.raises(ValueError, match="diffusion.kind = 'flow': must be one of vp"):
+        scheduler_json(DiffusionConfig(kind="flow"), SamplerConfig(name="ddim"))
 
 
 def test_latents_of_something_else_are_refused(stored, lora_config, sd_config, tmp_path):

@@ -114,9 +114,10 @@ def test_whitening_is_fitted_once_and_not_taken_of_other_data(tmp_path):
     np.testing.assert_array_equal(again.mean, first.mean)
     with pytest.raises(ValueError, match="is of other data than config.runs.base.data"):
         moments(Pictures(seed=1), data, folder, "config.runs.base")
-    (tmp_path / "run" / NAME).write_bytes(b"PK no archive")
-    with pytest.raises(ValueError, match="whitening.npz cannot be read"):
-        moments(Pictures(), data, folder, "config.runs.base")
+    for content in (b"PK no archive", b""):
+        (tmp_path / "run" / NAME).write_bytes(content)
+        with pytest.raises(ValueError, match="whitening.npz cannot be read"):
+            moments(Pictures(), data, folder, "config.runs.base")
     with pytest.raises(ValueError, match="finds 1 sound pictures in pictures"):
         fit(Pictures(count=1))
 

@@ -203,6 +203,24 @@ def test_mistakes_name_the_key_the_value_and_what_is_allowed(key, value, sentenc
         validate(cfg.from_config_dict(values))
 
 
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ({"source": "folder"}, r"base.data.boxes_field is missing; layout_to_image reads it"),
+        ({"source": "shards"}, r"base.data.source = 'shards': must be .* hold no boxes"),
+        ({"scenes": {"context": 2, "pairs": 0.0}}, r"scenes.context = 2: must be 0, .* no boxes"),
+    ],
+)
+def test_data_without_boxes_are_refused(data, sentence):
+    values = layout.get_config("scenes").to_dict()
+    values["data_path"] = "x"
+    section = values["runs"]["base"]["data"]
+    section["scenes"] |= data.pop("scenes", {})
+    section |= data
+    with pytest.raises(ValueError, match=sentence):
+        validate(cfg.from_config_dict(values))
+
+
 def test_layouts_of_samples_are_checked_before_training():
     values = layout.get_config("scenes").to_dict()
     values["samples"]["prompts"] = (";", "", "red circle 0 0 1 2")

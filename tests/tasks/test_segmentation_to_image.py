@@ -66,7 +66,8 @@ def write(folder, rows, picture_bytes):
             (folder / f"{name}_mask.png").write_bytes(mask)
             row["mask"] = f"{name}_mask.png"
         lines.append(json.dumps(row))
-    lines.append(json.dumps({"file_name": "good.png", "caption": "x", "mask": "../out.png"}))
+    for mask in ("../out.png", " "):
+        lines.append(json.dumps({"file_name": "good.png", "caption": "x", "mask": mask}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
 
 
@@ -90,7 +91,9 @@ def test_maps_of_a_folder_are_mirrored_and_bad_ones_counted(tmp_path):
         source="folder", path=str(tmp_path), resolution=8, mask_field="mask", flip=True
     )
     report = SkipReport()
-    source = SegmentedSource(open_source(data, report), LABELS)
+    opened = open_source(data, report)
+    assert report.counts() == {MASK_MISSING: 2}  # of whatever task
+    source = SegmentedSource(opened, LABELS)
     batches = make_batches(source, data, 32, seed=0, report=report)
     batch = next(batches)
     batches.close()
@@ -98,7 +101,7 @@ def test_maps_of_a_folder_are_mirrored_and_bad_ones_counted(tmp_path):
     np.testing.assert_array_equal(batch["segmentation"], np.where(bright, 2, 1))
     assert len({bool(each) for each in bright[:, 0, 0]}) == 2  # some are mirrored
     assert report.counts() == {
-        MASK_MISSING: 1,
+        MASK_MISSING: 2,
         MASK_SIZE: 1,
         MASK_NOT_INDICES: 2,
         UNKNOWN: 1,

@@ -28,6 +28,11 @@ def test_level_zero_is_clean_and_level_one_is_noise(make_task):
     np.testing.assert_allclose(half, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_its_low_resolution_picture_is_as_noisy_as_the_betas_say(make_task):
+    task = make_task("sr", schedule="linear", betas=(0.0015, 0.0195))
+    np.testing.assert_array_equal(task.conditions[1].schedule.alpha_bar, task.schedule.alpha_bar)
+
+
 def augmented(task, level):
     """Returns the task with another largest training level of its low-resolution picture."""
     text, low = task.conditions
