@@ -232,8 +232,8 @@ class DataConfig:
             )
         if self.mask_field and self.styles.context:
             raise ValueError(
-                f"{where}.mask_field = {self.mask_field!r}: must be empty with {where}.styles.context = "
-                f"{self.styles.context}, whose samples hold no masks"
+                f"{where}.mask_field = {self.mask_field!r}: must be empty with "
+                f"{where}.styles.context = {self.styles.context}, whose samples hold no masks"
             )
         if self.caption_template and self.caption_template.count("{}") != 1:
             raise ValueError(

@@ -46,8 +46,8 @@ def box_accuracy(pictures: np.ndarray, layouts: Sequence[str]) -> BoxAccuracy:
     """Compares pictures (N, H, W, 3) uint8 of scenes with N layouts (data/boxes.py), one each.
 
     Objects of the picture and boxes are paired one to one, the largest overlaps first. A class that
-    is no colour and shape of the scenes is nowhere right. Raises ValueError unless there are as many
-    layouts as pictures.
+    is no colour and shape of the scenes is nowhere right. Raises ValueError for another number of
+    layouts than of pictures.
     """
     if len(pictures) != len(layouts):
         raise ValueError(f"{len(pictures)} pictures for {len(layouts)} layouts: must be as many")

@@ -59,8 +59,8 @@ class LayoutToImageConfig(DiffusionTaskConfig):
             raise ValueError(f"{where}.boxes_field is missing; {self.kind} reads it")
         if data.source == "scenes" and data.scenes.context:
             raise ValueError(
-                f"{where}.scenes.context = {data.scenes.context}: must be 0, scenes in context have "
-                f"no boxes, which {self.kind} reads"
+                f"{where}.scenes.context = {data.scenes.context}: must be 0, scenes in context "
+                f"have no boxes, which {self.kind} reads"
             )
 
     def _check_classes(self, where: str) -> None:
