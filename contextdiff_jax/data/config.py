@@ -220,6 +220,19 @@ class DataConfig:
                 f"{where}.split = {self.split!r}: must be {DataConfig.split!r}, shards have no "
                 "splits; give the shards by path"
             )
+        self._check_columns(where)
+        if self.caption_template and self.caption_template.count("{}") != 1:
+            raise ValueError(
+                f"{where}.caption_template = {self.caption_template!r}: must hold {{}} once, where "
+                "the caption goes"
+            )
+        if self.min_original_side and self.source != "shards":
+            raise ValueError(
+                f"{where}.min_original_side = {self.min_original_side}: "
+                f"only shards know the original size, the source is {self.source!r}"
+            )
+
+    def _check_columns(self, where: str) -> None:
         if self.boxes_field and self.source not in ("folder", "tfds"):
             raise ValueError(
                 f"{where}.boxes_field = {self.boxes_field!r}: must be empty, source "
@@ -234,16 +247,6 @@ class DataConfig:
             raise ValueError(
                 f"{where}.mask_field = {self.mask_field!r}: must be empty with "
                 f"{where}.styles.context = {self.styles.context}, whose samples hold no masks"
-            )
-        if self.caption_template and self.caption_template.count("{}") != 1:
-            raise ValueError(
-                f"{where}.caption_template = {self.caption_template!r}: must hold {{}} once, where "
-                "the caption goes"
-            )
-        if self.min_original_side and self.source != "shards":
-            raise ValueError(
-                f"{where}.min_original_side = {self.min_original_side}: "
-                f"only shards know the original size, the source is {self.source!r}"
             )
 
 
