@@ -102,8 +102,11 @@ class FlowProcess(Process):
         if self.context is None:
             return change(x0_hat)
         time = expand(self.schedule.sigma(t), x0_hat)
-        x0 = change(self.context.x0_of(x0_hat, time))
-        return x0 + jnp.square(time) * self.context(x0)
+        before = self.context.x0_of(x0_hat, time)
+        after = change(before)
+        # What is not changed stays, also in a mode that x0 can hardly be told from.
+        r_before, r_after = self.context(before), self.context(after)
+        return x0_hat + after - before + jnp.square(time) * (r_after - r_before)
 
     def raised(self, predicted: jax.Array, x_s: jax.Array, s: jax.Array, t: jax.Array) -> jax.Array:
         """Returns x_t for t > s along the velocity; predicted: at x_s, told the time t."""

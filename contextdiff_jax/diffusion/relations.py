@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_LEAST = 0.1  # of a mode's factor in x0 + t^2 r: below, x0 can hardly be told from it
+_LEAST = 0.1  # of a mode's factor in x0 + t^2 r: nearer to 0, x0 can hardly be told from it
 
 
 class Affine(NamedTuple):
@@ -31,10 +31,11 @@ class Affine(NamedTuple):
     def x0_of(self, landing: jax.Array, t: jax.Array) -> jax.Array:
         """Returns x0 of x0 + t^2 r(x0) (B, H, W, C); t () or (B, 1, 1, 1).
 
-        Where a slope is so far below 0 that a mode of x0 all but vanishes there, its factor is
-        taken to be 0.1.
+        Where a mode of x0 all but vanishes there, as at a slope near -1 / t^2, its factor is taken
+        to be 0.1 of its own sign.
         """
-        factor = jnp.maximum(1 + jnp.square(t) * self.slope, _LEAST)
+        factor = 1 + jnp.square(t) * self.slope
+        factor = jnp.where(jnp.abs(factor) < _LEAST, jnp.copysign(_LEAST, factor), factor)
         return from_modes(to_modes(landing - jnp.square(t) * self.offset) / factor)
 
 

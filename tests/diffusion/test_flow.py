@@ -56,6 +56,19 @@ def test_the_landing_is_x0_and_the_relation(relation):
     np.testing.assert_allclose(clipped, expected + time**2 * relation(expected), atol=1e-4)
 
 
+@pytest.mark.parametrize("slope", [-3.0, -1.25, -1.0, 2.0])
+def test_a_threshold_that_changes_nothing_leaves_the_landing(slope):
+    """Also where the relation turns x0 around, or makes a mode of it vanish."""
+    relation = Affine(jnp.full((4, 4, 3), slope), jnp.full((4, 4, 3), 0.2))
+    process = FlowProcess(PATH, "v", None, None, relation)
+    x0 = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+    t, time = jnp.array([900, 900]), 0.9
+    landing = x0 + time**2 * relation(x0)
+    np.testing.assert_allclose(process.changed(landing, t, lambda x: x), landing, atol=1e-4)
+    if abs(1 + time**2 * slope) > 0.1:
+        np.testing.assert_allclose(relation.x0_of(landing, jnp.float32(time)), x0, atol=1e-4)
+
+
 def test_raw_numbers_are_bounded_and_zero_is_no_relation():
     found = bounded(jnp.array([-100.0, 0.0, 0.1]), jnp.array([100.0, 0.0, 0.1]), 3.0)
     np.testing.assert_allclose(found.slope, [-3, 0, 3 * np.tanh(0.1 / 3)], atol=1e-6)
