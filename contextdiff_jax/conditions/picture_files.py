@@ -25,11 +25,14 @@ def check_path(value: Any) -> None:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{shown(value)}: must be the path of a picture file")
     try:
-        found = pathlib.Path(value).is_file()
+        path = pathlib.Path(value)
+        there, regular = path.exists(), path.is_file()
     except (OSError, ValueError) as error:  # a name that no file can have
         raise ValueError(f"{shown(value)}: no file can have its name") from error
-    if not found:
+    if not there:
         raise ValueError(f"{value}: no such file{nearest_path(value)}")
+    if not regular:
+        raise ValueError(f"{value}: is no regular file: must be the path of a picture file")
 
 
 def read_picture(path: str, side: int) -> np.ndarray:

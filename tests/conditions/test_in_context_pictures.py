@@ -145,8 +145,8 @@ ASKED = (Text, ContextImages(MOST, side=1), QueryImage)
         ({"context": ["a.png", "b.png"]}, "b.png: no such file"),
         ({"context": ["\0"]}, "no file can have its name|no such file"),
         ({"query": ["a.png"]}, "must be the path of a picture file"),
-        ({"query": "folder.png"}, "folder.png: no such file"),
-        ({"query": "pipe.png"}, "pipe.png: no such file"),  # and does not wait for a writer
+        ({"query": "folder.png"}, "folder.png: is no regular file"),
+        ({"query": "pipe.png"}, "pipe.png: is no regular file"),  # and does not wait for a writer
         ({"query": ""}, "must be the path of a picture file"),
         ({"text": None}, "request 1 is for no condition at all: must have one of text, context, q"),
         ({"text": ""}, "request 1 is for no condition at all"),
