@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from contextdiff_jax.data.config import DataConfig
-from contextdiff_jax.data.decode import decode_upright
+from contextdiff_jax.data.decode import decode_upright, most_bytes
 from contextdiff_jax.data.example import DamagedSample
 from contextdiff_jax.data.video_files import VIDEO_SUFFIXES, read_video
-from contextdiff_jax.system.json_files import read_object
+from contextdiff_jax.system.json_files import read_object, read_regular
 
 METADATA = "clip.json"  # beside frames: {"fps": 8}
 DEFAULT_FPS = 8.0
@@ -157,7 +157,8 @@ def _read_folder(folder: pathlib.Path, config: ClipConfig) -> tuple[list[np.ndar
     for number in config.frames:
         file = files[number]
         try:
-            picture = decode_upright(file.read_bytes(), file.name, DataConfig.max_pixels)
+            content = read_regular(file, most_bytes(DataConfig.max_pixels))
+            picture = decode_upright(content, file.name, DataConfig.max_pixels)
         except DamagedSample as damaged:
             raise ClipError(f"clip {folder}: {file.name}: {damaged.reason}") from damaged
         if pictures and picture.shape != pictures[0].shape:

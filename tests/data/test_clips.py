@@ -1,6 +1,7 @@
 """Clips of folders and video files: which frames, of which size, and what is refused."""
 
 import json
+import os
 import types
 
 import numpy as np
@@ -83,6 +84,16 @@ def test_the_first_odd_frame_is_named(folder, tmp_path):
         read_clip(folder, ClipConfig(), 6, 10)
     Image.fromarray(grey(0)).save(tmp_path / "clip" / "cover.png")
     with pytest.raises(ValueError, match="cover.png has no number in its name"):
+        read_clip(folder, ClipConfig(), 6, 10)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_frame_that_is_no_file_is_named(make, folder, tmp_path):
+    """And nothing waits for who might write into a pipe."""
+    frame = tmp_path / "clip" / "003.png"
+    frame.unlink()
+    make(frame)
+    with pytest.raises(ValueError, match="003.png' is no regular file"):
         read_clip(folder, ClipConfig(), 6, 10)
 
 
