@@ -63,3 +63,22 @@ class FlowConfig:
                 f"{where}.by_condition = True: must be False, relation {self.relation!r} does not "
                 "read it"
             )
+        self._check_unread(where)
+
+    def _check_unread(self, where: str) -> None:
+        """What times and relation do not read must be as it is by default."""
+        normal, coupling = self.times == "logit_normal", self.relation == "coupling"
+        for key, read, reader in (
+            ("time_mean", normal, "times 'logit_normal'"),
+            ("time_std", normal, "times 'logit_normal'"),
+            ("limit", self.relation == "affine", "relation 'affine'"),
+            ("modes", self.by_condition, "by_condition = True"),
+            ("width", self.by_condition or coupling, "by_condition = True or relation 'coupling'"),
+            ("beta", coupling, "relation 'coupling'"),
+        ):
+            value, default = getattr(self, key), getattr(FlowConfig(), key)
+            if not read and value != default:
+                raise ValueError(
+                    f"{where}.{key} = {value}: must be {default}, the default, {reader} alone "
+                    "reads it"
+                )

@@ -222,6 +222,19 @@ def test_diagnostics_are_errors_at_four_times():
             "by_condition = True: must be False, relation 'coupling' does not read it",
         ),
         ({"flow.relation": "coupling", "flow.width": 12}, "width = 12: must be a multiple of 8"),
+        (
+            {"flow.beta": 2.0},
+            "flow.beta = 2.0: must be 5.0, the default, relation 'coupling' alone",
+        ),
+        (
+            {"flow.time_mean": 1.0},
+            "flow.time_mean = 1.0: must be 0.0, .* times 'logit_normal' alone",
+        ),
+        (
+            {"flow.relation": "affine", "flow.modes": 4},
+            "flow.modes = 4: must be 8, the default, by_condition = True alone reads it",
+        ),
+        ({"flow.relation": "whitening", "flow.limit": 1.0}, "flow.limit = 1.0: must be 3.0"),
         ({"prediction": "eps"}, "prediction = 'eps': must be 'v' or 'x0' of kind 'flow'"),
         ({"objective": "bound"}, "objective = 'bound': must be 'simple', the default, .* 'flow'"),
         (
