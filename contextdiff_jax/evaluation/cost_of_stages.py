@@ -48,7 +48,9 @@ def parameters(stage: Stage) -> dict[str, int]:
     """Returns the number of parameters by part: the networks, then the frozen encoders."""
     left_out = ("adapter",) if stage.task.adapter is None else ()
     parts = {name: tree for name, tree in stage.params.items() if name not in left_out}
-    parts |= {name: encoder.params for name, encoder in stage.task.encoders().items()}
+    # One encoder may serve for several things.
+    frozen = {each.identity: (name, each.params) for name, each in stage.task.encoders().items()}
+    parts |= dict(frozen.values())
     return {
         name: int(sum(np.size(leaf) for leaf in jax.tree.leaves(tree)))
         for name, tree in parts.items()

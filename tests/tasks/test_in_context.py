@@ -1,6 +1,7 @@
 """In-context generation: what is missing in training, and that it is what a request lacks."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from contextdiff_jax.conditions.requests import null_request
 from contextdiff_jax.data.config import DataConfig, ScenesConfig
 from contextdiff_jax.data.pipeline import make_batches
 from contextdiff_jax.data.sources import open_source
+from contextdiff_jax.evaluation.cost_of_stages import parameters
 from contextdiff_jax.runs.build import LoadedEncoders, locate_in
 from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.tasks.in_context import ContextConfig, InContextConfig
@@ -73,6 +75,12 @@ def test_what_is_missing_is_what_a_request_does_not_have(make):
     whole = loss(batch)
     for name in ("present", "context", "query"):
         assert abs(loss(batch | {name: null[name]}) - whole) > 1e-6, name
+
+
+def test_a_tower_that_context_and_adapter_share_is_counted_once(make):
+    task = make()
+    found = parameters(types.SimpleNamespace(task=task, params={}))
+    assert len(found) == len(task.frozen) < len(task.encoders())
 
 
 def test_shares_of_what_is_missing(make):
