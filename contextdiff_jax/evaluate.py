@@ -18,7 +18,8 @@ What can be measured, by --what (several: with commas):
   curves        metrics of training runs, --run=LABEL=FOLDER each
   cost          parameters, operations, training and sampling time, with and without the adapter
   in_context    do pictures of in-context exports take colours and texture from the context, shape
-                and place from the query; of exports trained on scenes, beside the chance level
+                and place from the query (the default for those trained on scenes), beside the
+                chance level
   heatmaps      the adapter's cross-attention over pictures of --prompt, drawn or given (--image)
 
 OUTPUT gets results.json, a CSV file per table, plots, pictures and report.html. Results that are
