@@ -1,11 +1,17 @@
 """Words to tokens to maps over pictures; the tokenizer is one trained here."""
 
+import types
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from contextdiff_jax.conditions.context_images import ContextImages
+from contextdiff_jax.conditions.query_image import QueryImage
+from contextdiff_jax.conditions.text import Text
 from contextdiff_jax.encoders.tokenizers import train_tokenizer
 from contextdiff_jax.evaluation import heatmaps
+from contextdiff_jax.evaluation.attention_maps import plan_heatmaps
 
 PROMPT = "A red circle, left of a redder Circle"
 
@@ -72,3 +78,11 @@ def test_the_heat_lies_where_the_attention_is(tmp_path):
     rows, columns = np.nonzero(half[..., 0] - half[..., 2] > 60)
     assert len(rows) > 100
     assert rows.mean() < 0.4 * half.shape[0] and columns.mean() > 0.6 * half.shape[1]
+
+
+def test_prompts_alone_are_refused_where_pictures_need_more():
+    conditions = (Text, ContextImages(2, side=1), QueryImage)
+    settings = types.SimpleNamespace(prompts=("a red circle",), images=("a.png",), words=())
+    cascade = types.SimpleNamespace(conditions=conditions, stages=[None])
+    with pytest.raises(ValueError, match="prompt 1 lacks 'context': must name text and context"):
+        plan_heatmaps(types.SimpleNamespace(settings=settings, cascade=cascade))
