@@ -16,6 +16,7 @@ class CustomMetadataHook(MetadataHookInterface):
             "cuda": ['jax[cuda13]; sys_platform == "linux"'],
             "gcs": ["etils[epath-gcs]"],
             "tensorboard": [line for line in tested if line.startswith("tensorflow")],
+            "video": [line for line in tested if line.startswith("av>")],
             "beam": self._own("requirements-beam.txt"),
             "docs": self._own("requirements-docs.txt"),
             "test": tested,

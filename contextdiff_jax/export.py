@@ -9,11 +9,13 @@ The config is read from the checkpoints. Exit codes: see contextdiff_jax/entry.p
 """
 
 from absl import flags
+from etils import epath
 
 from contextdiff_jax import entry
 from contextdiff_jax.arguments import existing_folder
-from contextdiff_jax.runs.export import DTYPES, export_pipeline, trained_config
+from contextdiff_jax.runs.export import DESCRIPTION, DTYPES, export_pipeline, trained_config
 from contextdiff_jax.runs.export_diffusers import export_diffusers
+from contextdiff_jax.runs.published import INDEX
 from contextdiff_jax.system import notices
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder that main trained in.")
@@ -32,6 +34,7 @@ flags.mark_flags_as_required(["workdir", "output"])
 def main() -> None:
     workdir = existing_folder(_WORKDIR.value, "workdir")
     entry.check_writable(_OUTPUT.value, "output")
+    _check_empty_of_others()
     notices.doing("exporting")
     config = trained_config(workdir)
     if _FORMAT.value == "contextdiff":
@@ -42,6 +45,16 @@ def main() -> None:
     if _COPY.value:
         raise ValueError("--copy_encoders: not with --format=diffusers, which holds them anyway")
     export_diffusers(config, workdir, _OUTPUT.value)
+
+
+def _check_empty_of_others() -> None:
+    """Raises ValueError where --output holds an export of the other format, which would remain."""
+    other = {"contextdiff": INDEX, "diffusers": DESCRIPTION}[_FORMAT.value]
+    if (epath.Path(_OUTPUT.value) / other).exists():
+        raise ValueError(
+            f"--output={_OUTPUT.value}: holds {other}, of an export of another --format than "
+            f"{_FORMAT.value}: must be another folder"
+        )
 
 
 if __name__ == "__main__":

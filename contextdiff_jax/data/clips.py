@@ -20,7 +20,8 @@ from contextdiff_jax.system.json_files import read_object, read_regular
 METADATA = "clip.json"  # beside frames: {"fps": 8}
 DEFAULT_FPS = 8.0
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_MOST_FRAMES, _MOST_FPS = 512, 1000.0
+_MOST_FRAMES = 512
+_LEAST_FPS, _MOST_FPS = 0.002, 1000.0  # GIFs show a frame for at most 655 s
 _NUMBER = re.compile(r"(\d+)\D*$")
 
 
@@ -102,11 +103,16 @@ def read_clip(path: str, config: ClipConfig, height: int, width: int) -> Clip:
         _check_length(source, there, config)
     else:
         raise ClipError(f"clip {path}: no such folder or file")
-    fps = config.fps or fps or DEFAULT_FPS
+    fps = (config.fps or fps or DEFAULT_FPS) / config.stride
+    if not _LEAST_FPS <= fps <= _MOST_FPS:
+        raise ClipError(
+            f"clip {path}: {fps:g} frames a second at stride {config.stride}: must be "
+            f"{_LEAST_FPS} to {_MOST_FPS:g}; clip.fps says another number for the source"
+        )
     native = pictures[0].shape[:2]
     _check_crop(path, native, config.crop)
     fitted = [fit(_turned(each, config), height, width) for each in pictures]
-    return Clip(np.stack(fitted), str(path), fps / config.stride, native)
+    return Clip(np.stack(fitted), str(path), fps, native)
 
 
 def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from contextdiff_jax.data import embedding_shards as shards
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample, DataError, Example, Source
-from contextdiff_jax.system.scalars import read_scalar
+from contextdiff_jax.system.scalars import read_scalar, shown
 
 LATENT = "latent"  # the name of the array in a batch
 PLAIN, MIRRORED = b"", b"mirrored"  # keys of a record's entries
@@ -65,6 +66,8 @@ class LatentMetadata(shards.Sharded):
             raise ValueError(f"shape = {self.shape}: must be (h, w, channels)")
         for size in self.shape:
             shards.check_size("shape", size, _MOST_SIDE)
+        if not isinstance(self.preparation, dict):
+            raise ValueError(f"preparation = {shown(self.preparation)}: must be an object")
         for key in ("mean", "std"):
             for value in getattr(self, key):
                 read_scalar(float, value, key)
@@ -147,6 +150,12 @@ class LatentSource:
             raise DataError(
                 f"the latents in {folder} are of {ours.samples} samples ({ours.source}), the run "
                 f"reads {len(source)} ({source.name})"
+            )
+        if source.name != ours.source:
+            logging.warning(
+                "the latents in %s are of %s, the run reads %s: they must be the same samples in "
+                "the same order, which is not compared",
+                *(folder, ours.source, source.name),
             )
         for key, value in preparation(data).items():
             if ours.preparation.get(key) != value:

@@ -5,6 +5,7 @@ its second matrix, so that a file needs no word about it.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -83,7 +84,10 @@ def load_lora(file: epath.PathLike, config: LatentUNetConfig) -> Any:
         down, up = _matrices(module, found, shape, where)
         factor = scale
         if "alpha" in found:
-            factor = float(read_floats(f"{module}.alpha", found["alpha"], where)) / len(down)
+            alpha = read_floats(f"{module}.alpha", found["alpha"], where)
+            if alpha.size != 1:
+                raise ValueError(f"{where}: {module}.alpha is {alpha.shape}, must be one number")
+            factor = float(alpha.item()) / len(down)
         updates[f"{known[module]}/down"] = np.ascontiguousarray(down.T)
         updates[f"{known[module]}/up"] = np.ascontiguousarray(np.float32(factor) * up.T)
     return traverse_util.unflatten_dict(updates, sep="/")
@@ -142,6 +146,8 @@ def _matrices(
     shapes = found["A"].shape, found["B"].shape
     rank = shapes[0][:1]
     wanted = (*rank, shape[0]), (shape[1], *rank)
+    if rank == (0,):
+        raise ValueError(f"{where}: the update of {module} is of rank 0, must be at least 1")
     if shapes != wanted:
         raise ValueError(f"{where}: the update of {module} is {shapes}, must be {wanted}")
     down, up = (read_floats(f"{module}.lora_{part}", found[part], where) for part in "AB")
@@ -160,6 +166,10 @@ def _scale(path: Any, where: str) -> float:
         scale = 1.0 if rank is None or alpha is None else float(alpha) / float(rank)
     except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"{where}: its metadata {_SETTINGS} cannot be read: {error}") from error
+    if not math.isfinite(scale):
+        raise ValueError(
+            f"{where}: its metadata {_SETTINGS} give alpha / rank = {scale}: must be finite"
+        )
     if any(varied) or settings.get(f"{_PREFIX}use_rslora") or settings.get(f"{_PREFIX}use_dora"):
         raise ValueError(
             f"{where}: its metadata ask for updates of different rank or kind: must be plain ones"

@@ -107,6 +107,7 @@ def load(
     or do not fit the devices.
     """
     checked = _check(folder, settings)
+    updates = None if settings.lora is None else load_lora(settings.lora, checked.unet)
     if shown is None:
         words = "the safety checker of Stable Diffusion is not run: pictures are not filtered"
         logging.warning(words)
@@ -114,7 +115,6 @@ def load(
     placed = Placed(MeshConfig(), mesh)
     task = checked.task(named_dtype(settings.dtype))
     frozen = placed.frozen(task, STAGE)
-    updates = None if settings.lora is None else load_lora(settings.lora, checked.unet)
     weights, boxed = {}, {"denoiser": abstract_unet(checked.unet)}
     if checked.branch is not None:
         weights["control"] = load_controlnet(settings.control.path, checked.branch)

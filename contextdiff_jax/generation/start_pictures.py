@@ -1,12 +1,12 @@
 """Pictures to start from or to follow, masks of what is drawn anew: files of users, checked."""
 
-import warnings
-
 import numpy as np
 from etils import epath
+from PIL import Image
 
 from contextdiff_jax.arguments import existing_file
-from contextdiff_jax.data.decode import open_image
+from contextdiff_jax.data.decode import IMAGE_HUGE, decode_upright
+from contextdiff_jax.data.example import DamagedSample
 from contextdiff_jax.tasks.latent_text_to_image import Start
 
 MOST_SIDE = 4096  # pixels
@@ -22,10 +22,10 @@ def read_start(
     The mask is read as grey; white is drawn anew. Raises ValueError, naming the flag, for files
     that are missing or no pictures, and for a mask of another size.
     """
-    pixels = _read(picture, "init_image", "RGB")
+    pixels = _read(picture, "init_image")
     if mask is None:
         return Start(pixels, _STRENGTH if strength is None else strength)
-    white = _read(mask, "mask", "L") >= _WHITE
+    white = _grey(_read(mask, "mask")) >= _WHITE
     if white.shape != pixels.shape[:2]:
         raise ValueError(
             f"--mask={mask}: is {_size(white)}: must be {_size(pixels)} as --init_image={picture}"
@@ -35,21 +35,27 @@ def read_start(
 
 def read_control(picture: epath.PathLike) -> np.ndarray:
     """Returns the picture of --control, uint8 (H, W, 3); ValueError as `read_start`."""
-    return _read(picture, "control", "RGB")
+    return _read(picture, "control")
 
 
-def _read(path: epath.PathLike, flag: str, mode: str) -> np.ndarray:
-    file = existing_file(path, flag)
+def _read(path: epath.PathLike, flag: str) -> np.ndarray:
+    """Returns uint8 (H, W, 3), as pictures of data are read: upright, on white, of 8 bits."""
+    data = existing_file(path, flag).read_bytes()
     try:
-        with file.open("rb") as opened, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures, which are refused here
-            image = open_image(opened)
-            if max(image.size) > MOST_SIDE:
-                raise ValueError(f"must be at most {MOST_SIDE} pixels a side")
-            return np.asarray(image.convert(mode))
-    except Exception as error:  # PIL raises whatever a broken file makes it stumble over
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"--{flag}={path}: cannot be read as a picture: {reason}") from error
+        pixels = decode_upright(data, str(path), MOST_SIDE**2)
+    except DamagedSample as damaged:
+        huge = damaged.reason == IMAGE_HUGE
+        reason = f"must be at most {MOST_SIDE} pixels a side" if huge else damaged.reason
+        raise ValueError(f"--{flag}={path}: cannot be read as a picture: {reason}") from damaged
+    if max(pixels.shape) > MOST_SIDE:
+        raise ValueError(
+            f"--{flag}={path}: is {_size(pixels)}: must be at most {MOST_SIDE} pixels a side"
+        )
+    return pixels
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).convert("L"))
 
 
 def _size(pixels: np.ndarray) -> str:

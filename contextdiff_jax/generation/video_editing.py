@@ -180,12 +180,18 @@ def open_editor(
 ) -> Editor:
     """Returns the editor of a folder of Stable Diffusion.
 
-    tuned: a U-Net's folder that was tuned on a clip, in the place of the folder's own. seed: of
-    temporal parts that begin anew. image_encoder: CLIP's folder, for an adapter.
+    tuned: a U-Net's folder that was tuned on a clip, in the place of the folder's own; it is not
+    tuned again. seed: of temporal parts that begin anew. image_encoder: CLIP's folder, for an
+    adapter.
 
     Raises as stable_diffusion.load does, and ValueError where the devices do not divide the frames
     or the tuned U-Net is of other sizes.
     """
+    _check_adapter(config, image_encoder)
+    if tuned is not None:
+        config = dataclasses.replace(config, tuning=dataclasses.replace(config.tuning, steps=0))
+    elif config.adapter is not None and not config.tuning.steps:
+        logging.warning("config.adapter is zero and changes nothing: config.tuning.steps = 0")
     settings = stable_diffusion.Settings(
         height=config.height or None,
         width=config.width or None,
@@ -209,15 +215,18 @@ def open_editor(
         adapter = _adapter(stage, config, image_encoder)
         image = placed.add("image encoder", adapter.image.params, adapter.image.boxed)
         stage = dataclasses.replace(stage, frozen=stage.frozen | {adapter.image.identity: image})
-    elif image_encoder is not None:
-        raise ValueError(f"--image_encoder={image_encoder}: only together with config.adapter")
     return _with_weights(Editor(stage, config, adapter), tuned, seed)
 
 
-def _adapter(stage: Stage, config: EditingConfig, folder: str | None) -> ClipAdapter:
-    """Returns the adapter for the sizes of the weights."""
-    if folder is None:
+def _check_adapter(config: EditingConfig, folder: str | None) -> None:
+    if config.adapter is None and folder is not None:
+        raise ValueError(f"--image_encoder={folder}: only together with config.adapter")
+    if config.adapter is not None and folder is None:
         raise ValueError("--image_encoder is missing: config.adapter needs a CLIP folder")
+
+
+def _adapter(stage: Stage, config: EditingConfig, folder: str) -> ClipAdapter:
+    """Returns the adapter for the sizes of the weights."""
     dtype, unet = stage.task.denoiser.dtype, stage.task.denoiser.config
     image = load_image_encoder(folder, dtype)
     sizes = dataclasses.replace(
@@ -281,8 +290,9 @@ def edit_clip(
         return places
     editor = editor.for_clip(wanted.clip)
     editor = _tuned(editor, wanted, folder / clip_tuning.FOLDER, seed, watch)
-    write_frames(folder / "source" / "frames", wanted.clip.frames)
-    write_webp(folder / "source" / "clip.webp", wanted.clip.frames, wanted.clip.fps)
+    if distributed.is_main():
+        write_frames(folder / "source" / "frames", wanted.clip.frames)
+        write_webp(folder / "source" / "clip.webp", wanted.clip.frames, wanted.clip.fps)
     with phase(f"inverting {config.clip.count} frames in {config.num_steps} steps"):
         inverted = editor.invert(wanted.clip, wanted.source, seed)
     vote = Vote()
@@ -294,7 +304,9 @@ def edit_clip(
         with phase(f"edit {number + 1} of {len(places)}: {prompt}"):
             frames, coverage = editor.edit(inverted, wanted.source, prompt)
         _say_what_is_odd(frames, coverage, wanted.clip, config)
-        _write(place, frames, coverage, wanted, prompt, config)
+        if distributed.is_main():
+            _write(place, frames, coverage, wanted, prompt, config)
+    distributed.wait_for_all("edits")  # else JAX takes the one that writes for lost
     return places
 
 

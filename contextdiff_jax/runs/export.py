@@ -38,7 +38,7 @@ from contextdiff_jax.training.checkpoints import (
     save_tree,
 )
 
-_DESCRIPTION = "export.json"
+DESCRIPTION = "export.json"
 DTYPES = ("float32", "bfloat16")
 
 
@@ -67,7 +67,7 @@ def export_pipeline(
     described = from_config_dict(content["config"])
     if distributed.is_main():
         # An export half replaced is none; its description comes back when the rest is whole.
-        (output / _DESCRIPTION).unlink(missing_ok=True)
+        (output / DESCRIPTION).unlink(missing_ok=True)
         (output / checksums.NAME).unlink(missing_ok=True)
     distributed.wait_for_all("export begins")
     for name in found:
@@ -76,7 +76,7 @@ def export_pipeline(
         content["stages"][name]["step"] = metadata["step"]  # a run may be training on
     if distributed.is_main():
         _copy_encoders(config, workdir, output, copy_encoders)
-        with written_whole(output / _DESCRIPTION) as file:
+        with written_whole(output / DESCRIPTION) as file:
             file.write_text(json.dumps(content, indent=2))
         checksums.record(output, _own_files(output, list(found)))
         write_card(output, Trained(described, found, workdir), "contextdiff")
@@ -172,7 +172,7 @@ def _own_files(output: epath.Path, stages: list[str]) -> list[str]:
     encoders = output / "encoders"
     copied = checksums.files_below(encoders) if encoders.exists() else ()
     of_stages = [f"{name}/{checksums.NAME}" for name in stages]
-    return [_DESCRIPTION, *of_stages, *(f"encoders/{name}" for name in copied)]
+    return [DESCRIPTION, *of_stages, *(f"encoders/{name}" for name in copied)]
 
 
 def _copy_folder(source: epath.Path, target: epath.Path) -> None:
@@ -191,7 +191,7 @@ def read_export(folder: epath.PathLike) -> tuple[Export, Locate]:
     the stages: when one is loaded), ConfigError when its content is none that this version reads.
     """
     folder = epath.Path(folder)
-    file = folder / _DESCRIPTION
+    file = folder / DESCRIPTION
     if not file.exists():
         raise CheckpointError(
             f"{folder} is not an export: export.json is missing; "

@@ -118,7 +118,7 @@ def test_the_wheel_asks_for_what_the_requirements_files_do(installed):
     asked = [line for line in found.requires if "extra ==" not in line]
     assert read(asked) == read(wanted)
     extras = set(found.metadata.get_all("Provides-Extra"))
-    assert extras == {"tpu", "cuda", "gcs", "tensorboard", "beam", "docs", "test"}
+    assert extras == {"tpu", "cuda", "gcs", "tensorboard", "video", "beam", "docs", "test"}
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ def places(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("places")
     (tmp / "export").mkdir()
     (tmp / "folder").mkdir()
+    (tmp / "published").mkdir()
+    (tmp / "published/model_index.json").write_text("{}")
     (tmp / "bytes.txt").write_bytes(b"a red circle\n\xff\xfe\n")
     (tmp / "prompts.txt").write_text("a red circle\n")
     (tmp / "none.png").write_text("no picture")
@@ -233,6 +235,11 @@ MISTAKES = [
     ("evaluate", [*EXPORT, "--what=sceens"], "--what=sceens: must be of scenes"),
     ("evaluate", [*EXPORT, "--what=sceens"], "did you mean scenes?"),
     ("export", ["--workdir={tmp}", "--output={tmp}/o", "--copy_encoders=2"], "must be true or f"),
+    (
+        "export",
+        ["--workdir={tmp}", "--output={tmp}/published"],
+        "published: holds model_index.json, of an export of another --format than contextdiff: mus",
+    ),
     ("compile", [QUICK, "--topology=cpu:x"], "topology"),
     ("compile", [QUICK, "--topology=cpu:4", "--effort=3"], "--effort=3: must be a number in"),
     ("prepare", [QUICK, "--run=base", "--output={tmp}/o", "--", "--x"], "only a --runner takes"),

@@ -1,5 +1,6 @@
 """Clips of folders and video files: which frames, of which size, and what is refused."""
 
+import dataclasses
 import json
 import os
 import types
@@ -116,6 +117,17 @@ def test_settings_that_cannot_work_are_refused(wrong):
     [key] = wrong
     with pytest.raises(ValueError, match=rf"^clip\.{key} = "):
         ClipConfig(**wrong).validate("clip")
+
+
+def test_a_rate_that_no_animation_can_have_is_refused(tmp_path):
+    """Else an edit of hours would fail as it is written."""
+    for number in range(2):
+        Image.fromarray(grey(number, 6, 10)).save(tmp_path / f"{number}.png")
+    (tmp_path / "clip.json").write_text('{"fps": 1e-9}')
+    config = ClipConfig(count=2)
+    with pytest.raises(ValueError, match="1e-09 frames a second at stride 1: must be 0.002"):
+        read_clip(str(tmp_path), config, 6, 10)
+    assert read_clip(str(tmp_path), dataclasses.replace(config, fps=4.0), 6, 10).fps == 4
 
 
 def test_without_pyav_a_video_says_what_to_do(tmp_path, monkeypatch):

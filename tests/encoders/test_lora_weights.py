@@ -126,6 +126,10 @@ WRONG = {
         lambda name, array: (name, array * np.nan if f"{SITE}.lora_B" in name else array),
         f"{SITE}.lora_B of .* holds .* NaN",
     ),
+    "of rank 0": (
+        lambda name, array: (name, array[:0] if ".lora_A." in name else array[:, :0]),
+        "is of rank 0, must be at least 1",
+    ),
 }
 
 
@@ -144,4 +148,15 @@ def test_half_an_update_and_an_empty_file_are_refused(unet, file):
         load_lora(file, unet[0])
     save_file({}, file)
     with pytest.raises(ValueError, match="has no updates of a U-Net"):
+        load_lora(file, unet[0])
+
+
+def test_what_updates_count_must_be_one_finite_number(unet, file):
+    tensors = load_file(file)
+    save_file(tensors | {f"unet.{SITE}.alpha": np.ones(2, np.float32)}, file)
+    with pytest.raises(ValueError, match=rf"{SITE}.alpha is \(2,\), must be one number"):
+        load_lora(file, unet[0])
+    settings = '{"unet.r": 2, "unet.lora_alpha": Infinity}'
+    save_file(tensors, file, metadata={"lora_adapter_metadata": settings})
+    with pytest.raises(ValueError, match="alpha / rank = inf: must be finite"):
         load_lora(file, unet[0])

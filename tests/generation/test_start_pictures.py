@@ -8,7 +8,7 @@ from PIL import Image
 
 from contextdiff_jax.generation import stable_diffusion
 from contextdiff_jax.generation.stable_diffusion import Settings
-from contextdiff_jax.generation.start_pictures import read_start
+from contextdiff_jax.generation.start_pictures import read_control, read_start
 from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.sampling.noise import sample_keys, step_noise
 from contextdiff_jax.tasks.latent_text_to_image import Start
@@ -156,8 +156,24 @@ def test_files_that_are_no_pictures_are_named(picture, tmp_path):
     with pytest.raises(ValueError, match="--init_image=nofile.png: no such file"):
         read_start("nofile.png", None, None)
     Image.new("L", (5000, 1)).save(tmp_path / "wide.png")
-    with pytest.raises(ValueError, match="wide.png: cannot be .* at most 4096 pixels a side"):
+    with pytest.raises(ValueError, match="wide.png: is 5000 x 1: must be at most 4096 pixels a"):
         read_start(tmp_path / "wide.png", None, None)
+
+
+def test_pictures_are_read_as_those_of_data_are(tmp_path):
+    """Turned upright, transparency on white, 16 bits brought to 8; masks too."""
+    pixels = np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    found = read_start(tmp_path / "turned.png", None, None).picture
+    np.testing.assert_array_equal(found, np.rot90(pixels, -1))
+    clear = np.zeros((32, 48, 4), np.uint8)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    assert read_control(tmp_path / "clear.png").min() == 255
+    grey = np.full((48, 32), 100 * 256, np.uint16)  # below the middle of 16 bits
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert not read_start(tmp_path / "turned.png", tmp_path / "grey.png", None).free.any()
 
 
 def test_a_mask_of_another_size_is_named(picture, tmp_path):

@@ -216,7 +216,8 @@ def test_colours_of_latents_are_fitted():
     np.testing.assert_allclose(got, colours, atol=2e-3)
 
 
-def test_an_adapter_needs_an_image_encoder(folder, clip_folder):
+def test_an_adapter_needs_an_image_encoder(folder, clip_folder, monkeypatch):
+    monkeypatch.setattr(stable_diffusion, "load", None)  # before the weights are read
     config = dataclasses.replace(PLAIN, adapter=ADAPTER)
     with pytest.raises(ValueError, match="--image_encoder is missing: config.adapter needs a CLIP"):
         open_editor(folder, config)

@@ -285,6 +285,24 @@ def test_a_flow_has_no_scheduler_of_stable_diffusion():
         scheduler_json(DiffusionConfig(kind="flow"), SamplerConfig(name="ddim"))
 
 
+def test_latents_of_other_data_of_as_many_samples_are_said(stored, caplog):
+    from contextdiff_jax.data.sources import open_source
+
+    data, latents = stored.config.runs["base"].data, Latents(stored.output)
+    LatentSource(open_source(data), latents, data)
+    assert not caplog.text
+    latents.metadata = dataclasses.replace(latents.metadata, source="folder elsewhere")
+    LatentSource(open_source(data), latents, data)
+    assert "are of folder elsewhere, the run reads folder" in caplog.text
+
+
+def test_a_stranger_s_description_of_latents_is_refused(stored, tmp_path):
+    content = json.loads((stored.folder / "metadata.json").read_text()) | {"preparation": 5}
+    (tmp_path / "metadata.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="no description of latents: preparation = 5"):
+        Latents(tmp_path)
+
+
 def test_latents_of_something_else_are_refused(stored, lora_config, sd_config, tmp_path):
     from contextdiff_jax.data.sources import open_source
     from contextdiff_jax.runs.stored_latents import with_latents
