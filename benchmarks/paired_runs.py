@@ -141,6 +141,7 @@ VARIANTS |= {
 REFERENCE = "none"  # what the others are paired with
 DRAWN = ("scenes", "fid")  # of drawn pictures: what guidance changes
 WHAT = (*DRAWN, "bits_per_dim")
+BITS = ("bits_per_dim", "prior", "kl", "decoder", "volume")  # of a bound, or of a flow's ODE
 LOGGED = ("loss", "relation_rms", "signal_gain", "last_steps_kl")  # of training, beside --what
 LOGGED += ("error", "kinetic_energy", "coupling_kl", "error_at_100", "images_per_second")
 SAMPLERS = ("euler", "ab2", "heun", "ddim", "dpm_solver++")
@@ -275,7 +276,7 @@ def figures(results: Mapping[str, Any], base: str) -> dict[str, float]:
         found |= {name: value for name, value in values.items() if not isinstance(value, dict)}
     if "bits_per_dim" in results:
         values = results["bits_per_dim"].values
-        found |= {name: values[name] for name in ("bits_per_dim", "prior", "kl", "decoder")}
+        found |= {name: values[name] for name in BITS if name in values}
     return found
 
 
@@ -387,8 +388,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, flo
     checked, _, base = base_only(config, 0, args)
     for variant in args.variants:
         changed = VARIANTS[variant](checked, base)
-        if changed.runs[base].task.diffusion.kind == "flow" and "bits_per_dim" in args.what:
-            raise ValueError(f"what = 'bits_per_dim': not of variant {variant!r}, a flow")
         for _, settings in drawings(changed, base, args).values():
             validate(_drawn_by(changed, base, settings))
     source = checked.runs[base].data.source
