@@ -26,6 +26,9 @@ same seed, data, batches and steps, differing in one thing alone:
                         depends on the condition
   flow_whitening        with the relation fitted to the data
   flow_coupling         with a learned coupling, beta 5; flow_coupling_20: beta 20
+  flow_affine_shuffled, flow_coupling_shuffled
+                        the relation is told another picture's condition: does context matter?
+  flow_schedule_NUMBER  r = NUMBER x0: another schedule, and no relation
 contextdiff_jax.evaluate then measures --what of each, with the same prompts, images and noise.
 Super-resolution is left out.
 
@@ -137,6 +140,11 @@ VARIANTS |= {
     "flow_whitening": _flow(relation="whitening"),
     "flow_coupling": _flow(relation="coupling"),
     "flow_coupling_20": _flow(relation="coupling", beta=20.0),
+    "flow_affine_shuffled": _flow(relation="affine", by_condition=True, shuffle_condition=True),
+    "flow_coupling_shuffled": _flow(relation="coupling", shuffle_condition=True),
+    "flow_schedule_-0.35": _flow(relation="scaled", scale=-0.35),
+    "flow_schedule_1": _flow(relation="scaled", scale=1.0),
+    "flow_schedule_2": _flow(relation="scaled", scale=2.0),
 }
 REFERENCE = "none"  # what the others are paired with
 DRAWN = ("scenes", "fid")  # of drawn pictures: what guidance changes

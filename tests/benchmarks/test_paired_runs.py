@@ -50,6 +50,7 @@ def test_variants_differ_in_one_thing_alone():
         f"{section}.prediction: 'x0' there, 'v' here",
         f"{section}.loss_weight: 'min_snr_5_plus_1' there, 'x0' here",
     }
+    shuffled = f"{section}.flow.shuffle_condition: False there, True here"
     relation = f"{section}.flow.relation: 'none' there, {{!r}} here".format
     assert {name: set(lines) for name, lines in found.items()} == {
         "vp_none": {without},
@@ -71,6 +72,24 @@ def test_variants_differ_in_one_thing_alone():
             *flow,
             relation("coupling"),
             f"{section}.flow.beta: 5.0 there, 20.0 here",
+        },
+        "flow_affine_shuffled": {
+            *flow,
+            relation("affine"),
+            f"{section}.flow.by_condition: False there, True here",
+            shuffled,
+        },
+        "flow_coupling_shuffled": {*flow, relation("coupling"), shuffled},
+        "flow_schedule_1": {*flow, relation("scaled")},
+        "flow_schedule_2": {
+            *flow,
+            relation("scaled"),
+            f"{section}.flow.scale: 1.0 there, 2.0 here",
+        },
+        "flow_schedule_-0.35": {
+            *flow,
+            relation("scaled"),
+            f"{section}.flow.scale: 1.0 there, -0.35 here",
         },
         "none": {without},
         "bounded": set(),
