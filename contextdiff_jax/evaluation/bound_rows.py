@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -28,9 +28,6 @@ class ImageRows:
 
     def __len__(self) -> int:
         return len(self.index)
-
-
-R = TypeVar("R", bound=ImageRows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +62,9 @@ def write_rows(folder: epath.PathLike, rows: ImageRows) -> None:
         np.savez(file, index=rows.index, **arrays)
 
 
-def read_rows(folder: epath.PathLike, count: int | None = None, kind: type[R] = Rows) -> R | None:
+def read_rows(
+    folder: epath.PathLike, count: int | None = None, kind: type[ImageRows] = Rows
+) -> Any:
     """Returns a folder's images by number, those below `count`, or None where there is none.
 
     kind: of the rows that were written there.
