@@ -26,6 +26,9 @@ same seed, data, batches and steps, differing in one thing alone:
                         depends on the condition
   flow_whitening        with the relation fitted to the data
   flow_coupling         with a learned coupling, beta 5; flow_coupling_20: beta 20
+  flow_affine_shuffled, flow_coupling_shuffled
+                        the relation is told another picture's condition: does context matter?
+  flow_schedule_NUMBER  r = NUMBER x0: another schedule, and no relation
 contextdiff_jax.evaluate then measures --what of each, with the same prompts, images and noise.
 Super-resolution is left out.
 
@@ -137,10 +140,16 @@ VARIANTS |= {
     "flow_whitening": _flow(relation="whitening"),
     "flow_coupling": _flow(relation="coupling"),
     "flow_coupling_20": _flow(relation="coupling", beta=20.0),
+    "flow_affine_shuffled": _flow(relation="affine", by_condition=True, shuffle_condition=True),
+    "flow_coupling_shuffled": _flow(relation="coupling", shuffle_condition=True),
+    "flow_schedule_-0.35": _flow(relation="scaled", scale=-0.35),
+    "flow_schedule_1": _flow(relation="scaled", scale=1.0),
+    "flow_schedule_2": _flow(relation="scaled", scale=2.0),
 }
 REFERENCE = "none"  # what the others are paired with
 DRAWN = ("scenes", "fid")  # of drawn pictures: what guidance changes
 WHAT = (*DRAWN, "bits_per_dim")
+BITS = ("bits_per_dim", "prior", "kl", "decoder", "volume")  # of a bound, or of a flow's ODE
 LOGGED = ("loss", "relation_rms", "signal_gain", "last_steps_kl")  # of training, beside --what
 LOGGED += ("error", "kinetic_energy", "coupling_kl", "error_at_100", "images_per_second")
 SAMPLERS = ("euler", "ab2", "heun", "ddim", "dpm_solver++")
@@ -275,7 +284,7 @@ def figures(results: Mapping[str, Any], base: str) -> dict[str, float]:
         found |= {name: value for name, value in values.items() if not isinstance(value, dict)}
     if "bits_per_dim" in results:
         values = results["bits_per_dim"].values
-        found |= {name: values[name] for name in ("bits_per_dim", "prior", "kl", "decoder")}
+        found |= {name: values[name] for name in BITS if name in values}
     return found
 
 
@@ -387,8 +396,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, flo
     checked, _, base = base_only(config, 0, args)
     for variant in args.variants:
         changed = VARIANTS[variant](checked, base)
-        if changed.runs[base].task.diffusion.kind == "flow" and "bits_per_dim" in args.what:
-            raise ValueError(f"what = 'bits_per_dim': not of variant {variant!r}, a flow")
         for _, settings in drawings(changed, base, args).values():
             validate(_drawn_by(changed, base, settings))
     source = checked.runs[base].data.source

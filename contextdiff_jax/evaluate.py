@@ -14,7 +14,8 @@ What can be measured, by --what (several: with commas):
                 each of --count captions of --captions or --data
   fid30k        the same for 30,000 random captions of COCO val2014, prepared by TFDS
   sweep         the same at several --guidance scales of the first stage: FID against CLIP score
-  bits_per_dim  the exact discrete bound of held-out images and its terms over time
+  bits_per_dim  the exact discrete bound of held-out images and its terms over time; of flows
+                their density by the exact ODE
   curves        metrics of training runs, --run=LABEL=FOLDER each
   cost          parameters, operations, training and sampling time, with and without the adapter
   in_context    do pictures of in-context exports take colours and texture from the context, shape
@@ -116,6 +117,12 @@ _GUIDANCE = flags.DEFINE_list(
 _TERMS = flags.DEFINE_integer(
     "terms", 0, "Number of diffusion times for bits_per_dim; 0: all.", lower_bound=0
 )
+_ODE_STEPS = flags.DEFINE_integer(
+    "ode_steps", 0, "Steps of the ODE for bits_per_dim of flows; 0: 40.", lower_bound=0
+)
+_PROBES = flags.DEFINE_integer(
+    "probes", 0, "Estimates of the divergence for bits_per_dim of flows; 0: 2.", lower_bound=0
+)
 _RUN = flags.DEFINE_multi_string("run", [], "LABEL=FOLDER of a training run, for curves and cost.")
 _METRIC = flags.DEFINE_multi_string("metric", [], "A metric for curves; by default all in common.")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt for heatmaps.")
@@ -173,6 +180,8 @@ def _settings() -> Settings:
         words=tuple(_WORD.value),
         turns=_TURNS.value,
         terms=_TERMS.value,
+        ode_steps=_ODE_STEPS.value,
+        probes=_PROBES.value,
     )
 
 

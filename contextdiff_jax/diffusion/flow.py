@@ -111,5 +111,8 @@ class FlowProcess(Process):
     def raised(self, predicted: jax.Array, x_s: jax.Array, s: jax.Array, t: jax.Array) -> jax.Array:
         """Returns x_t for t > s along the velocity; predicted: at x_s, told the time t."""
         time, before = (expand(self.schedule.sigma(each), x_s) for each in (t, s))
-        velocity = predicted if self.prediction == "v" else (x_s - predicted) / time
-        return x_s + (time - before) * velocity
+        return x_s + (time - before) * self.velocity(predicted, x_s, time)
+
+    def velocity(self, predicted: jax.Array, x: jax.Array, time: jax.Array) -> jax.Array:
+        """Returns the velocity at x that a prediction stands for; time: t above 0, () or like x."""
+        return predicted if self.prediction == "v" else (x - predicted) / time

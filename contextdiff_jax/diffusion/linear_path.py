@@ -71,6 +71,10 @@ class LinearPath:
         t = self.shift * place / (1 + (self.shift - 1) * place)
         return 1 - t, t
 
+    def places(self, t: np.ndarray) -> np.ndarray:
+        """Returns the k, fractions too, of times t in [0, 1] on the host: float64."""
+        return self.num_steps * t / (self.shift - (self.shift - 1) * np.asarray(t))
+
     def guidance_level(self, times: np.ndarray) -> np.ndarray:
         """Returns what the bounds of guidance's interval are compared with: t, float64."""
         return self.levels(times)[1]

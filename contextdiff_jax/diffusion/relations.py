@@ -19,7 +19,7 @@ _LEAST = 0.1  # of a mode's factor in x0 + t^2 r: nearer to 0, x0 can hardly be 
 
 
 class Affine(NamedTuple):
-    """slope: of each mode, (H, W, C) or (B, H, W, C). offset: in pixels, of such a shape, too."""
+    """slope: of each mode, (H, W, C), (B, H, W, C), or () for all. offset: in pixels, likewise."""
 
     slope: jax.Array
     offset: jax.Array

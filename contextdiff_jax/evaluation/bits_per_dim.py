@@ -1,5 +1,8 @@
 """Bits per dimension of held-out images under a stage of an export: resumable, each image once.
 
+Of the paper's process they are the exact discrete bound (`bound_measure`), of a flow those of the
+density by its ODE (`ode_measure`).
+
     FOLDER/manifest.json   the weights, the data and the protocol that the numbers belong to
     FOLDER/*.npz           the terms of finished images, read by evaluation.bound_rows
 
@@ -22,15 +25,13 @@ from contextdiff_jax.data.one_pass import one_pass
 from contextdiff_jax.data.pipeline import probe
 from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.evaluation import bound_plot
-from contextdiff_jax.evaluation.bound_rows import (
-    Rows,
-    read_rows,
-    summary,
-    write_rows,
-)
-from contextdiff_jax.evaluation.bound_terms import BoundTerms, bound_terms, visited_times
+from contextdiff_jax.evaluation.bound_measure import BoundMeasure
+from contextdiff_jax.evaluation.bound_rows import ImageRows, names_of, read_rows, write_rows
+from contextdiff_jax.evaluation.bound_terms import BoundTerms, visited_times
 from contextdiff_jax.evaluation.evaluation import Evaluation
-from contextdiff_jax.evaluation.results import Result, Table
+from contextdiff_jax.evaluation.ode_likelihood import OdeTerms
+from contextdiff_jax.evaluation.ode_measure import PROBES, STEPS, OdeMeasure
+from contextdiff_jax.evaluation.results import Result
 from contextdiff_jax.generation import manifest
 from contextdiff_jax.generation.cascade import Stage
 from contextdiff_jax.parallel import distributed
@@ -43,6 +44,12 @@ from contextdiff_jax.system.progress import ProgressLog
 # Of the data's settings, what changes no image and no caption, or is not read here. The path is in
 # the source's name.
 _NOT_READ = {"path", "shuffle", "flip", "limit", "threads", "cache_dir", "tfds_dir", "embeddings"}
+# Settings -> the kind of process they are of, the least and the most; of num_terms the most is T.
+_OF_KIND = {
+    "num_terms": ("vp", 2, None),
+    "ode_steps": ("flow", 2, 10_000),
+    "probes": ("flow", 1, 1000),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +58,17 @@ class LikelihoodSettings:
 
     count: the first so many samples of the data; 0 takes all. seed: of all noise.
     num_terms: times of the bound, see `visited_times`; 0 takes all T, the bound trained for.
-    clip: limit x0_hat to [-1, 1]. batch_size: images at a time; changes nothing beyond rounding.
+    clip: of the bound, too: limit x0_hat to [-1, 1].
+    ode_steps, probes: of a flow, see `ode_terms`; 0 takes 40 steps and 2 probes.
+    batch_size: images at a time; changes nothing beyond rounding.
     """
 
     count: int = 0
     seed: int = 0
     num_terms: int = 0
     clip: bool = True
+    ode_steps: int = 0
+    probes: int = 0
     batch_size: int = 64
 
 
@@ -69,7 +80,7 @@ def bits_per_dim(
     watch: Watch,
     open_data: Callable[[DataConfig, SkipReport], Source] = open_source,
 ) -> Result:
-    """Evaluates the exact discrete bound of the data's images, each with its first caption.
+    """Evaluates the data's images, each with its first caption.
 
     data: held-out data at the stage's resolution; shuffling, mirroring and stored embeddings are
     not read. A super-resolution stage is given each image's own clean low-resolution version.
@@ -81,31 +92,38 @@ def bits_per_dim(
     """
     folder, report = epath.Path(folder), SkipReport()
     source = _checked(open_data(data, report), stage, data, settings)
-    times = visited_times(stage.task.schedule, settings.num_terms)
-    described = _describe(stage, data, source, settings, len(times) - 1)
+    measure = _measure_of(stage, settings)
+    described = _describe(stage, data, source, settings, measure)
     manifest.begin(folder, described, "terms")
-    finished = read_rows(folder, settings.count or len(source))
+    finished = read_rows(folder, settings.count or len(source), measure.rows)
     distributed.wait_for_all(f"{folder} is looked through")
     done = frozenset() if finished is None else frozenset(finished.index.tolist())
     _evaluate_missing(
-        stage, source, folder, settings, times, done, report, data.reading_threads, watch
+        stage, source, folder, settings, measure, done, report, data.reading_threads, watch
     )
     distributed.wait_for_all(f"{folder} is finished")
-    rows = read_rows(folder, settings.count or len(source))
+    rows = read_rows(folder, settings.count or len(source), measure.rows)
     if rows is None:
         raise ValueError(f"no usable sample in {source.name}: {'; '.join(report.summary())}")
     described["data"]["samples"] = settings.count or len(source)
-    return _result(stage, rows, times, described, report)
+    result = measure.result(rows, described)
+    return dataclasses.replace(
+        result,
+        values=result.values | {"skipped": report.counts()},
+        warnings=(*_skipped(report, described["data"]["samples"]), *result.warnings),
+    )
+
+
+def _skipped(report: SkipReport, samples: int) -> list[str]:
+    if not report.total:
+        return []
+    reasons = "; ".join(f"{count} x {reason}" for reason, count in report.counts().items())
+    return [f"{report.total} of {samples} samples could not be used: {reasons}"]
 
 
 def _checked(
     source: Source, stage: Stage, data: DataConfig, settings: LikelihoodSettings
 ) -> Source:
-    if stage.task.flow is not None:
-        raise ValueError(
-            f"stage {stage.name!r} has no bits per dimension: the bound is of diffusion.kind 'vp', "
-            "must not be 'flow'"
-        )
     if data.resolution != stage.task.resolution:
         raise ValueError(
             f"data.resolution = {data.resolution}: must be {stage.task.resolution}, that of stage "
@@ -113,7 +131,7 @@ def _checked(
         )
     if stage.task.space.bounds is None:
         raise ValueError(
-            f"stage {stage.name!r} draws latents, which have no discrete bound: bits_per_dim "
+            f"stage {stage.name!r} draws latents, which are no 8-bit values: bits_per_dim "
             "measures stages in pixels"
         )
     for key, least in (("count", 0), ("batch_size", 1)):
@@ -125,11 +143,36 @@ def _checked(
     return source
 
 
+def _measure_of(stage: Stage, settings: LikelihoodSettings) -> BoundMeasure | OdeMeasure:
+    """Raises ValueError for a setting of the other kind of process, or one out of its range."""
+    schedule, flow = stage.task.schedule, stage.task.flow
+    _check_kind("vp" if flow is None else "flow", stage.name, settings)
+    if flow is None:
+        return BoundMeasure(schedule, visited_times(schedule, settings.num_terms), settings.clip)
+    steps, probes = settings.ode_steps or STEPS, settings.probes or PROBES
+    return OdeMeasure(schedule, flow.config.relation, steps, probes)
+
+
+def _check_kind(kind: str, stage: str, settings: LikelihoodSettings) -> None:
+    for key, (whose, least, most) in _OF_KIND.items():
+        value = getattr(settings, key)
+        if value and whose != kind:
+            raise ValueError(
+                f"{key} = {value}: must be 0 for stage {stage!r} of kind {kind!r}, it is of "
+                f"{whose!r}"
+            )
+        if value and most and not least <= value <= most:
+            raise ValueError(f"{key} = {value}: must be 0 for the default, or in {least}..{most}")
+
+
 def _describe(
-    stage: Stage, data: DataConfig, source: Source, settings: LikelihoodSettings, terms: int
+    stage: Stage,
+    data: DataConfig,
+    source: Source,
+    settings: LikelihoodSettings,
+    measure: BoundMeasure | OdeMeasure,
 ) -> dict[str, Any]:
     """Returns all that decides about the numbers."""
-    config = stage.task.config
     return {
         "network": stage.identity(),
         "dtype": jnp.dtype(stage.task.denoiser.dtype).name,
@@ -140,13 +183,10 @@ def _describe(
             **{k: v for k, v in dataclasses.asdict(data).items() if k not in _NOT_READ},
         },
         "protocol": {
-            "bound": "discrete, 8 bits per channel, L_T with the bias b_T, decoder discretized",
-            "unit": "bits per dimension, one noise per image and term",
+            **measure.protocol(),
             "steps": stage.task.schedule.num_steps,
             "schedule": stage.task.schedule.name,
-            "terms": terms,
-            "prediction": config.prediction,
-            "clip": settings.clip,
+            "prediction": stage.task.config.prediction,
             "seed": settings.seed,
             **stage.task.protocol(),
         },
@@ -158,7 +198,7 @@ def _evaluate_missing(
     source: Source,
     folder: epath.Path,
     settings: LikelihoodSettings,
-    times: np.ndarray,
+    measure: BoundMeasure | OdeMeasure,
     done: frozenset[int],
     report: SkipReport,
     threads: int,
@@ -172,13 +212,11 @@ def _evaluate_missing(
         logging.info("%s: %d of %d images are there", folder, len(done), count)
     devices = stage.mesh.devices.size
     size = -(-min(settings.batch_size, count - len(done)) // devices) * devices
-    logging.info(
-        "%d images, %d at a time, at %d times each", count - len(done), size, len(times) - 1
-    )
-    program = _program(stage, times, settings.clip)
+    logging.info("%d images, %d at a time, %s each", count - len(done), size, measure.cost)
+    program = _program(stage, measure)
     progress, vote, evaluated = ProgressLog(count, len(done), "images"), Vote(), len(done)
     for numbered in one_pass(source, missing, size, report, threads):
-        rows = _evaluate(stage, program, numbered, size, settings.seed)
+        rows = _evaluate(stage, measure, program, numbered, size, settings.seed)
         if distributed.is_main():
             write_rows(folder, rows)
         evaluated += len(rows)
@@ -187,21 +225,26 @@ def _evaluate_missing(
             raise Interrupted(evaluated, "image")
 
 
-def _program(stage: Stage, times: np.ndarray, clip: bool) -> Any:
-    """The compiled evaluation of one batch: (params, frozen, batch, keys) -> BoundTerms."""
+def _program(stage: Stage, measure: BoundMeasure | OdeMeasure) -> Any:
+    """The compiled evaluation of one batch: (params, frozen, batch, keys) -> terms."""
     task = stage.task
 
-    def evaluate(params, frozen, batch, keys) -> BoundTerms:
+    def evaluate(params, frozen, batch, keys) -> BoundTerms | OdeTerms:
         networks = task.networks(params, frozen, {**batch, **task.of_target(batch)})
         x0 = task.space.encode(batch["image"])
-        return bound_terms(*networks, x0, keys, times=times, clip=clip)
+        return measure.terms(*networks, x0, keys)
 
     return jit_on_mesh(evaluate, stage.mesh, out_shardings=replicated(stage.mesh))
 
 
 def _evaluate(
-    stage: Stage, program: Any, numbered: list[tuple[int, Example]], size: int, seed: int
-) -> Rows:
+    stage: Stage,
+    measure: BoundMeasure | OdeMeasure,
+    program: Any,
+    numbered: list[tuple[int, Example]],
+    size: int,
+    seed: int,
+) -> ImageRows:
     """Returns the rows of up to `size` images; a smaller batch is filled up with its last one."""
     filled = numbered + numbered[-1:] * (size - len(numbered))
     index = np.array([number for number, _ in filled], np.int64)
@@ -212,77 +255,43 @@ def _evaluate(
     sharding = batch_sharding(stage.mesh)
     batch, keys = distributed.place((batch, sample_keys(seed, index)), sharding)
     made = jax.device_get(program(stage.params, stage.frozen, batch, keys))
-    real = len(numbered)
-    for terms in (made.prior[:, None], made.terms):
-        bad = ~np.isfinite(terms[:real]).all(axis=1)
+    found = {name: getattr(made, name)[: len(numbered)] for name in names_of(measure.rows)[1:]}
+    for terms in found.values():
+        bad = ~np.isfinite(terms.reshape(len(numbered), -1)).all(axis=1)
         if bad.any():
             raise ValueError(
-                f"the bound of sample {index[int(np.argmax(bad))]} is not finite: the weights of "
-                f"stage {stage.name!r} do not work"
+                f"{measure.what} of sample {index[int(np.argmax(bad))]} is not finite: the weights "
+                f"of stage {stage.name!r} do not work"
             )
-    return Rows(index[:real], made.prior[:real], made.terms[:real], made.x0_mse[:real])
-
-
-def _result(
-    stage: Stage, rows: Rows, times: np.ndarray, described: dict[str, Any], report: SkipReport
-) -> Result:
-    alpha_bar = stage.task.schedule.alpha_bar[times[:-1]]
-    values = summary(rows, times[:-1].tolist(), alpha_bar / (1 - alpha_bar))
-    error = values["standard_error"]
-    spread = "" if error is None else f" (standard error {error:.4f})"
-    steps = values.pop("per_timestep")
-    warnings = []
-    if report.total:
-        warnings.append(
-            f"{report.total} of {described['data']['samples']} samples could not be used: "
-            + "; ".join(f"{count} x {reason}" for reason, count in report.counts().items())
-        )
-    if described["protocol"]["terms"] < described["protocol"]["steps"]:
-        warnings.append(
-            f"the bound of {described['protocol']['terms']} of {described['protocol']['steps']} "
-            "times: exact, but looser than that of all, and not comparable with it"
-        )
-    return Result(
-        title="Bits per dimension",
-        summary=f"{values['bits_per_dim']:.4f} bits/dim{spread}, {len(rows)} images: an upper "
-        f"bound of -log2 p; prior {values['prior']:.4f}, KL terms {values['kl']:.4f}, "
-        f"decoder {values['decoder']:.4f}.",
-        values=values | {"skipped": report.counts()},
-        protocol=described,
-        tables=(
-            Table(
-                "terms",
-                tuple(steps),
-                tuple(zip(*steps.values(), strict=True)),
-                "Mean over the images; the term at the last t is L_0, L_T is not in it.",
-            ),
-        ),
-        warnings=tuple(warnings),
-    )
+    return measure.rows(index[: len(numbered)], **found)
 
 
 def plan_bits_per_dim(evaluation: Evaluation) -> Callable[[], Result]:
-    """The exact discrete bound of held-out images, term by term."""
+    """The exact discrete bound of held-out images, term by term; of a flow the ODE's density."""
     settings, data = evaluation.settings, evaluation.data()
     if data.source == "scenes" and not (settings.count or data.limit):
         raise ValueError("--what=bits_per_dim: scenes are endless, give --count")
     evaluation.open_data(data)
+    kind = evaluation.config.runs[evaluation.stage].task.diffusion.kind
     asked = LikelihoodSettings(
         count=settings.count or 0,
         seed=settings.seed,
         num_terms=settings.terms,
+        ode_steps=settings.ode_steps,
+        probes=settings.probes,
         batch_size=settings.batch_size,
     )
+    _check_kind(kind, evaluation.stage, asked)
 
     def work() -> Result:
         folder = evaluation.output / "bits_per_dim"
         stage = evaluation.cascade.stages[-1]
         result = bits_per_dim(stage, data, folder, asked, evaluation.watch, evaluation.open_data)
-        figure = bound_plot.draw(result.tables[0], evaluation.output)
+        figures = [bound_plot.draw(table, evaluation.output) for table in result.tables]
         return dataclasses.replace(
             result,
             protocol={"export": settings.export, **result.protocol},
-            figures=(*result.figures, figure),
+            figures=(*result.figures, *figures),
             warnings=(*result.warnings, *evaluation.data_warnings(data)),
         )
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,27 @@ from contextdiff_jax.system.atomic_write import written_whole
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
-    """The bound of N images, float64, in bits per dimension; fields as in BoundTerms.
+class ImageRows:
+    """What N images have: arrays (N,), or (N, M) of those not named `prior`, float64.
 
     index (N,) int64: the images' numbers in their source, rising.
     """
 
     index: np.ndarray
+
+    @property
+    def total(self) -> np.ndarray:
+        """All that an image needs (N,), in bits per dimension."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows(ImageRows):
+    """The bound of N images, float64, in bits per dimension; fields as in BoundTerms."""
+
     prior: np.ndarray
     terms: np.ndarray
     x0_mse: np.ndarray
@@ -29,34 +43,40 @@ class Rows:
         """The whole bound (N,)."""
         return self.prior + self.terms.sum(axis=1)
 
-    def __len__(self) -> int:
-        return len(self.index)
+
+def names_of(kind: type[ImageRows]) -> list[str]:
+    """Returns the names of the arrays of a kind of rows, `index` first."""
+    return [field.name for field in dataclasses.fields(kind)]
 
 
-_FIELDS = [field.name for field in dataclasses.fields(Rows)]
-
-
-def write_rows(folder: epath.PathLike, rows: Rows) -> None:
+def write_rows(folder: epath.PathLike, rows: ImageRows) -> None:
     """Adds images to a folder, in one file that appears whole or not at all."""
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{rows.index[0]:08d}-{rows.index[-1]:08d}.npz"
     # As they were computed: float64 would only double the size.
-    arrays = {name: np.asarray(getattr(rows, name), np.float32) for name in _FIELDS[1:]}
+    arrays = {
+        name: np.asarray(getattr(rows, name), np.float32) for name in names_of(type(rows))[1:]
+    }
     with written_whole(folder / name) as unfinished, unfinished.open("wb") as file:
         np.savez(file, index=rows.index, **arrays)
 
 
-def read_rows(folder: epath.PathLike, count: int | None = None) -> Rows | None:
+def read_rows(
+    folder: epath.PathLike, count: int | None = None, kind: type[ImageRows] = Rows
+) -> Any:
     """Returns a folder's images by number, those below `count`, or None where there is none.
+
+    kind: of the rows that were written there.
 
     Raises ValueError for a file that cannot be read or an image that is there twice.
     """
     files = sorted(epath.Path(folder).glob("*.npz"))
     if not files:
         return None
-    parts = [_read(file) for file in files]
-    joined = [np.concatenate([part[name] for part in parts]) for name in _FIELDS]
+    names = names_of(kind)
+    parts = [_read(file, names) for file in files]
+    joined = [np.concatenate([part[name] for part in parts]) for name in names]
     order = np.argsort(joined[0], kind="stable")
     index, *values = (array[order] for array in joined)
     if np.any(np.diff(index) == 0):
@@ -65,20 +85,20 @@ def read_rows(folder: epath.PathLike, count: int | None = None) -> Rows | None:
     few = slice(None if count is None else int(np.searchsorted(index, count)))
     if not len(index[few]):
         return None
-    return Rows(index[few].astype(np.int64), *(value[few].astype(np.float64) for value in values))
+    return kind(index[few].astype(np.int64), *(value[few].astype(np.float64) for value in values))
 
 
-def _read(file: epath.Path) -> dict[str, np.ndarray]:
+def _read(file: epath.Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     try:
-        arrays = read_arrays(file, _FIELDS)
-        _check_shapes(arrays)
+        arrays = read_arrays(file, names)
+        _check_shapes(arrays, names)
     except ValueError as error:
         raise ValueError(f"{os.fspath(file)} cannot be read: {error}; remove it") from error
     return arrays
 
 
-def _check_shapes(arrays: dict[str, np.ndarray]) -> None:
-    missing = [name for name in _FIELDS if name not in arrays]
+def _check_shapes(arrays: dict[str, np.ndarray], names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in arrays]
     if missing:
         raise ValueError(f"{missing[0]} is missing")
     count = arrays["index"].size
@@ -121,8 +141,14 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
     return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def paired_difference(ours: Rows, theirs: Rows) -> dict[str, Any]:
-    """Returns our mean bound minus theirs over the images both have, with its standard error.
+def shown_error(values: Mapping[str, Any], more: str = "") -> str:
+    """Returns what follows the mean in a sentence; "" for a single image."""
+    error = values["standard_error"]
+    return "" if error is None else f" (standard error {error:.4f}{more})"
+
+
+def paired_difference(ours: ImageRows, theirs: ImageRows) -> dict[str, Any]:
+    """Returns our mean total minus theirs over the images both have, with its standard error.
 
     With the same seed both saw the same noise, so the pairs vary far less than either alone.
     Raises ValueError where they have no image in common.

@@ -63,6 +63,8 @@ class Settings:
     words: tuple[str, ...] = ()
     turns: int = 5
     terms: int = 0
+    ode_steps: int = 0
+    probes: int = 0
 
 
 class Evaluation:

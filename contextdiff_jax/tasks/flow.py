@@ -81,6 +81,8 @@ class Flow:
     def _relation(self, params: Params, given: Mapping[str, Given]) -> Affine | None:
         if self.config.relation == "whitening":
             return whitened(*(jax.lax.stop_gradient(params[name]) for name in ("mean", "std")))
+        if self.config.relation == "scaled":
+            return Affine(jnp.float32(self.config.scale), jnp.float32(0))
         if self.config.relation != "affine":
             return None
         shape = params["offset"].shape
@@ -111,7 +113,10 @@ class Flow:
             raise ValueError(
                 "diffusion.flow.by_condition = True: must be False, no condition here has tokens"
             )
-        return jax.lax.stop_gradient(jnp.concatenate(means, axis=1)) if means else None
+        if not means:
+            return None
+        context = jax.lax.stop_gradient(jnp.concatenate(means, axis=1))
+        return jnp.roll(context, 1, axis=0) if self.config.shuffle_condition else context
 
 
 def _pooled(given: Given) -> jax.Array:

@@ -21,10 +21,13 @@ class FlowConfig:
         affine: t (1 - t) r with r affine in x0, trained for the least kinetic energy (KEA).
         whitening: the same, r fitted to the data and never trained (GL).
         coupling: the noise itself leans to x0, at the price of beta KL(z || N(0, I)) (L).
+        scaled: t (1 - t) r with r = scale x0, a control: another schedule, and no relation.
     by_condition: of affine alone: whether r depends on the condition, too. modes: the side of the
     block of lowest frequencies where it does. width: of the network that reads the condition, and
     of coupling's. limit: of |slope| and |offset| of affine.
-    beta: of coupling alone.
+    beta: of coupling alone. scale: of scaled alone, above -1, so that x_t keeps the sign of x0.
+    shuffle_condition: a control: the relation is told the condition of another picture of the
+    batch. For what reads one: affine by_condition, and coupling.
     """
 
     times: Literal["uniform", "logit_normal"] = "uniform"
@@ -32,12 +35,14 @@ class FlowConfig:
     time_std: float = dataclasses.field(default=1.0, metadata=most(100))
     shift: float = dataclasses.field(default=1.0, metadata=most(10**6))
     shift_reference: int = dataclasses.field(default=0, metadata=most(4096))
-    relation: Literal["none", "affine", "whitening", "coupling"] = "none"
+    relation: Literal["none", "affine", "whitening", "coupling", "scaled"] = "none"
     by_condition: bool = False
     modes: int = dataclasses.field(default=8, metadata=most(256))
     width: int = dataclasses.field(default=64, metadata=most(2**14))
     limit: float = dataclasses.field(default=3.0, metadata=most(10**6))
     beta: float = dataclasses.field(default=5.0, metadata=most(10**6))
+    scale: float = dataclasses.field(default=1.0, metadata=most(10**6))
+    shuffle_condition: bool = False
 
     @property
     def straight(self) -> bool:
@@ -58,10 +63,22 @@ class FlowConfig:
                 raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be at least {least}")
         if self.relation == "coupling" and self.width % GROUPS:
             raise ValueError(f"{where}.width = {self.width}: must be a multiple of {GROUPS}")
+        if not -1 < self.scale < math.inf:
+            raise ValueError(f"{where}.scale = {self.scale}: must be above -1")
+        if self.scale != FlowConfig().scale and self.relation != "scaled":
+            raise ValueError(
+                f"{where}.scale = {self.scale}: must be {FlowConfig().scale}, the default, "
+                f"relation {self.relation!r} does not read it"
+            )
         if self.by_condition and self.relation != "affine":
             raise ValueError(
                 f"{where}.by_condition = True: must be False, relation {self.relation!r} does not "
                 "read it"
+            )
+        if self.shuffle_condition and not (self.by_condition or self.relation == "coupling"):
+            raise ValueError(
+                f"{where}.shuffle_condition = True: must be False, relation {self.relation!r} "
+                "reads no condition here"
             )
         self._check_unread(where)
 

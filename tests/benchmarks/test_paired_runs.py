@@ -12,6 +12,7 @@ from benchmarks import paired_runs
 from benchmarks.configuration import load_config
 from contextdiff_jax.config import differences
 from contextdiff_jax.diffusion.weights import WeightName
+from contextdiff_jax.evaluation.results import Result
 from tests.conftest import ROOT
 
 
@@ -49,6 +50,7 @@ def test_variants_differ_in_one_thing_alone():
         f"{section}.prediction: 'x0' there, 'v' here",
         f"{section}.loss_weight: 'min_snr_5_plus_1' there, 'x0' here",
     }
+    shuffled = f"{section}.flow.shuffle_condition: False there, True here"
     relation = f"{section}.flow.relation: 'none' there, {{!r}} here".format
     assert {name: set(lines) for name, lines in found.items()} == {
         "vp_none": {without},
@@ -70,6 +72,24 @@ def test_variants_differ_in_one_thing_alone():
             *flow,
             relation("coupling"),
             f"{section}.flow.beta: 5.0 there, 20.0 here",
+        },
+        "flow_affine_shuffled": {
+            *flow,
+            relation("affine"),
+            f"{section}.flow.by_condition: False there, True here",
+            shuffled,
+        },
+        "flow_coupling_shuffled": {*flow, relation("coupling"), shuffled},
+        "flow_schedule_1": {*flow, relation("scaled")},
+        "flow_schedule_2": {
+            *flow,
+            relation("scaled"),
+            f"{section}.flow.scale: 1.0 there, 2.0 here",
+        },
+        "flow_schedule_-0.35": {
+            *flow,
+            relation("scaled"),
+            f"{section}.flow.scale: 1.0 there, -0.35 here",
         },
         "none": {without},
         "bounded": set(),
@@ -94,6 +114,15 @@ def test_summary_is_mean_deviation_and_differences_of_pairs():
     assert rows[2:4] == ["| none | 2 | 0.6 ± 0.141 |  |", "| bounded | 2 | 0.6 ± 0 | 0.25 |"]
     assert rows[-3:-1] == ["| variant | seeds | fid |", "| --- | --- | --- |"]
     assert rows[-1].startswith("| bounded | 2 | +") and rows[-1].endswith("± 0.141 |")
+
+
+def test_bits_of_a_bound_and_of_a_flow_are_told_apart():
+    bound = {"bits_per_dim": 3.0, "prior": 0.1, "kl": 2.0, "decoder": 0.9, "images": 4}
+    flow = {"bits_per_dim": 2.9, "prior": 2.0, "volume": -6.1, "probe_error": None}
+    for values in (bound, flow):
+        results = {"bits_per_dim": Result("", "", values, {})}
+        found = paired_runs.figures(results, "base")
+        assert found == {name: values[name] for name in values if name in paired_runs.BITS}
 
 
 def test_calls_are_drawn_by_what_stands_for_a_sampler_with_an_adapter():
@@ -166,10 +195,6 @@ def test_command(tmp_path):
         ("--seeds=1,x", "seeds = 'x': must be whole numbers"),
         ("--guidance=3,-1", "guidance = -1: must be numbers from 0"),
         ("--calls=4,0", "calls = '0': must be whole numbers in 1..1000"),
-        (
-            "--what=bits_per_dim --variants=flow_affine",
-            "what = 'bits_per_dim': not of variant 'flow_affine', a flow",
-        ),
         ("--samplers=unipc", "samplers = 'unipc': must be of euler, ab2"),
         (
             "--calls=4 --samplers=heun --variants=vp_paper",

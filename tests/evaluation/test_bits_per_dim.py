@@ -7,17 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from contextdiff_jax.conditions.condition import Condition, Given
 from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.diffusion.linear_path import LinearPath
 from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.evaluation.bits_per_dim import LikelihoodSettings, bits_per_dim
 from contextdiff_jax.evaluation.bound_rows import read_rows
 from contextdiff_jax.evaluation.bound_terms import bound_terms
+from contextdiff_jax.evaluation.ode_likelihood import dequantized
+from contextdiff_jax.evaluation.ode_measure import OdeRows
 from contextdiff_jax.generation.cascade import Stage
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.system.interruption import Interrupted, Watch
+from contextdiff_jax.tasks.flow import Flow
+from contextdiff_jax.tasks.flow_config import FlowConfig
 
 COUNT, DAMAGED = 11, 4
 
@@ -103,6 +109,33 @@ def data(tmp_path_factory, picture_bytes):
     return DataConfig(source="folder", path=str(folder), resolution=16, threads=2)
 
 
+class GaussianVelocity:
+    """Stands in for a flow's network: E[u | x_t] of N(length / 10, 0.6^2) by the caption's."""
+
+    dtype, config = jnp.float32, "gaussian"
+
+    def apply(self, params, x, t, *, text, **kwargs):
+        time, mean = t[:, None, None, None] / 1000, text[:, :1, :1, None] / 10
+        share = (x - (1 - time) * mean) / ((1 - time) ** 2 * 0.6**2 + time**2)
+        return time * share - mean - (1 - time) * 0.6**2 * share
+
+
+@pytest.fixture
+def flow_stage(make_task):
+    """A stage of kind flow with the exact velocity of a Gaussian."""
+    task = dataclasses.replace(
+        make_task(num_steps=1000, prediction="v"),
+        schedule=LinearPath(1000),
+        denoiser=GaussianVelocity(),
+        adapter=None,
+        image_encoder=None,
+        conditions=(CaptionLength(),),
+        flow=Flow(FlowConfig()),
+    )
+    mesh = make_mesh(MeshConfig(), jax.devices()[:2])
+    return Stage("base", task, {"denoiser": {}}, {}, task.sampler, mesh)
+
+
 def evaluate(stage, data, folder, watch=None, **settings):
     return bits_per_dim(stage, data, folder, LikelihoodSettings(**settings), watch or Clock())
 
@@ -159,12 +192,52 @@ def test_fewer_terms_are_another_bound_and_say_so(make_stage, data, tmp_path):
     assert "the bound of 3 of 6 times: exact, but looser" in result.warnings[0]
 
 
+def test_a_flow_is_measured_by_its_ode_after_a_stop_too(flow_stage, data, tmp_path):
+    with pytest.raises(Interrupted, match="stopped on request at image 4, saved"):
+        evaluate(flow_stage, data, tmp_path, watch=Clock(0), batch_size=4, seed=5)
+    result = evaluate(flow_stage, data, tmp_path, batch_size=4, seed=5)
+    rows = read_rows(tmp_path, kind=OdeRows)
+    sound = np.array([i for i in range(COUNT) if i != DAMAGED])
+    assert rows.index.tolist() == sound.tolist() and rows.volume.shape == (10, 2)
+    flat = np.float32(20 * sound / 127.5 - 1)[:, None, None, None] * np.ones((1, 16, 16, 3))
+    x = np.asarray(dequantized(jnp.asarray(flat, jnp.float32), sample_keys(5, sound)))
+    nats = -stats.norm.logpdf(x, ((sound + 1) / 10)[:, None, None, None], 0.6)
+    expected = nats.mean(axis=(1, 2, 3)) / np.log(2) + np.log2(127.5)
+    np.testing.assert_allclose(rows.total, expected, atol=1e-3)
+    values = result.values
+    assert values["bits_per_dim"] == pytest.approx(expected.mean(), abs=1e-3)
+    assert values["probe_error"] < 1e-5 < values["standard_error"]  # the Jacobian is diagonal
+    assert values["images"] == 10 and list(values["skipped"].values()) == [1]
+    protocol = result.protocol["protocol"]
+    assert protocol["ode_steps"] == 40 and protocol["probes"] == 2
+    assert protocol["dequantization"].startswith("uniform")
+    json.dumps(dataclasses.asdict(result))
+    for options, sentence in (
+        ({"probes": 3}, "terms.protocol.probes: 2 there, 3 here"),
+        ({"num_terms": 5}, "num_terms = 5: must be 0 for stage 'base' of kind 'flow', .* 'vp'"),
+        ({"ode_steps": 1}, "ode_steps = 1: must be 0 for the default, or in 2..10000"),
+        ({"probes": 1001}, "probes = 1001: must be 0 for the default, or in 1..1000"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            evaluate(flow_stage, data, tmp_path, seed=5, **options)
+
+
+def test_the_probes_error_is_of_the_mean_over_images():
+    """Against many draws: the deviation of the mean of 5 images with 4 probes each."""
+    rng = np.random.default_rng(0)
+    draws = [OdeRows(np.arange(5), np.zeros(5), rng.normal(0, 0.3, (5, 4))) for _ in range(2000)]
+    found = np.sqrt(np.mean([np.square(each.probe_error) for each in draws]))
+    assert found == pytest.approx(np.std([each.total.mean() for each in draws]), rel=0.05)
+    assert OdeRows(np.arange(5), np.zeros(5), np.ones((5, 1))).probe_error is None
+
+
 def test_refusals(make_stage, data, tmp_path):
     stage = make_stage()
     for options, sentence in (
         ({"count": 12}, "count = 12: folder .* has 11 samples"),
         ({"count": -1}, "count = -1: must be at least 0"),
         ({"batch_size": 0}, "batch_size = 0: must be at least 1"),
+        ({"probes": 3}, "probes = 3: must be 0 for stage 'base' of kind 'vp', it is of 'flow'"),
         ({"num_terms": 7}, "num_terms = 7: must be 0 for all, or in 2..6"),
     ):
         with pytest.raises(ValueError, match=sentence):

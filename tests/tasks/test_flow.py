@@ -297,6 +297,39 @@ def decay(config):
     return changed(config, optimizer=optimizer)
 
 
+def test_a_shuffled_relation_is_told_of_another_picture():
+    """r of row n is that of the condition of row n - 1; the denoiser's conditions are its own."""
+    plain = FlowConfig(relation="affine", by_condition=True, modes=2, width=8)
+    tokens, there = jax.random.normal(jax.random.key(0), (3, 2, 5)), jnp.ones((3, 2), bool)
+    given = {"label": Given(there[:, 0], tokens, there)}
+    slopes = []
+    for config in (plain, dataclasses.replace(plain, shuffle_condition=True)):
+        flow = Flow(config)
+        params = nn.unbox(flow.init(jax.random.key(1), (4, 4, 1), given))
+        params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+        context = flow.process(LinearPath(10), "v", params, given, None).context
+        slopes.append(np.asarray(context.slope))
+    own, shuffled = slopes
+    assert np.abs(own - shuffled).max(axis=(1, 2, 3)).min() > 1e-5
+    np.testing.assert_allclose(shuffled, own[[2, 0, 1]], rtol=1e-6)
+
+
+def test_a_scaled_path_is_another_schedule():
+    """x_t is that of x0 times (1 - t)(1 + t scale), and x0 comes back of the landing."""
+    flow = Flow(FlowConfig(relation="scaled", scale=2.0))
+    assert flow.init(jax.random.key(0), (4, 4, 3), {}) == {}
+    process = flow.process(LinearPath(10), "v", {}, {}, None)
+    x0, noise = jax.random.normal(jax.random.key(1), (2, 2, 4, 4, 3))
+    t = jnp.array([3, 8])
+    time = (t / 10)[:, None, None, None]
+    x_t, u, _ = process.between(x0, noise, t)
+    np.testing.assert_allclose(x_t, (1 - time) * (1 + 2 * time) * x0 + time * noise, atol=1e-5)
+    seen = []
+    process.changed(process.x0_of(u, x_t, t), t, lambda x: seen.append(x) or x)
+    np.testing.assert_allclose(seen[0], x0, atol=1e-4)
+    assert not process.straight
+
+
 def test_a_relation_reads_the_condition_and_leaves_it_to_the_denoiser():
     """Other tokens make another r; no gradient goes there, and hidden tokens are not seen."""
     flow = Flow(FlowConfig(relation="affine", by_condition=True, modes=2, width=8))
