@@ -187,4 +187,5 @@ class LatentSource:
             raise DamagedSample(f"sample {index}", "has no latents: its picture was damaged")
         image = np.zeros((0, 0, 3), np.uint8)
         mirrored = {LATENT: found[MIRRORED]} if self._mirrors else None
-        return Example(image, captions, f"sample {index}", (), {LATENT: found[PLAIN]}, mirrored)
+        maps = {LATENT: found[PLAIN]}
+        return Example(image, captions, f"sample {index}", maps=maps, mirrored_maps=mirrored)

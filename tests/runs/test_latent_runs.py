@@ -159,8 +159,10 @@ def test_an_adapter_that_is_zero_draws_stable_diffusion_to_the_last_digit(
     batch, keys = task.collate(["a red circle", ""]), sample_keys(3, jnp.arange(2))
     sampler = task.sampler
     assert sampler == plain.sampler
+    # Optimised, the two programs round differently, by 1e-6.
+    exactly = {"static_argnums": 4, "compiler_options": {"xla_backend_optimization_level": 0}}
     drawn = [
-        jax.jit(each.sample, static_argnums=4)(weights, each.frozen, batch, keys, sampler)
+        jax.jit(each.sample, **exactly)(weights, each.frozen, batch, keys, sampler)
         for each, weights in ((task, params), (plain.task, plain.params))
     ]
     np.testing.assert_array_equal(*drawn)
