@@ -23,6 +23,7 @@ from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
 from contextdiff_jax.tasks.text_to_image import TextToImageConfig
+from contextdiff_jax.training.optimizer import cosine_decay
 
 PRESETS = ("", "cpu", "folder", "cpu_folder")
 CLASSES = (
@@ -55,12 +56,6 @@ def get_config(preset: str = ""):
     )
 
 
-def _optimizer(learning_rate: float, warmup: int, ema: float) -> cfg.OptimizerConfig:
-    return cfg.OptimizerConfig(
-        learning_rate=learning_rate, warmup_steps=warmup, decay="cosine", ema_decay=ema
-    )
-
-
 def _clip(width: int, data: DataConfig, cpu: bool) -> cfg.RunConfig:
     layers = 2 if cpu else 4
     return cfg.RunConfig(
@@ -73,7 +68,7 @@ def _clip(width: int, data: DataConfig, cpu: bool) -> cfg.RunConfig:
         data=data,
         batch_size=64 if cpu else 256,
         steps=200 if cpu else 3000,
-        optimizer=_optimizer(1e-3, 50, 0.98),
+        optimizer=cosine_decay(1e-3, 50, 0.98),
         log_every=50,
         save_every=100 if cpu else 500,
     )
@@ -99,7 +94,7 @@ def _base(width: int, data: DataConfig) -> cfg.RunConfig:
         data=data,
         batch_size=128,
         steps=200_000,
-        optimizer=dataclasses.replace(_optimizer(2e-4, 5000, 0.9999), decay="constant"),
+        optimizer=dataclasses.replace(cosine_decay(2e-4, 5000, 0.9999), decay="constant"),
         save_every=5000,
     )
 
@@ -112,7 +107,11 @@ _DIFFUSION = DiffusionConfig(prediction="v", loss_weight="snr", drop_condition=0
 def _small(base: cfg.RunConfig, width: int) -> cfg.RunConfig:
     return cfg.with_task(
         dataclasses.replace(
-            base, batch_size=16, steps=1500, optimizer=_optimizer(2e-3, 100, 0.995), save_every=250
+            base,
+            batch_size=16,
+            steps=1500,
+            optimizer=cosine_decay(2e-3, 100, 0.995),
+            save_every=250,
         ),
         diagnose_every=750,
         preview=PreviewConfig(every=750, prompts=PROMPTS, num_steps=10),

@@ -19,7 +19,7 @@ from contextdiff_jax import config as cfg
 from contextdiff_jax.conditions.class_label import LabelConfig
 from contextdiff_jax.data.config import COLOURS, SHAPES, DataConfig, ScenesConfig
 from contextdiff_jax.encoders.config import equal_towers
-from contextdiff_jax.networks.config import UNetConfig, small_adapter
+from contextdiff_jax.networks.config import UNetConfig, small_adapter, small_unet
 from contextdiff_jax.networks.latent_config import ldm_imagenet
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.tasks.class_to_image import ClassToImageConfig
@@ -27,6 +27,7 @@ from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
 from contextdiff_jax.tasks.first_stage import FirstStageRef
 from contextdiff_jax.tasks.latent_class_to_image import LatentClassToImageConfig
+from contextdiff_jax.training.optimizer import cosine_decay
 
 PRESETS = ("", "scenes", "scenes_flow", "flowers", "latent", "test")
 
@@ -75,7 +76,7 @@ def _latent() -> cfg.Config:
         data=DataConfig(source="folder", resolution=256, caption_fields=("class_name",), flip=True),
         batch_size=64,
         steps=10_000,
-        optimizer=_optimizer(3e-5, 500, 0.9995),
+        optimizer=cosine_decay(3e-5, 500, 0.9995),
         start_from=cfg.WarmStartConfig("cin256-v2", fresh=("conditions",)),
     )
     return cfg.Config(
@@ -97,12 +98,6 @@ def _config(name: str, classes: tuple[str, ...], runs: dict[str, cfg.RunConfig])
     )
 
 
-def _optimizer(learning_rate: float, warmup: int, ema: float) -> cfg.OptimizerConfig:
-    return cfg.OptimizerConfig(
-        learning_rate=learning_rate, warmup_steps=warmup, decay="cosine", ema_decay=ema
-    )
-
-
 def _cifar10() -> cfg.Config:
     width = 256
     data = DataConfig(source="tfds", path="cifar10", resolution=32, caption_fields=("label",))
@@ -114,7 +109,7 @@ def _cifar10() -> cfg.Config:
         data=data,
         batch_size=256,
         steps=3000,
-        optimizer=_optimizer(1e-3, 50, 0.98),
+        optimizer=cosine_decay(1e-3, 50, 0.98),
     )
     task = ClassToImageConfig(
         classes=CIFAR10,
@@ -138,7 +133,7 @@ def _cifar10() -> cfg.Config:
         data=dataclasses.replace(data, flip=True),
         batch_size=128,
         steps=100_000,
-        optimizer=dataclasses.replace(_optimizer(2e-4, 5000, 0.9999), decay="constant"),
+        optimizer=dataclasses.replace(cosine_decay(2e-4, 5000, 0.9999), decay="constant"),
         save_every=5000,
     )
     return _config("cifar10", CIFAR10, {"clip": clip, "base": base})
@@ -181,24 +176,14 @@ def _small_runs(data: DataConfig, classes: tuple[str, ...], steps: int) -> dict[
         data=data,
         batch_size=128,
         steps=150,
-        optimizer=_optimizer(2e-3, 25, 0.98),
+        optimizer=cosine_decay(2e-3, 25, 0.98),
         log_every=50,
         save_every=75,
     )
     task = ClassToImageConfig(
         classes=classes,
         label=LabelConfig(width=WIDTH, adapter_width=WIDTH, channels=32, side=2, groups=8),
-        unet=UNetConfig(
-            width=24,
-            multipliers=(1, 2) if side < 32 else (1, 2, 2),
-            num_blocks=1,
-            attention_levels=(1,) if side < 32 else (2,),
-            head_dim=16,
-            groups=8,
-            text_dim=WIDTH,
-            text_width=None,
-            scan_blocks=False,
-        ),
+        unet=small_unet(side, WIDTH),
         adapter=small_adapter(64, 2, patch_size=4, encoder_width=WIDTH),
         diffusion=DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1"),
         sampler=SamplerConfig(name="ddim", num_steps=25, guidance_scale=3.0, threshold="static"),
@@ -210,31 +195,13 @@ def _small_runs(data: DataConfig, classes: tuple[str, ...], steps: int) -> dict[
         data=data,
         batch_size=16,
         steps=steps,
-        optimizer=_optimizer(4e-3, 100, 0.99),
+        optimizer=cosine_decay(4e-3, 100, 0.99),
         save_every=500,
     )
     return {"clip": clip, "base": base}
 
 
 def _short(config: cfg.Config) -> cfg.Config:
-    """The same code path in a few steps of fewer layers, for the tests."""
-    runs = {
-        name: dataclasses.replace(run, steps=4, batch_size=8, log_every=2, save_every=2)
-        for name, run in config.runs.items()
-    }
-    clip, base = runs["clip"].task, runs["base"].task
-    one_layer = dataclasses.replace(clip.clip, text_layers=1, vision_layers=1)
-    return dataclasses.replace(
-        config,
-        runs={
-            "clip": cfg.with_task(runs["clip"], clip=one_layer),
-            "base": cfg.with_task(
-                runs["base"],
-                adapter=dataclasses.replace(base.adapter, num_blocks=1),
-                preview=dataclasses.replace(base.preview, every=4, num_steps=2),
-                sampler=dataclasses.replace(base.sampler, num_steps=2),
-                diagnose_every=4,
-            ),
-        },
-        samples=cfg.SamplesConfig(prompts=(SCENES[0], "", SCENES[7]), batch_size=2),
-    )
+    """A few steps, for the tests."""
+    samples = cfg.SamplesConfig(prompts=(SCENES[0], "", SCENES[7]), batch_size=2)
+    return dataclasses.replace(cfg.few_steps(config), samples=samples)

@@ -18,6 +18,7 @@ from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
 from contextdiff_jax.tasks.super_resolution import SuperResolutionConfig
 from contextdiff_jax.tasks.text_to_image import TextToImageConfig
+from contextdiff_jax.training.optimizer import cosine_decay
 
 PRESETS = ("", "cpu")
 PROMPTS = (
@@ -62,12 +63,6 @@ def _data(resolution: int) -> DataConfig:
     return DataConfig(source="shards", resolution=resolution, resize_mode="border")
 
 
-def _optimizer(learning_rate: float, warmup: int, ema: float) -> cfg.OptimizerConfig:
-    return cfg.OptimizerConfig(
-        learning_rate=learning_rate, warmup_steps=warmup, decay="cosine", ema_decay=ema
-    )
-
-
 def _clip(width: int, cpu: bool) -> cfg.RunConfig:
     side, layers = (32, 2) if cpu else (64, 6)
     return cfg.RunConfig(
@@ -80,7 +75,7 @@ def _clip(width: int, cpu: bool) -> cfg.RunConfig:
         data=_data(side),
         batch_size=128 if cpu else 256,
         steps=400 if cpu else 3000,
-        optimizer=_optimizer(1e-3, 100, 0.98),
+        optimizer=cosine_decay(1e-3, 100, 0.98),
         log_every=50,
         save_every=200,
     )
@@ -108,7 +103,7 @@ def _base(width: int) -> cfg.RunConfig:
         data=_data(64),
         batch_size=128,
         steps=60_000,
-        optimizer=_optimizer(2e-4, 1000, 0.9995),
+        optimizer=cosine_decay(2e-4, 1000, 0.9995),
     )
 
 
@@ -130,7 +125,7 @@ def _super_resolution(width: int) -> cfg.RunConfig:
         data=_data(256),
         batch_size=64,
         steps=40_000,
-        optimizer=_optimizer(2e-4, 1000, 0.9995),
+        optimizer=cosine_decay(2e-4, 1000, 0.9995),
     )
 
 
@@ -145,7 +140,7 @@ def _base_cpu(width: int) -> cfg.RunConfig:
             data=_data(16),
             batch_size=32,
             steps=5000,
-            optimizer=_optimizer(1e-3, 200, 0.998),
+            optimizer=cosine_decay(1e-3, 200, 0.998),
             log_every=100,
             save_every=500,
         ),
@@ -177,7 +172,7 @@ def _super_resolution_cpu(width: int) -> cfg.RunConfig:
             data=_data(64),
             batch_size=8,
             steps=1500,
-            optimizer=_optimizer(1e-3, 100, 0.995),
+            optimizer=cosine_decay(1e-3, 100, 0.995),
             log_every=50,
             save_every=250,
         ),

@@ -21,6 +21,7 @@ from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
 from contextdiff_jax.tasks.in_context import ContextConfig, InContextConfig
+from contextdiff_jax.training.optimizer import cosine_decay
 
 PRESETS = ("", "scenes", "emoji", "test")
 
@@ -36,13 +37,7 @@ def get_config(preset: str = ""):
         pipeline=("clip", "base"),
         runs=runs,
     )
-    return cfg.to_config_dict(_short(config) if preset == "test" else config)
-
-
-def _optimizer(learning_rate: float, warmup: int, ema: float) -> cfg.OptimizerConfig:
-    return cfg.OptimizerConfig(
-        learning_rate=learning_rate, warmup_steps=warmup, decay="cosine", ema_decay=ema
-    )
+    return cfg.to_config_dict(cfg.few_steps(config) if preset == "test" else config)
 
 
 def _folder(side: int) -> DataConfig:
@@ -65,7 +60,7 @@ def _styles() -> dict[str, cfg.RunConfig]:
             _base(data, width, unet),
             batch_size=128,
             steps=60_000,
-            optimizer=_optimizer(2e-4, 1000, 0.9995),
+            optimizer=cosine_decay(2e-4, 1000, 0.9995),
         ),
         diffusion=DiffusionConfig(prediction="v", loss_weight="snr_plus_1"),
         adapter=small_adapter(384, 4, patch_size=8, encoder_width=width),
@@ -125,7 +120,7 @@ def _clip(data: DataConfig, task: ContrastiveConfig, batch: int, steps: int) -> 
         data=data,
         batch_size=batch,
         steps=steps,
-        optimizer=_optimizer(2e-3 if steps < 1000 else 1e-3, 25, 0.98),
+        optimizer=cosine_decay(2e-3 if steps < 1000 else 1e-3, 25, 0.98),
         log_every=50,
         save_every=100,
     )
@@ -148,30 +143,7 @@ def _base(data: DataConfig, width: int, unet: UNetConfig) -> cfg.RunConfig:
         data=data,
         batch_size=16,
         steps=3000,
-        optimizer=_optimizer(4e-3, 100, 0.99),
+        optimizer=cosine_decay(4e-3, 100, 0.99),
         log_every=100,
         save_every=500,
-    )
-
-
-def _short(config: cfg.Config) -> cfg.Config:
-    """The same code path in a few steps of fewer layers, for the tests."""
-    runs = {
-        name: dataclasses.replace(run, steps=4, batch_size=8, log_every=2, save_every=2)
-        for name, run in config.runs.items()
-    }
-    clip, base = runs["clip"].task, runs["base"].task
-    one_layer = dataclasses.replace(clip.clip, text_layers=1, vision_layers=1)
-    return dataclasses.replace(
-        config,
-        runs={
-            "clip": cfg.with_task(runs["clip"], clip=one_layer),
-            "base": cfg.with_task(
-                runs["base"],
-                adapter=dataclasses.replace(base.adapter, num_blocks=1),
-                preview=dataclasses.replace(base.preview, every=4, num_steps=2),
-                sampler=dataclasses.replace(base.sampler, num_steps=2),
-                diagnose_every=4,
-            ),
-        },
     )

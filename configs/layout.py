@@ -21,12 +21,13 @@ from contextdiff_jax.data.boxes import line_of
 from contextdiff_jax.data.config import COLOURS, SHAPES, DataConfig, ScenesConfig
 from contextdiff_jax.data.scenes import boxes, make_scene
 from contextdiff_jax.encoders.config import equal_towers
-from contextdiff_jax.networks.config import UNetConfig, small_adapter
+from contextdiff_jax.networks.config import UNetConfig, small_adapter, small_unet
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
 from contextdiff_jax.tasks.layout_to_image import LayoutToImageConfig
 from contextdiff_jax.tasks.segmentation_to_image import SegmentationToImageConfig
+from contextdiff_jax.training.optimizer import cosine_decay
 
 PRESETS = ("", "scenes", "folder", "maps", "test")
 
@@ -59,12 +60,6 @@ def get_config(preset: str = ""):
     return cfg.to_config_dict(_short(config) if preset == "test" else config)
 
 
-def _optimizer(learning_rate: float, warmup: int, ema: float) -> cfg.OptimizerConfig:
-    return cfg.OptimizerConfig(
-        learning_rate=learning_rate, warmup_steps=warmup, decay="cosine", ema_decay=ema
-    )
-
-
 def _config(name: str, drawn: tuple[str, ...], runs: dict[str, cfg.RunConfig]) -> cfg.Config:
     """The last picture is of a layout without objects."""
     samples = cfg.SamplesConfig(prompts=(*drawn, ";"))
@@ -82,7 +77,7 @@ def _coco() -> cfg.Config:
         data=data,
         batch_size=256,
         steps=5000,
-        optimizer=_optimizer(1e-3, 50, 0.98),
+        optimizer=cosine_decay(1e-3, 50, 0.98),
     )
     task = LayoutToImageConfig(
         classes=COCO,
@@ -106,7 +101,7 @@ def _coco() -> cfg.Config:
         data=dataclasses.replace(data, flip=True),
         batch_size=128,
         steps=200_000,
-        optimizer=dataclasses.replace(_optimizer(1e-4, 5000, 0.9999), decay="constant"),
+        optimizer=dataclasses.replace(cosine_decay(1e-4, 5000, 0.9999), decay="constant"),
         save_every=5000,
     )
     return _config("coco", PHOTOGRAPHS, {"clip": clip, "base": base})
@@ -161,7 +156,7 @@ def _small_runs(
         data=data,
         batch_size=128,
         steps=150,
-        optimizer=_optimizer(2e-3, 25, 0.98),
+        optimizer=cosine_decay(2e-3, 25, 0.98),
         log_every=50,
         save_every=75,
     )
@@ -178,17 +173,7 @@ def _small_runs(
             channels=16,
             groups=8,
         ),
-        unet=UNetConfig(
-            width=24,
-            multipliers=(1, 2) if side < 32 else (1, 2, 2),
-            num_blocks=1,
-            attention_levels=(1,) if side < 32 else (2,),
-            head_dim=16,
-            groups=8,
-            text_dim=WIDTH,
-            text_width=None,
-            scan_blocks=False,
-        ),
+        unet=small_unet(side, WIDTH),
         adapter=small_adapter(64, 2, patch_size=4, encoder_width=WIDTH),
         diffusion=DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1"),
         sampler=SamplerConfig(name="ddim", num_steps=25, guidance_scale=2.0, threshold="static"),
@@ -200,31 +185,13 @@ def _small_runs(
         data=data,
         batch_size=16,
         steps=steps,
-        optimizer=_optimizer(4e-3, 100, 0.99),
+        optimizer=cosine_decay(4e-3, 100, 0.99),
         save_every=500,
     )
     return {"clip": clip, "base": base}
 
 
 def _short(config: cfg.Config) -> cfg.Config:
-    """The same code path in a few steps of fewer layers, for the tests."""
-    runs = {
-        name: dataclasses.replace(run, steps=4, batch_size=8, log_every=2, save_every=2)
-        for name, run in config.runs.items()
-    }
-    clip, base = runs["clip"].task, runs["base"].task
-    one_layer = dataclasses.replace(clip.clip, text_layers=1, vision_layers=1)
-    return dataclasses.replace(
-        config,
-        runs={
-            "clip": cfg.with_task(runs["clip"], clip=one_layer),
-            "base": cfg.with_task(
-                runs["base"],
-                adapter=dataclasses.replace(base.adapter, num_blocks=1),
-                preview=dataclasses.replace(base.preview, every=4, num_steps=2),
-                sampler=dataclasses.replace(base.sampler, num_steps=2),
-                diagnose_every=4,
-            ),
-        },
-        samples=cfg.SamplesConfig(prompts=(*config.samples.prompts[:2], ";"), batch_size=2),
-    )
+    """A few steps, for the tests."""
+    samples = cfg.SamplesConfig(prompts=(*config.samples.prompts[:2], ";"), batch_size=2)
+    return dataclasses.replace(cfg.few_steps(config), samples=samples)

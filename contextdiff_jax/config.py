@@ -146,6 +146,30 @@ def check_preset(preset: str, presets: Sequence[str]) -> None:
         raise ValueError(f"preset {preset!r}: must be one of {known}{nearest(preset, presets)}")
 
 
+def few_steps(config: Config) -> Config:
+    """Returns a config of a CLIP and one drawing run, "clip" and "base", for tests.
+
+    The same code path in a few steps of fewer layers.
+    """
+    runs = {
+        name: dataclasses.replace(run, steps=4, batch_size=8, log_every=2, save_every=2)
+        for name, run in config.runs.items()
+    }
+    clip, base = runs["clip"].task, runs["base"].task
+    one_layer = dataclasses.replace(clip.clip, text_layers=1, vision_layers=1)
+    short = {
+        "clip": with_task(runs["clip"], clip=one_layer),
+        "base": with_task(
+            runs["base"],
+            adapter=dataclasses.replace(base.adapter, num_blocks=1),
+            preview=dataclasses.replace(base.preview, every=4, num_steps=2),
+            sampler=dataclasses.replace(base.sampler, num_steps=2),
+            diagnose_every=4,
+        ),
+    }
+    return dataclasses.replace(config, runs=short)
+
+
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
     """Returns the config as an ml_collections.ConfigDict, overridable from the command line."""
     return ml_collections.ConfigDict(dataclasses.asdict(config))

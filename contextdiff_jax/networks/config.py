@@ -274,6 +274,21 @@ def contextdiff_adapter() -> AdapterConfig:
     return AdapterConfig()
 
 
+def small_unet(side: int, text_dim: int) -> UNetConfig:
+    """A U-Net of 24 channels for pictures of 16 pixels, of a level more from 32 on."""
+    return UNetConfig(
+        width=24,
+        multipliers=(1, 2) if side < 32 else (1, 2, 2),
+        num_blocks=1,
+        attention_levels=(1,) if side < 32 else (2,),
+        head_dim=16,
+        groups=8,
+        text_dim=text_dim,
+        text_width=None,
+        scan_blocks=False,
+    )
+
+
 def small_adapter(
     width: int, num_blocks: int, *, patch_size: int, encoder_width: int
 ) -> AdapterConfig:

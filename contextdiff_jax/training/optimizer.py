@@ -56,6 +56,13 @@ class OptimizerConfig:
                 raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be at least {bound}")
 
 
+def cosine_decay(learning_rate: float, warmup: int, ema: float) -> OptimizerConfig:
+    """The small presets' optimiser: a warm-up, then a cosine down to zero."""
+    return OptimizerConfig(
+        learning_rate=learning_rate, warmup_steps=warmup, decay="cosine", ema_decay=ema
+    )
+
+
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Linear warm-up, then constant, or a cosine down to zero at `steps`."""
     warmup = min(config.warmup_steps, steps - 1)
