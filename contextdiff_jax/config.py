@@ -155,7 +155,8 @@ def few_steps(config: Config) -> Config:
         name: dataclasses.replace(run, steps=4, batch_size=8, log_every=2, save_every=2)
         for name, run in config.runs.items()
     }
-    clip, base = runs["clip"].task, runs["base"].task
+    clip: Any = runs["clip"].task
+    base: Any = runs["base"].task
     one_layer = dataclasses.replace(clip.clip, text_layers=1, vision_layers=1)
     short = {
         "clip": with_task(runs["clip"], clip=one_layer),

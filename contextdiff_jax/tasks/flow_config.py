@@ -65,11 +65,6 @@ class FlowConfig:
             raise ValueError(f"{where}.width = {self.width}: must be a multiple of {GROUPS}")
         if not -1 < self.scale < math.inf:
             raise ValueError(f"{where}.scale = {self.scale}: must be above -1")
-        if self.scale != FlowConfig().scale and self.relation != "scaled":
-            raise ValueError(
-                f"{where}.scale = {self.scale}: must be {FlowConfig().scale}, the default, "
-                f"relation {self.relation!r} does not read it"
-            )
         if self.by_condition and self.relation != "affine":
             raise ValueError(
                 f"{where}.by_condition = True: must be False, relation {self.relation!r} does not "
@@ -92,6 +87,7 @@ class FlowConfig:
             ("modes", self.by_condition, "by_condition = True"),
             ("width", self.by_condition or coupling, "by_condition = True or relation 'coupling'"),
             ("beta", coupling, "relation 'coupling'"),
+            ("scale", self.relation == "scaled", "relation 'scaled'"),
         ):
             value, default = getattr(self, key), getattr(FlowConfig(), key)
             if not read and value != default:
