@@ -18,6 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from absl import logging  # noqa: E402
 
 from benchmarks import torchvision_import  # noqa: E402
 
@@ -55,6 +56,14 @@ def pytest_xdist_make_scheduler(config, log):
             return "integration" if path.startswith("tests/integration/") else path
 
     return ByFixtures(config, log)
+
+
+@pytest.fixture(autouse=True)
+def log_as_before():
+    """Leaves absl's verbosity as it was: a program that a test runs here may have set it."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
 
 
 @pytest.fixture(scope="session")
