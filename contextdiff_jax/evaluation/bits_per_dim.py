@@ -32,11 +32,11 @@ from contextdiff_jax.evaluation.evaluation import Evaluation
 from contextdiff_jax.evaluation.ode_likelihood import OdeTerms
 from contextdiff_jax.evaluation.ode_measure import PROBES, STEPS, OdeMeasure
 from contextdiff_jax.evaluation.results import Result
-from contextdiff_jax.generation import manifest
 from contextdiff_jax.generation.cascade import Stage
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, replicated
+from contextdiff_jax.runs import manifest
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.system.interruption import Interrupted, Vote, Watch
 from contextdiff_jax.system.progress import ProgressLog

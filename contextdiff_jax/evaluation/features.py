@@ -15,8 +15,8 @@ from etils import epath
 
 from contextdiff_jax.data.example import SkipReport, Source
 from contextdiff_jax.data.one_pass import one_pass
-from contextdiff_jax.generation import manifest
 from contextdiff_jax.parallel import distributed
+from contextdiff_jax.runs import manifest
 from contextdiff_jax.system.array_files import read_arrays
 from contextdiff_jax.system.atomic_write import written_whole
 from contextdiff_jax.system.interruption import Interrupted, Vote, Watch

@@ -21,10 +21,10 @@ from etils import epath
 
 from contextdiff_jax.conditions.requests import Request, check_requests
 from contextdiff_jax.data.decode import open_image
-from contextdiff_jax.generation import manifest
 from contextdiff_jax.generation.cascade import Cascade, Stage
 from contextdiff_jax.generation.request_files import lines_of
 from contextdiff_jax.parallel import distributed
+from contextdiff_jax.runs import manifest
 from contextdiff_jax.spaces.pictures import to_uint8, write_png
 from contextdiff_jax.system.interruption import Interrupted, Vote, Watch
 from contextdiff_jax.system.progress import ProgressLog

@@ -30,7 +30,7 @@ from contextdiff_jax.encoders.latent_weights import abstract_unet
 from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.tokenizers import load_tokenizer
 from contextdiff_jax.encoders.video_weights import fresh_parts, load_video_unet
-from contextdiff_jax.generation import clip_tuning, manifest, stable_diffusion
+from contextdiff_jax.generation import clip_tuning, stable_diffusion
 from contextdiff_jax.generation.adapter_file import load_adapter
 from contextdiff_jax.generation.cascade import Placed, Stage
 from contextdiff_jax.generation.clip_programs import ClipNetwork
@@ -41,6 +41,7 @@ from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import MeshConfig
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding
+from contextdiff_jax.runs import manifest
 from contextdiff_jax.spaces.clips import beside, strip, write_frames, write_gif, write_webp
 from contextdiff_jax.spaces.pictures import to_uint8, write_png
 from contextdiff_jax.system.atomic_write import written_whole

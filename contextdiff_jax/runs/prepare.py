@@ -14,14 +14,14 @@ import grain
 from absl import logging
 from etils import epath
 
-from contextdiff_jax.config import Config, differences
+from contextdiff_jax.config import Config
 from contextdiff_jax.data import embedding_shards as shards
 from contextdiff_jax.data.embedding_shards import Metadata, StoredEncoder
 from contextdiff_jax.data.example import DamagedSample, SkipReport
 from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.encoders.batched import BatchedTextEncoder
-from contextdiff_jax.runs import build
-from contextdiff_jax.system.atomic_write import cleared, written_whole
+from contextdiff_jax.runs import build, manifest
+from contextdiff_jax.system.atomic_write import written_whole
 from contextdiff_jax.system.progress import ProgressLog
 from contextdiff_jax.training.checkpoints import CheckpointError
 
@@ -246,18 +246,9 @@ def encode_here(job: Job, worker: ShardWorker, missing: list[int]) -> None:
 def _start(worker: ShardWorker) -> None:
     """Records what the folder will hold, or checks that it began to hold just that."""
     folder, ours = worker.job.folder, worker.metadata
-    folder.mkdir(parents=True, exist_ok=True)
     theirs = shards.read_metadata(folder, type(ours))
-    if theirs is None:
-        ours.write(folder)
-    else:
-        lines = differences(*(_decisive(metadata) for metadata in (ours, theirs)), ours.what)
-        if lines:
-            raise ValueError(
-                f"{folder} holds {ours.what} of something else: {'; '.join(lines)}; "
-                "use another --output, or give back the old values"
-            )
-    cleared(folder)
+    recorded = None if theirs is None else _decisive(theirs)
+    manifest.claim(folder, _decisive(ours), recorded, ours.what, lambda: ours.write(folder))
 
 
 def _decisive(metadata: shards.Sharded) -> dict:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from contextdiff_jax.generation import manifest
+from contextdiff_jax.runs import manifest
 
 MANIFEST = {"seed": 1, "stages": {"base": {"steps": 4}}}
 
