@@ -19,6 +19,9 @@ from contextdiff_jax.tasks.flow_config import FlowConfig
 from contextdiff_jax.tasks.task_config import NetworkConfig, Parts, TaskConfig
 from contextdiff_jax.tasks.whitening import moments
 
+UNREAD_BY_FLOW = ("schedule", "betas", "objective", "loss_weight", "relation_consistency")
+"""What kind flow does not read of `DiffusionConfig`: as it is by default there."""
+
 _DIAGNOSED_STEPS = 10  # sampling steps of the costlier diagnostics
 
 
@@ -107,8 +110,7 @@ class DiffusionConfig:
         """What the other kind reads must be as it is by default."""
         self.flow.validate(f"{where}.flow")
         if self.kind == "flow":
-            key, pair = where, (self, DiffusionConfig())
-            unread = ["schedule", "betas", "objective", "loss_weight", "relation_consistency"]
+            key, pair, unread = where, (self, DiffusionConfig()), UNREAD_BY_FLOW
         else:
             key, pair = f"{where}.flow", (self.flow, FlowConfig())
             unread = [field.name for field in dataclasses.fields(FlowConfig)]
