@@ -16,7 +16,8 @@ in one thing alone. --what of each is measured then, with the same prompts, imag
 Super-resolution is left out. --sampler=field=value changes the sampler of all variants.
 
 --calls draws from each training by every one of --samplers at so many network calls, too. With an
-adapter ddim and dpm_solver++ stand for euler and ab2, which do not know its bias.
+adapter ddim and dpm_solver++ stand for euler and ab2, which do not know its bias; of MeanFlow
+its own steps stand for euler.
 
 OUTPUT/SEED/VARIANT/result.json is one training, check/report.html beside it has its pictures; a
 finished one is not repeated, a stopped one goes on. Compiled programs are kept in OUTPUT/compiled.
@@ -136,12 +137,14 @@ def _of_length(run: RunConfig, steps: int) -> RunConfig:
 
 def drawings(config: Config, base: str, args: argparse.Namespace) -> tuple[Drawing, ...]:
     """Returns every drawing that is measured, that of the run's own sampler first."""
-    found = [Drawing("", "drawn")]
+    found, mean = [Drawing("", "drawn")], config.runs[base].task.diffusion.mean
     for scale in args.guidance:
         settings = (f"{base}.guidance_scale={scale:g}",)
         found.append(Drawing(f", guidance {scale:g}", f"drawn_{scale:g}", settings))
     for name in args.samplers if args.calls else ():
         sampler = WITH_ADAPTER.get(name, name) if config.use_adapter else name
+        if mean and name == "euler":
+            sampler = "mean_flow"
         for calls in args.calls:
             steps = (int(calls) + 1) // 2 if sampler == "heun" else int(calls)
             settings = (f"{base}.name={sampler}", f"{base}.num_steps={steps}", f"{base}.eta=0")

@@ -1,26 +1,30 @@
-"""The variants of `paired_runs`: how each changes a config, in one thing alone.
+"""The variants of `paired_runs`: how each changes a config.
 
-none                  plain diffusion
-bounded               the config's adapter
-bound_0.3, bound_1    the same with these bounds of |r|
-consistency           the adapter is held to make of an estimate what it makes of the image
-adapter_rate_0.1      the adapter learns at a tenth of the denoiser's rate
-unbounded             nothing keeps the relation from growing (the warning of method, section 4)
-bound_objective       the config's adapter, trained by the exact bound (diffusion.objective)
-mixed_objective       the denoiser by the config's loss, the adapter by the bound
-none_bound_objective  plain diffusion, trained by the bound
-weight_NAME           the config's adapter, with this diffusion.loss_weight
-v_weight_NAME         the same, the denoiser predicting v
-vp_none, vp_paper     the first two, by these names beside those of kind flow (docs/flow.md):
-flow_none             flow matching, uniform times; flow_none_logit_normal: times of the middle
-flow_affine           with an affine relation by kinetic energy; flow_affine_condition: one that
-                      depends on the condition
-flow_whitening        with the relation fitted to the data
-flow_coupling         with a learned coupling, beta 5; flow_coupling_20: beta 20
-flow_affine_shuffled, flow_coupling_shuffled
-                      the relation is told another picture's condition: does context matter?
-flow_schedule_NUMBER  r = NUMBER x0: another schedule, and no relation
-flow_x0_NAME          these of kind flow, the network predicting the landing (prediction x0)
+By its name, in one thing alone:
+  none                  plain diffusion
+  bounded               the config's adapter
+  bound_0.3, bound_1    the same with these bounds of |r|
+  consistency           the adapter is held to make of an estimate what it makes of the image
+  adapter_rate_0.1      the adapter learns at a tenth of the denoiser's rate
+  unbounded             nothing keeps the relation from growing (the warning of method, section 4)
+  bound_objective       the config's adapter, trained by the exact bound (diffusion.objective)
+  mixed_objective       the denoiser by the config's loss, the adapter by the bound
+  none_bound_objective  plain diffusion, trained by the bound
+  weight_NAME           the config's adapter, with this diffusion.loss_weight
+  v_weight_NAME         the same, the denoiser predicting v
+  vp_none, vp_paper     the first two, by these names beside those of kind flow (docs/flow.md):
+  flow_none             flow matching, uniform times; flow_none_logit_normal: times of the middle
+  flow_affine           with an affine relation by kinetic energy; flow_affine_condition: one that
+                        depends on the condition
+  flow_whitening        with the relation fitted to the data
+  flow_coupling         with a learned coupling, beta 5; flow_coupling_20: beta 20
+  flow_affine_shuffled, flow_coupling_shuffled
+                        the relation is told another picture's condition: does context matter?
+  flow_schedule_NUMBER  r = NUMBER x0: another schedule, and no relation
+  flow_x0_NAME          these of kind flow, the network predicting the landing (prediction x0)
+  flow_mean             MeanFlow; flow_mean_whitening, flow_mean_affine: on these relations' paths
+  flow_mean_guided      the same, which has learned the config's guidance: one network call a step
+  flow_x0_mean_NAME     MeanFlow, the network predicting the landing
 """
 
 import dataclasses
@@ -30,7 +34,7 @@ from typing import Any, get_args
 from contextdiff_jax.config import Config, with_task
 from contextdiff_jax.diffusion.weights import WeightName
 from contextdiff_jax.tasks.diffusion_config import UNREAD_BY_FLOW, DiffusionConfig
-from contextdiff_jax.tasks.flow_config import FlowConfig
+from contextdiff_jax.tasks.flow_config import FlowConfig, MeanFlowConfig
 
 # From a config and the name of its base run to the config of the variant.
 Variant = Callable[[Config, str], Config]
@@ -80,7 +84,7 @@ def _flow(prediction: str = "v", **settings: Any) -> Variant:
     What a flow does not read, of the process and of the sampler, is as it is by default.
     """
     plain = DiffusionConfig(kind="flow", flow=FlowConfig(**settings), prediction=prediction)
-    read = ("kind", "flow", "prediction", *UNREAD_BY_FLOW)
+    read = ("kind", "flow", "prediction", "objective", *UNREAD_BY_FLOW)
     process = _changed("diffusion", **{name: getattr(plain, name) for name in read})
     mixing = _changed("sampler", guidance_space="x0", guidance_low=None, guidance_high=None)
     euler = _changed("sampler", name="euler", eta=0.0)
@@ -108,6 +112,39 @@ _FLOWS: dict[str, dict[str, Any]] = {
     "schedule_1": {"relation": "scaled", "scale": 1.0},
     "schedule_2": {"relation": "scaled", "scale": 2.0},
 }
+
+
+def _mean_flow(prediction: str, *, learned: bool = False, **settings: Any) -> Variant:
+    """Returns the change to MeanFlow; learned: whether the network learns the sampler's guidance.
+
+    It draws by steps of mean velocities, which no threshold fits.
+    """
+    drawn = _changed("sampler", name="mean_flow", eta=0.0, threshold="none", max_threshold=None)
+    trained = _changed("diffusion", objective="mean_flow")
+
+    def change(config: Config, base: str) -> Config:
+        scale = config.runs[base].task.sampler.guidance_scale if learned else 1.0
+        power = 0.0 if settings.get("relation") == "affine" else 1.0
+        mean = MeanFlowConfig(power=power, guidance=scale)
+        config = trained(drawn(_flow(prediction, mean=mean, **settings)(config, base), base), base)
+        if learned:
+            config = _changed("sampler", guidance_scale=1.0)(config, base)
+        for name, network in config.runs[base].task.networks().items():
+            if hasattr(network, "attention_implementation"):
+                config = _changed(name, attention_implementation="xla")(config, base)
+        return config
+
+    return change
+
+
+_MEAN_FLOWS: dict[str, dict[str, Any]] = {
+    "mean": {},
+    "mean_whitening": {"relation": "whitening"},
+    "mean_affine": {"relation": "affine"},
+    "mean_guided": {"learned": True},
+}
 VARIANTS |= {"vp_none": VARIANTS["none"], "vp_paper": VARIANTS["bounded"]}
 VARIANTS |= {f"flow_{name}": _flow(**settings) for name, settings in _FLOWS.items()}
 VARIANTS |= {f"flow_x0_{name}": _flow("x0", **settings) for name, settings in _FLOWS.items()}
+VARIANTS |= {f"flow_{name}": _mean_flow("v", **more) for name, more in _MEAN_FLOWS.items()}
+VARIANTS |= {f"flow_x0_{name}": _mean_flow("x0", **more) for name, more in _MEAN_FLOWS.items()}

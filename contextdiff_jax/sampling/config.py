@@ -8,6 +8,8 @@ import numpy as np
 
 from contextdiff_jax.diffusion.schedules import Schedule, sampling_timesteps
 
+Name = Literal["ddpm", "ddim", "dpm_solver++", "plms", "euler", "heun", "ab2", "mean_flow"]
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
@@ -37,9 +39,7 @@ class SamplerConfig:
     max_threshold: only read by threshold dynamic: an upper limit, at least 1, of its range.
     """
 
-    name: Literal["ddpm", "ddim", "dpm_solver++", "plms", "euler", "heun", "ab2", "mean_flow"] = (
-        "ddpm"
-    )
+    name: Name = "ddpm"
     num_steps: int = 50
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     offset: int = 0

@@ -41,6 +41,7 @@ from contextdiff_jax.training.task import Batch, Metrics, Params
 
 _LAST_SHARE = 40  # the last T / 40 steps, where an unbounded adapter hides its cost
 _DIAGNOSED = 8  # examples
+_SLOW = 10.0  # the last time, as a network of mean velocities is told it
 _CONDITIONS = 0x7FFFFFFF  # a stream of keys beside the networks', which split gives
 _SPACE = 0x7FFFFFFF  # a stream beside those of conditions, which fold in their numbers
 
@@ -287,12 +288,15 @@ class DiffusionTask:
         return flow_objective.draw_times(*of_flow), None
 
     def _told(self, t: jax.Array) -> jax.Array:
-        """Returns the times (B,) as the denoiser reads them: (B, 2) if it knows steps' ends.
+        """Returns the times (B,), or (B, 2) with steps' ends, as the denoiser reads them.
 
-        Told one time alone, it is asked for a step of no length.
+        One of mean velocities reads (B, 2), in 0..10: its derivative in time is part of what it
+        learns, and sinusoids of 1..T would make that hundreds of times the velocity.
         """
-        two = self.flow is not None and self.flow.mean and t.ndim == 1
-        return jnp.stack([t, t], axis=1) if two else t
+        if self.flow is None or not self.flow.mean:
+            return t
+        pairs = jnp.stack([t, t], axis=1) if t.ndim == 1 else t
+        return _SLOW / self.schedule.num_steps * pairs
 
     def _drop(self, key: jax.Array, count: int) -> tuple[dict[str, jax.Array], Keep]:
         """Draws, for each condition by itself, where it is hidden.

@@ -17,6 +17,7 @@ from contextdiff_jax.config import differences, with_task
 from contextdiff_jax.diffusion.weights import WeightName
 from contextdiff_jax.evaluation.evaluation import Settings
 from contextdiff_jax.evaluation.results import Result
+from contextdiff_jax.runs.validation import validate
 from tests.conftest import ROOT
 
 
@@ -53,6 +54,8 @@ def test_variants_differ_in_one_thing_alone():
         f"{section}.prediction: 'x0' there, 'v' here",
         f"{section}.loss_weight: 'min_snr_5_plus_1' there, 'x0' here",
     }
+    for name in [name for name in found if "_mean" in name]:
+        del found[name]  # their own test is below
     for name in [name for name in found if name.startswith("flow_x0_")]:
         twin = found[name.replace("x0_", "")]
         assert set(found.pop(name)) == set(twin) - {f"{section}.prediction: 'x0' there, 'v' here"}
@@ -107,6 +110,34 @@ def test_variants_differ_in_one_thing_alone():
         "bound_objective": by_bound,
         "mixed_objective": {f"{section}.objective: 'simple' there, 'mixed' here"},
         "none_bound_objective": {without, *by_bound},
+    }
+
+
+@pytest.mark.parametrize("name", ["flow_mean_guided", "flow_x0_mean_affine", "flow_mean_whitening"])
+def test_a_mean_flow_is_its_twin_with_other_steps(name):
+    args = arguments("--calls=4", "--samplers=euler,ab2")
+    config, _, base = paired_runs.base_only(load_config("classes:scenes"), 0, args)
+    changed = VARIANTS[name](config, base)
+    validate(changed)
+    twin = name.replace("mean_", "").replace("guided", "none")
+    lines = differences(
+        dataclasses.asdict(changed), dataclasses.asdict(VARIANTS[twin](config, base))
+    )
+    keys = {line.partition(":")[0].removeprefix("config.runs.base.task.") for line in lines}
+    expected = {"diffusion.objective", "sampler.name", "sampler.threshold"}
+    expected |= {"unet.attention_implementation"}
+    if "guided" in name:
+        expected |= {"sampler.guidance_scale", "diffusion.flow.mean.guidance"}
+    if "affine" in name:
+        expected |= {"diffusion.flow.mean.power"}
+    assert keys == expected
+    settings = {
+        drawing.suffix: drawing.settings[0]
+        for drawing in paired_runs.drawings(changed, base, args)[1:]
+    }
+    assert settings == {
+        " at 4 calls of euler": "base.name=mean_flow",
+        " at 4 calls of ab2": "base.name=ab2",
     }
 
 

@@ -236,7 +236,7 @@ def test_diagnostics_are_errors_at_four_times():
         ),
         ({"flow.relation": "whitening", "flow.limit": 1.0}, "flow.limit = 1.0: must be 3.0"),
         ({"prediction": "eps"}, "prediction = 'eps': must be 'v' or 'x0' of kind 'flow'"),
-        ({"objective": "bound"}, "objective = 'bound': must be 'simple', the default, .* 'flow'"),
+        ({"objective": "bound"}, "objective = 'bound': must be one of simple, mean_flow of kind"),
         (
             {"kind": "vp", "flow.relation": "affine"},
             "flow.relation = 'affine': must be 'none', the default, .*kind 'vp' does not read it",

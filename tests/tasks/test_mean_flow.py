@@ -327,7 +327,7 @@ class Two(Small):
         assert t.ndim == 2 and t.shape[1] == 2
         length = self.param("length", nn.initializers.ones, ())
         drawn = super().__call__(x, t[:, 0], text, text_mask, keep)
-        return drawn * (1 + length * (t[:, 0] - t[:, 1]) / T)[:, None, None, None]
+        return drawn * (1 + length * (t[:, 0] - t[:, 1]) / 10)[:, None, None, None]
 
 
 def mean_config(relation="none", changes=(), **mean):
