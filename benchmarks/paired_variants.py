@@ -124,13 +124,12 @@ def _mean_flow(prediction: str, *, learned: bool = False, **settings: Any) -> Va
 
     def change(config: Config, base: str) -> Config:
         scale = config.runs[base].task.sampler.guidance_scale if learned else 1.0
-        power = 0.0 if settings.get("relation") == "affine" else 1.0
-        mean = MeanFlowConfig(power=power, guidance=scale)
+        mean = MeanFlowConfig(guidance=scale)
         config = trained(drawn(_flow(prediction, mean=mean, **settings)(config, base), base), base)
         if learned:
             config = _changed("sampler", guidance_scale=1.0)(config, base)
         for name, network in config.runs[base].task.networks().items():
-            if hasattr(network, "attention_implementation"):
+            if name != "adapter" and hasattr(network, "attention_implementation"):
                 config = _changed(name, attention_implementation="xla")(config, base)
         return config
 

@@ -143,14 +143,11 @@ class DiffusionConfig:
                     f"{where}.{key} = {value}: must be {allowed}, the default, objective "
                     "'mean_flow' alone reads it"
                 )
-        if not (self.mean and self.flow.learns):
-            return
-        for key, value, allowed in (("power", mean.power, 0), ("guidance", mean.guidance, 1)):
-            if value != allowed:
-                raise ValueError(
-                    f"{where}.{key} = {value}: must be {allowed} with relation "
-                    f"{self.flow.relation!r}, which learns of the plain error"
-                )
+        if self.mean and self.flow.learns and mean.guidance != 1:
+            raise ValueError(
+                f"{where}.guidance = {mean.guidance}: must be 1 with relation "
+                f"{self.flow.relation!r}, which learns of the flow without guidance"
+            )
 
     @property
     def mean(self) -> bool:

@@ -7,7 +7,10 @@ A network m(x_t, s, t) of mean velocities (see diffusion/flow.py) learns by
 with the conditional velocity v = u of the path in the place of E[u | x_t]: the target is linear in
 it. So a relation that is affine, fitted or none at all is served alike, for x_t' is known. A share
 of the examples has s < t; the others have s = t, which is flow matching. A relation that trains
-learns by the kinetic energy of these others alone.
+learns of these others alone.
+
+MeanFlow divides all errors by a power of themselves. Here the velocity's are left as they are: an
+error that is divided by itself is least at a likely u, not at the mean of u, which is the velocity.
 """
 
 import functools
@@ -60,6 +63,7 @@ def mean_flow_loss(
     error = process.error_of(predicted, x_t, target, draw.t)
     square = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
     weight = jax.lax.stop_gradient(square + _SMALL) ** -config.flow.mean.power
+    weight = jnp.where(single, 1.0, weight)
     energy = jnp.mean(jnp.square(u), axis=tuple(range(1, u.ndim)))
     metrics |= {
         "error": _mean(square, single),

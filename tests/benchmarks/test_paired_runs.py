@@ -128,8 +128,6 @@ def test_a_mean_flow_is_its_twin_with_other_steps(name):
     expected |= {"unet.attention_implementation"}
     if "guided" in name:
         expected |= {"sampler.guidance_scale", "diffusion.flow.mean.guidance"}
-    if "affine" in name:
-        expected |= {"diffusion.flow.mean.power"}
     assert keys == expected
     settings = {
         drawing.suffix: drawing.settings[0]

@@ -141,7 +141,7 @@ def test_a_threshold_limits_x0_and_not_the_landing():
         (FLOW, {"name": "mean_flow"}, "name = 'mean_flow': not of a network that was trained for"),
         (VP, {"name": "mean_flow"}, "sampler.name = 'mean_flow': not of kind 'vp'"),
         (
-            dataclasses.replace(FLOW, mean=True),
+            dataclasses.replace(FLOW, mean=True, bounds=(-1.0, 1.0)),
             {"name": "mean_flow", "threshold": "static"},
             "sampler.threshold = 'static': must be 'none' with name 'mean_flow'",
         ),
