@@ -41,6 +41,10 @@ class LinearPath:
         """For messages."""
         return f"linear path, shift {self.shift:g}"
 
+    def described(self) -> tuple[str, int, float]:
+        """Returns what tells it from others; repr tells it."""
+        return "linear path", self.num_steps, self.shift
+
     def signal(self, t: jax.Array) -> jax.Array:
         """1 - t, the factor of x0."""
         return at_time(self._tables["signal"], t)

@@ -240,9 +240,15 @@ class LatentTextToImage(DiffusionTask):
     def described(self) -> Any:
         """Returns what decides about its pictures beside weights and encoders; repr tells it."""
         space = self.space
-        ends = self.schedule.name, self.schedule.alpha_bar[1], self.schedule.alpha_bar[-1]
         negatives = [getattr(condition, "negative", "") for condition in self.conditions]
-        more = ends, *negatives, space.shape, space.normalization, space.tile, space.overlap
+        more = (
+            self.schedule.described(),
+            *negatives,
+            space.shape,
+            space.normalization,
+            space.tile,
+            space.overlap,
+        )
         more += (self.lora,)
         pictures = {name: each.described() for name, each in self._pictures().items()}
         return *super().described(), more, pictures
