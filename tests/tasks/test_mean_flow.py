@@ -136,7 +136,8 @@ def test_the_slope_is_the_finite_difference_along_the_flow(prediction):
     step = 1e-5
     expected = (mean(step) - mean(-step)) / (2 * step)
     np.testing.assert_allclose(predicted, network(x, t, s, np), rtol=2e-4, atol=2e-5)
-    np.testing.assert_allclose(slope, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
+    size = np.abs(expected).max(axis=(1, 2, 3), keepdims=True)  # of x0, huge where t is small
+    np.testing.assert_allclose(slope / size, expected / size, atol=3e-3)
 
 
 @pytest.mark.parametrize(
