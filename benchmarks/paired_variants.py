@@ -24,6 +24,7 @@ By its name, in one thing alone:
   flow_x0_NAME          these of kind flow, the network predicting the landing (prediction x0)
   flow_mean             MeanFlow; flow_mean_whitening, flow_mean_affine: on these relations' paths
   flow_mean_guided      the same, which has learned the config's guidance: one network call a step
+  flow_mean_power_0     the same as flow_mean, the errors of steps left as they are
   flow_x0_mean_NAME     MeanFlow, the network predicting the landing
 """
 
@@ -114,17 +115,19 @@ _FLOWS: dict[str, dict[str, Any]] = {
 }
 
 
-def _mean_flow(prediction: str, *, learned: bool = False, **settings: Any) -> Variant:
+def _mean_flow(
+    prediction: str, *, learned: bool = False, power: float = 1.0, **settings: Any
+) -> Variant:
     """Returns the change to MeanFlow; learned: whether the network learns the sampler's guidance.
 
-    It draws by steps of mean velocities, which no threshold fits.
+    power: of the weight of steps. It draws by steps of mean velocities, which no threshold fits.
     """
     drawn = _changed("sampler", name="mean_flow", eta=0.0, threshold="none", max_threshold=None)
     trained = _changed("diffusion", objective="mean_flow")
 
     def change(config: Config, base: str) -> Config:
         scale = config.runs[base].task.sampler.guidance_scale if learned else 1.0
-        mean = MeanFlowConfig(guidance=scale)
+        mean = MeanFlowConfig(guidance=scale, power=power)
         config = trained(drawn(_flow(prediction, mean=mean, **settings)(config, base), base), base)
         if learned:
             config = _changed("sampler", guidance_scale=1.0)(config, base)
@@ -141,6 +144,7 @@ _MEAN_FLOWS: dict[str, dict[str, Any]] = {
     "mean_whitening": {"relation": "whitening"},
     "mean_affine": {"relation": "affine"},
     "mean_guided": {"learned": True},
+    "mean_power_0": {"power": 0.0},
 }
 VARIANTS |= {"vp_none": VARIANTS["none"], "vp_paper": VARIANTS["bounded"]}
 VARIANTS |= {f"flow_{name}": _flow(**settings) for name, settings in _FLOWS.items()}

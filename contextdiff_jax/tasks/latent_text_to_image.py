@@ -240,15 +240,9 @@ class LatentTextToImage(DiffusionTask):
     def described(self) -> Any:
         """Returns what decides about its pictures beside weights and encoders; repr tells it."""
         space = self.space
+        ends = self.schedule.described()
         negatives = [getattr(condition, "negative", "") for condition in self.conditions]
-        more = (
-            self.schedule.described(),
-            *negatives,
-            space.shape,
-            space.normalization,
-            space.tile,
-            space.overlap,
-        )
+        more = ends, *negatives, space.shape, space.normalization, space.tile, space.overlap
         more += (self.lora,)
         pictures = {name: each.described() for name, each in self._pictures().items()}
         return *super().described(), more, pictures
