@@ -1,4 +1,4 @@
-"""Paired trainings: what does the adapter change, all else being equal?
+"""Paired trainings: what does the adapter change, or a flow, all else being equal?
 
   python -m benchmarks.paired_runs --output=runs/scenes --steps=1500 --seeds=0,1,2
   python -m benchmarks.paired_runs --output=runs/cifar10 --config=cifar10:cpu_folder \
@@ -7,37 +7,23 @@
   python -m benchmarks.paired_runs --output=runs/flow --config=classes:scenes --calls=4,8,16,50 \
       --variants=vp_none,vp_paper,flow_none,flow_affine,flow_affine_condition,flow_whitening
 
-For each seed one CLIP is trained, then the config's base model in several variants on it: with the
-same seed, data, batches and steps, differing in one thing alone:
-  none                  plain diffusion
-  bounded               the config's adapter
-  bound_0.3, bound_1    the same with these bounds of |r|
-  consistency           the adapter is held to make of an estimate what it makes of the image
-  adapter_rate_0.1      the adapter learns at a tenth of the denoiser's rate
-  unbounded             nothing keeps the relation from growing (the warning of method, section 4)
-  bound_objective       the config's adapter, trained by the exact bound (diffusion.objective)
-  mixed_objective       the denoiser by the config's loss, the adapter by the bound
-  none_bound_objective  plain diffusion, trained by the bound
-  weight_NAME           the config's adapter, with this diffusion.loss_weight
-  v_weight_NAME         the same, the denoiser predicting v
-  vp_none, vp_paper     the first two, by these names beside those of kind flow (docs/flow.md):
-  flow_none             flow matching, uniform times; flow_none_logit_normal: times of the middle
-  flow_affine           with an affine relation by kinetic energy; flow_affine_condition: one that
-                        depends on the condition
-  flow_whitening        with the relation fitted to the data
-  flow_coupling         with a learned coupling, beta 5; flow_coupling_20: beta 20
-  flow_affine_shuffled, flow_coupling_shuffled
-                        the relation is told another picture's condition: does context matter?
-  flow_schedule_NUMBER  r = NUMBER x0: another schedule, and no relation
-contextdiff_jax.evaluate then measures --what of each, with the same prompts, images and noise.
-Super-resolution is left out.
+For each seed one CLIP is trained, then the config's base model in several variants on it
+(benchmarks/paired_variants.py lists them): with the same seed, data, batches and steps, differing
+in one thing alone. --what of each is measured then, with the same prompts, images and noise:
+  scenes        do pictures of rendered scenes show what held-out prompts say?
+  fid           Frechet distance to held-out pictures, precision and recall, by the CLIP of the seed
+  bits_per_dim  the bound of held-out pictures, or of flows their density
+Super-resolution is left out. --sampler=field=value changes the sampler of all variants.
 
---calls draws from each training by every one of --samplers at so many network calls, too, and
-OUTPUT/calls.md has the figures by their number. With an adapter ddim and dpm_solver++ stand for
-euler and ab2, which do not know its bias.
+--calls draws from each training by every one of --samplers at so many network calls, too. With an
+adapter ddim and dpm_solver++ stand for euler and ab2, which do not know its bias; of MeanFlow
+its own steps stand for euler.
 
-OUTPUT/SEED/VARIANT/result.json is one training; a finished one is not repeated, a stopped one goes
-on. OUTPUT/summary.md has mean and standard deviation over the seeds, and each pair's difference.
+OUTPUT/SEED/VARIANT/result.json is one training, check/report.html beside it has its pictures; a
+finished one is not repeated, a stopped one goes on. Compiled programs are kept in OUTPUT/compiled.
+OUTPUT/summary.md has mean and standard deviation over the seeds, and each pair's differences to
+none, vp_none and flow_none; calls.md and calls.png have the figures by their number of calls.
+Seconds a step, and images a second, are of this machine with whatever else it did.
 """
 
 import argparse
@@ -46,9 +32,7 @@ import json
 import math
 import pathlib
 import shutil
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
 
 import jax
 from absl import logging
@@ -56,105 +40,27 @@ from etils import epath
 
 from benchmarks.adapter_vs_plain import collect, with_data
 from benchmarks.configuration import load_config
+from benchmarks.paired_measures import DRAWINGS, DRAWN, Drawing, plan_drawings
+from benchmarks.paired_tables import Results, by_calls, plot, suffix_of, summary
+from benchmarks.paired_variants import VARIANTS
 from contextdiff_jax.config import Config, RunConfig, from_config_dict, with_task
-from contextdiff_jax.diffusion.weights import WeightName
-from contextdiff_jax.entry import hide_libraries
+from contextdiff_jax.entry import hide_libraries, keep_compiled_programs
 from contextdiff_jax.evaluate import PLANS
 from contextdiff_jax.evaluation.evaluation import Settings, evaluate
-from contextdiff_jax.evaluation.prompt_following import ASPECTS
-from contextdiff_jax.evaluation.results import read_results
+from contextdiff_jax.evaluation.results import Result, read_results
 from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
-from contextdiff_jax.runs.build import diffusion_runs
+from contextdiff_jax.runs.build import diffusion_runs, locate_in
 from contextdiff_jax.runs.export import export_pipeline
 from contextdiff_jax.runs.train import train_run
 from contextdiff_jax.runs.validation import validate
-from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
-from contextdiff_jax.tasks.flow_config import FlowConfig
 
-
-def _changed(part: str, **changes: Any) -> Callable[[Config, str], Config]:
-    """Returns the change of some fields of a section of the base run, or of its task."""
-
-    def change(config: Config, base: str) -> Config:
-        run = config.runs[base]
-        if hasattr(run, part):
-            section = dataclasses.replace(getattr(run, part), **changes)
-            run = dataclasses.replace(run, **{part: section})
-        else:
-            section = dataclasses.replace(getattr(run.task, part), **changes)
-            run = with_task(run, **{part: section})
-        return dataclasses.replace(config, runs={**config.runs, base: run})
-
-    return change
-
-
-def _without_adapter(config: Config, base: str) -> Config:
-    return dataclasses.replace(config, use_adapter=False)
-
-
-_BY_BOUND = _changed("diffusion", objective="bound", loss_weight="x0")
-VARIANTS: dict[str, Callable[[Config, str], Config]] = {
-    "none": _without_adapter,
-    "bounded": lambda config, base: config,
-    "bound_0.3": _changed("adapter", limit=0.3),
-    "bound_1": _changed("adapter", limit=1.0),
-    "consistency": _changed("diffusion", relation_consistency=1.0),
-    "adapter_rate_0.1": _changed("optimizer", adapter_rate=0.1),
-    "unbounded": _changed("adapter", limit=None),
-    "bound_objective": _BY_BOUND,
-    "mixed_objective": _changed("diffusion", objective="mixed"),
-    "none_bound_objective": lambda config, base: _without_adapter(_BY_BOUND(config, base), base),
-}
-for _name in get_args(WeightName):
-    VARIANTS[f"weight_{_name}"] = _changed("diffusion", loss_weight=_name)
-    VARIANTS[f"v_weight_{_name}"] = _changed("diffusion", prediction="v", loss_weight=_name)
-
-
-def _flow(prediction: str = "v", **settings: Any) -> Callable[[Config, str], Config]:
-    """Returns the change to kind flow with these settings of its section."""
-    section = DiffusionConfig(kind="flow", flow=FlowConfig(**settings), prediction=prediction)
-    read = {name: getattr(section, name) for name in ("kind", "flow", "prediction")}
-    unread = ("schedule", "objective", "loss_weight", "relation_consistency")
-    read |= {name: getattr(section, name) for name in unread}
-    section_change, euler = (
-        _changed("diffusion", **read),
-        _changed("sampler", name="euler", eta=0.0),
-    )
-
-    def change(config: Config, base: str) -> Config:
-        sampler = config.runs[base].task.sampler
-        if sampler.name in ("ddpm", "plms") or sampler.eta:  # not of a relation on the flow
-            config = euler(config, base)
-        return _without_adapter(section_change(config, base), base)
-
-    return change
-
-
-VARIANTS |= {
-    "vp_none": VARIANTS["none"],
-    "vp_paper": VARIANTS["bounded"],
-    "flow_none": _flow(),
-    "flow_none_logit_normal": _flow(times="logit_normal"),
-    "flow_affine": _flow(relation="affine"),
-    "flow_affine_condition": _flow(relation="affine", by_condition=True),
-    "flow_whitening": _flow(relation="whitening"),
-    "flow_coupling": _flow(relation="coupling"),
-    "flow_coupling_20": _flow(relation="coupling", beta=20.0),
-    "flow_affine_shuffled": _flow(relation="affine", by_condition=True, shuffle_condition=True),
-    "flow_coupling_shuffled": _flow(relation="coupling", shuffle_condition=True),
-    "flow_schedule_-0.35": _flow(relation="scaled", scale=-0.35),
-    "flow_schedule_1": _flow(relation="scaled", scale=1.0),
-    "flow_schedule_2": _flow(relation="scaled", scale=2.0),
-}
-REFERENCE = "none"  # what the others are paired with
-DRAWN = ("scenes", "fid")  # of drawn pictures: what guidance changes
-WHAT = (*DRAWN, "bits_per_dim")
-BITS = ("bits_per_dim", "prior", "kl", "decoder", "volume")  # of a bound, or of a flow's ODE
+BITS_PER_DIM = "bits_per_dim"
+WHAT = (*DRAWN, BITS_PER_DIM)
+BITS = (BITS_PER_DIM, "prior", "kl", "decoder", "volume")  # of a bound, or of a flow's ODE
 LOGGED = ("loss", "relation_rms", "signal_gain", "last_steps_kl")  # of training, beside --what
-LOGGED += ("error", "kinetic_energy", "coupling_kl", "error_at_100", "images_per_second")
+LOGGED += ("error", "kinetic_energy", "coupling_kl", "error_at_100")
 SAMPLERS = ("euler", "ab2", "heun", "ddim", "dpm_solver++")
 WITH_ADAPTER = {"euler": "ddim", "ab2": "dpm_solver++"}
-_AT = " at "  # between a figure's name and how many calls of which sampler
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -183,6 +89,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--guidance", type=scales, default=[], help="further guidance scales to draw at, w1,w2,...")
     add("--calls", type=names, default=[], help="numbers of network calls to draw with, n1,n2,...")
     add("--samplers", type=names, default=["euler", "ab2"], help="that --calls draws by")
+    add("--sampler", action="append", default=[], help="field=value of every variant's sampler")
     add("--data", action="append", default=[], help="field=value of what is measured on")
     args = parser.parse_args(argv)
     for flag, allowed in (("variants", VARIANTS), ("what", WHAT), ("samplers", SAMPLERS)):
@@ -196,6 +103,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise ValueError(
             f"guidance = {args.guidance}: changes {' and '.join(DRAWN)} alone; --what must have one"
         )
+    if args.count < 2:
+        raise ValueError(f"count = {args.count}: must be at least 2, prompts are shuffled")
     for seed in args.seeds:
         if not seed.isdecimal():
             raise ValueError(f"seeds = {seed!r}: must be whole numbers, comma-separated")
@@ -208,11 +117,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def base_only(config: Config, seed: int, args: argparse.Namespace) -> tuple[Config, str, str]:
     """Returns the config of CLIP and base model alone, and the names of the two runs."""
     base = diffusion_runs(config)[0]
-    clip = next(name for name in config.pipeline if config.runs[name].task.encoder_config)
+    clips = [name for name in config.pipeline if config.runs[name].task.encoder_config]
+    if not clips:
+        raise ValueError(f"config = {args.config!r}: must have a run that trains a CLIP")
+    clip = clips[0]
     run = config.runs[base]
     runs = {clip: config.runs[clip], base: _of_length(run, args.steps or run.steps)}
     runs = {name: with_data(run, args.data_path) for name, run in runs.items()}
-    return dataclasses.replace(config, pipeline=(clip, base), runs=runs, seed=seed), clip, base
+    config = dataclasses.replace(config, pipeline=(clip, base), runs=runs, seed=seed)
+    return _drawn_by(config, base, args.sampler), clip, base
 
 
 def _of_length(run: RunConfig, steps: int) -> RunConfig:
@@ -222,24 +135,24 @@ def _of_length(run: RunConfig, steps: int) -> RunConfig:
     return with_task(run, diagnose_every=steps, preview=preview)
 
 
-def drawings(
-    config: Config, base: str, args: argparse.Namespace
-) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Returns {what follows a figure's name: (folder, --sampler)} of every drawing measured."""
-    found = {"": ("check", ())}
+def drawings(config: Config, base: str, args: argparse.Namespace) -> tuple[Drawing, ...]:
+    """Returns every drawing that is measured, that of the run's own sampler first."""
+    found, mean = [Drawing("", "drawn")], config.runs[base].task.diffusion.mean
     for scale in args.guidance:
         settings = (f"{base}.guidance_scale={scale:g}",)
-        found[f", guidance {scale:g}"] = (f"check_{scale:g}", settings)
+        found.append(Drawing(f", guidance {scale:g}", f"drawn_{scale:g}", settings))
     for name in args.samplers if args.calls else ():
         sampler = WITH_ADAPTER.get(name, name) if config.use_adapter else name
+        if mean and name == "euler":
+            sampler = "mean_flow"
         for calls in args.calls:
             steps = (int(calls) + 1) // 2 if sampler == "heun" else int(calls)
             settings = (f"{base}.name={sampler}", f"{base}.num_steps={steps}", f"{base}.eta=0")
-            found[f"{_AT}{calls} calls of {name}"] = (f"check_{name}_{calls}", settings)
-    return found
+            found.append(Drawing(suffix_of(calls, name), f"drawn_{name}_{calls}", settings))
+    return tuple(found)
 
 
-def _drawn_by(config: Config, base: str, settings: tuple[str, ...]) -> Config:
+def _drawn_by(config: Config, base: str, settings: Sequence[str]) -> Config:
     """Returns the config with these settings of --sampler in its base run."""
     run = config.runs[base]
     changes = parse_overrides(settings, [base])[base]
@@ -250,109 +163,37 @@ def _drawn_by(config: Config, base: str, settings: tuple[str, ...]) -> Config:
 def measure(
     config: Config, workdir: epath.Path, base: str, args: argparse.Namespace, output: pathlib.Path
 ) -> dict[str, float]:
-    """Evaluates a finished training; returns its figures and the last ones logged in training."""
+    """Evaluates a finished training; returns its figures, and those of the training itself."""
     export_pipeline(config, workdir, workdir / "export")
-    found: dict[str, float] = {}
-    for suffix, (folder, sampler) in drawings(config, base, args).items():
-        settings = Settings(
-            output=str(output / folder),
-            export=str(workdir / "export"),
-            count=args.count,
-            data=tuple(args.data),
-            sampler=sampler,
-        )
-        what = [name for name in args.what if not sampler or name in DRAWN]
-        if not what:
-            continue
-        evaluate(settings, {name: PLANS[name] for name in what})
-        values = figures(read_results(epath.Path(output / folder)), base)
-        found |= {f"{name}{suffix}": value for name, value in values.items()}
-    last = collect(workdir, base, output)["last"]
+    settings = Settings(
+        output=str(output / "check"),
+        export=str(workdir / "export"),
+        count=args.count,
+        data=tuple(args.data),
+        clip=str(locate_in(workdir)(config.encoders.clip)),
+    )
+    plans = {}
+    if what := tuple(name for name in args.what if name in DRAWN):
+        shared = epath.Path(output).parent / "shared"
+        plans[DRAWINGS] = plan_drawings(drawings(config, base, args), what, shared)
+    if BITS_PER_DIM in args.what:
+        plans[BITS_PER_DIM] = PLANS[BITS_PER_DIM]
+    evaluate(settings, plans)
+    found = figures(read_results(settings.output))
+    training = collect(workdir, base, output)
+    if rate := training["median_images_per_second"]:
+        found["seconds a step"] = config.runs[base].batch_size / rate
+    last = training["last"]
     return found | {name: last[name] for name in LOGGED if name in last}
 
 
-def figures(results: Mapping[str, Any], base: str) -> dict[str, float]:
+def figures(results: Mapping[str, Result]) -> dict[str, float]:
     """Returns the figures of an evaluation's results that are compared, by name."""
-    found: dict[str, float] = {}
-    if "scenes" in results:
-        shares = results["scenes"].values[base]
-        found["colour and shape"] = shares["prompts"]["colour_and_shape"]
-        found |= {name: shares["prompts"][name] for name in ASPECTS}
-        found["colour and shape, shuffled"] = shares["shuffled"]["colour_and_shape"]
-    if "fid" in results:
-        values = results["fid"].values
-        found |= {name: value for name, value in values.items() if not isinstance(value, dict)}
-    if "bits_per_dim" in results:
-        values = results["bits_per_dim"].values
+    found = dict(results[DRAWINGS].values) if DRAWINGS in results else {}
+    if BITS_PER_DIM in results:
+        values = results[BITS_PER_DIM].values
         found |= {name: values[name] for name in BITS if name in values}
     return found
-
-
-def summary(results: Mapping[str, Mapping[str, dict[str, float]]]) -> str:
-    """Returns Markdown of {variant: {seed: figures}}: every figure, then the differences of pairs.
-
-    Both as mean +- standard deviation over the seeds.
-    """
-    differences = {
-        variant: {
-            seed: _difference(figures, results[REFERENCE][seed])
-            for seed, figures in seeds.items()
-            if seed in results[REFERENCE]
-        }
-        for variant, seeds in results.items()
-        if variant != REFERENCE and REFERENCE in results
-    }
-    text = _table(results, "")
-    if differences:
-        text += f"\nMinus `{REFERENCE}` of the same seed:\n\n" + _table(differences, "+")
-    return text
-
-
-def _difference(figures: dict[str, float], reference: dict[str, float]) -> dict[str, float]:
-    return {name: figures[name] - reference[name] for name in figures if name in reference}
-
-
-def _table(results: Mapping[str, Mapping[str, dict[str, float]]], sign: str) -> str:
-    every = [figures for seeds in results.values() for figures in seeds.values()]
-    names = dict.fromkeys(name for figures in every for name in figures)
-    names = [name for name in names if _AT not in name]
-    lines = [["variant", "seeds", *names], ["---"] * (len(names) + 2)]
-    for variant, seeds in results.items():
-        cells = [_spread([f[name] for f in seeds.values() if name in f], sign) for name in names]
-        lines.append([variant, str(len(seeds)), *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def by_calls(results: Mapping[str, Mapping[str, dict[str, float]]]) -> str:
-    """Returns Markdown: for each figure, a row a variant and sampler, a column a number of calls.
-
-    Each cell is mean +- standard deviation over the seeds; "" where nothing was drawn by calls.
-    """
-    cells: dict[str, dict[tuple[str, str], dict[str, list[float]]]] = {}
-    for variant, seeds in results.items():
-        for name, value in (item for found in seeds.values() for item in found.items()):
-            figure, at, drawing = name.partition(_AT)
-            if not at:
-                continue
-            calls, _, sampler = drawing.partition(" calls of ")
-            row = cells.setdefault(figure, {}).setdefault((variant, sampler), {})
-            row.setdefault(calls, []).append(value)
-    text = ""
-    for figure, rows in cells.items():
-        numbers = sorted({calls for row in rows.values() for calls in row}, key=int)
-        lines = [["variant", "sampler", *numbers], ["---"] * (len(numbers) + 2)]
-        for who, row in rows.items():
-            lines.append([*who, *(_spread(row.get(calls, []), "") for calls in numbers)])
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        text += f"## {figure}, by network calls\n\n{table}\n\n"
-    return text
-
-
-def _spread(values: Sequence[float], sign: str) -> str:
-    if not values:
-        return ""
-    deviation = f" ± {statistics.stdev(values):.3g}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{sign}.4g}{deviation}"
 
 
 def train_variants(
@@ -396,23 +237,30 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, flo
     checked, _, base = base_only(config, 0, args)
     for variant in args.variants:
         changed = VARIANTS[variant](checked, base)
-        for _, settings in drawings(changed, base, args).values():
-            validate(_drawn_by(changed, base, settings))
+        for drawing in drawings(changed, base, args):
+            validate(_drawn_by(changed, base, drawing.settings))
     source = checked.runs[base].data.source
     if "scenes" in args.what and source != "scenes":
         raise ValueError(
             f"what = 'scenes': {args.config} trains on {source!r}; give another --what"
         )
+    keep_compiled_programs(epath.Path(args.output) / "compiled")
     results: dict[str, dict[str, dict[str, float]]] = {variant: {} for variant in args.variants}
     for seed in args.seeds:
         for variant, found in train_variants(config, args, seed).items():
             results[variant][seed] = found
         jax.clear_caches()
-        (args.output / "summary.md").write_text(summary(results))
-        if args.calls:
-            (args.output / "calls.md").write_text(by_calls(results))
+        write_tables(results, args.output)
     print(summary(results) + by_calls(results))
     return results
+
+
+def write_tables(results: Results, output: pathlib.Path) -> None:
+    """Writes summary.md, and calls.md and calls.png where something was drawn by calls."""
+    (output / "summary.md").write_text(summary(results))
+    if tables := by_calls(results):
+        (output / "calls.md").write_text(tables)
+        plot(results, epath.Path(output) / "calls.png")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ scenes at 16x16, without any download; classes.py:flowers is a folder of flower 
 the class in the column "class_name" (--config.data_path=PATH). classes.py:test is a few steps of
 scenes. The adapter needs an image encoder: the pipeline trains a CLIP on the classes' names first.
 Without the adapter: --config.use_adapter=False. classes.py:scenes_flow is scenes by flow matching,
-without adapter and CLIP (docs/flow.md). classes.py:latent trains latent diffusion's ImageNet model
+without adapter and CLIP (docs/flow.md), and classes.py:scenes_mean_flow by MeanFlow, for one to
+four network calls. classes.py:latent trains latent diffusion's ImageNet model
 on the flowers, from the folder of its single file: --config.runs.base.start_from.path and
 --config.runs.base.task.first_stage.path.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from contextdiff_jax import config as cfg
 from contextdiff_jax.conditions.class_label import LabelConfig
@@ -26,10 +29,11 @@ from contextdiff_jax.tasks.class_to_image import ClassToImageConfig
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
 from contextdiff_jax.tasks.first_stage import FirstStageRef
+from contextdiff_jax.tasks.flow_config import FlowConfig, MeanFlowConfig
 from contextdiff_jax.tasks.latent_class_to_image import LatentClassToImageConfig
 from contextdiff_jax.training.optimizer import cosine_decay
 
-PRESETS = ("", "scenes", "scenes_flow", "flowers", "latent", "test")
+PRESETS = ("", "scenes", "scenes_flow", "scenes_mean_flow", "flowers", "latent", "test")
 
 CIFAR10 = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -43,7 +47,8 @@ WIDTH = 64  # of the encoder and of what is learned of a class, in the small pre
 
 def get_config(preset: str = ""):
     cfg.check_preset(preset, PRESETS)
-    made = {"": _cifar10, "flowers": _flowers, "latent": _latent, "scenes_flow": _scenes_flow}
+    made = {"": _cifar10, "flowers": _flowers, "latent": _latent}
+    made |= {"scenes_flow": _scenes_flow, "scenes_mean_flow": _scenes_mean_flow}
     config = made.get(preset, _scenes)()
     return cfg.to_config_dict(_short(config) if preset == "test" else config)
 
@@ -147,16 +152,35 @@ def _scenes() -> cfg.Config:
 
 def _scenes_flow() -> cfg.Config:
     """Scenes by plain flow matching, drawn in 8 network calls."""
+    sampler = dataclasses.replace(_scenes().runs["base"].task.sampler, name="ab2", num_steps=8)
+    changes = {"diffusion": DiffusionConfig(kind="flow"), "sampler": sampler}
+    return _plain_scenes("classes_scenes_flow", changes)
+
+
+def _scenes_mean_flow() -> cfg.Config:
+    """Scenes by MeanFlow, which has learned guidance: two network calls."""
+    mean = MeanFlowConfig(guidance=3.0)
+    task = _scenes().runs["base"].task
+    changes = {
+        "diffusion": DiffusionConfig(
+            kind="flow", objective="mean_flow", flow=FlowConfig(mean=mean)
+        ),
+        "sampler": SamplerConfig(name="mean_flow", num_steps=2),
+        "preview": dataclasses.replace(task.preview, num_steps=2),
+        "unet": dataclasses.replace(task.unet, attention_implementation="xla"),
+    }
+    return _plain_scenes("classes_scenes_mean_flow", changes)
+
+
+def _plain_scenes(name: str, changes: Mapping[str, Any]) -> cfg.Config:
+    """Scenes without adapter and CLIP, with these changes of the task."""
     config = _scenes()
-    run = config.runs["base"]
-    sampler = dataclasses.replace(run.task.sampler, name="ab2", num_steps=8)
-    run = cfg.with_task(run, diffusion=DiffusionConfig(kind="flow"), sampler=sampler)
     return dataclasses.replace(
         config,
-        name="classes_scenes_flow",
+        name=name,
         use_adapter=False,
         pipeline=("base",),
-        runs={"base": run},
+        runs={"base": cfg.with_task(config.runs["base"], **changes)},
     )
 
 

@@ -11,6 +11,14 @@ every sampler, and a plain sampler is exact whatever r is: x_t goes along dx = v
 Only limits on x0_hat itself do, and there an affine r gives x0 of the landing.
 
 The noise may be coupled with x0 instead: z(x0, c, eps) for eps, u = z - x0, x_t - t u = x0.
+
+A network may learn the mean velocity over a step from t to s instead (MeanFlow, Geng et al. 2025),
+
+    m(x_t, s, t) = 1 / (t - s)  integral of v(x_tau, tau) over s..t,        m(x_t, t, t) = v
+    m = v - (t - s) d m / dt,   d / dt along the flow: v d/dx + d/dt        so that
+    x_s = x_t - (t - s) m(x_t, s, t)                    whatever the length of the step
+
+It is told both times; told one alone, s is t.
 """
 
 import dataclasses
@@ -35,11 +43,14 @@ class FlowProcess(Process):
 
     prediction: v, here the velocity; or x0, here the landing. context: the relation r; None for
     none. couple: what the noise is made of in training, in the place of a relation.
+    mean: whether the network is one of mean velocities. guided: whether it has learned guidance.
     `relation`, the paper's, stays None: no sampler needs a bias.
     """
 
     context: Affine | None = None
     couple: Couple | None = None
+    mean: bool = False
+    guided: bool = False
 
     def __post_init__(self):
         super().__post_init__()

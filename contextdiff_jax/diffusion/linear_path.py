@@ -41,6 +41,10 @@ class LinearPath:
         """For messages."""
         return f"linear path, shift {self.shift:g}"
 
+    def described(self) -> tuple[str, int, float]:
+        """Returns what tells it from others; repr tells it."""
+        return "linear path", self.num_steps, self.shift
+
     def signal(self, t: jax.Array) -> jax.Array:
         """1 - t, the factor of x0."""
         return at_time(self._tables["signal"], t)
@@ -75,6 +79,10 @@ class LinearPath:
         """Returns the k, fractions too, of times t in [0, 1] on the host: float64."""
         return self.num_steps * t / (self.shift - (self.shift - 1) * np.asarray(t))
 
+    def pace(self, t: jax.Array) -> jax.Array:
+        """dk / dt: by how much faster than its t an integer time k goes there."""
+        return at_time(self._tables["pace"], t)
+
     def guidance_level(self, times: np.ndarray) -> np.ndarray:
         """Returns what the bounds of guidance's interval are compared with: t, float64."""
         return self.levels(times)[1]
@@ -90,5 +98,6 @@ class LinearPath:
             "variance": sigma**2,
             "gain": signal * sigma,
             "log": log,
+            "pace": self.num_steps * self.shift / (self.shift * signal + sigma) ** 2,
         }
         return {name: table.astype(np.float32) for name, table in tables.items()}

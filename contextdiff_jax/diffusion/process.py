@@ -1,8 +1,8 @@
 """The process of the paper as one value: schedule, what the network predicts, and the relation.
 
 A denoiser is a function beside it: denoise(x, t, keep) -> prediction like x (B, ...), with t
-float32 (B,) in 1..T and keep bool (B,), False where the condition must be hidden; where there are
-several, keep may be {name: bool (B,)}. Nothing here reads it.
+float32 (B,) in 1..T (or (B, 2), see `flow`) and keep bool (B,), False where the condition must be
+hidden; where there are several, keep may be {name: bool (B,)}. Nothing here reads it.
 A relation(x0, times) -> one r(x0, c, t) like x0 (B, ...) per time, each float32 (B,) in 1..T; it
 closes over the true condition, and one encoding of x0 serves all times.
 """

@@ -68,6 +68,10 @@ class Schedule:
         """alpha_bar_t."""
         return at_time(self._tables["alpha_bar"], t)
 
+    def described(self) -> tuple[str, np.floating, np.floating]:
+        """Returns what tells it from others; repr tells it."""
+        return self.name, self.alpha_bar[1], self.alpha_bar[-1]
+
     def signal(self, t: jax.Array) -> jax.Array:
         """sqrt(alpha_bar_t), the factor of x0 in x_t."""
         return at_time(self._tables["signal"], t)

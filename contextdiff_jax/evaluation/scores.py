@@ -1,6 +1,7 @@
 """Measurements against real images: Frechet distance, precision and recall, CLIP scores, sweeps."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -117,8 +118,7 @@ class Scorer:
         for part in files.parts(network.layer):
             made.update(part)
         images = embedded.all(clip.layer)
-        texts = self.networks.texts(self.captions)
-        prefixed = self.networks.texts(with_hessel_prefix(self.captions))
+        texts, prefixed = self._texts
         hessel = clip_score(images, prefixed).hessel
         return Scores(
             distance=frechet_distance(made, real.statistics),
@@ -127,6 +127,12 @@ class Scorer:
             precision_recall=self._precision_recall(files, real),
             inception_score=self._inception_score(files),
         )
+
+    @functools.cached_property
+    def _texts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings (N, D) of the captions as they are, and with Hessel's prefix."""
+        asked = self.captions, with_hessel_prefix(self.captions)
+        return tuple(self.networks.texts(captions) for captions in asked)
 
     def _precision_recall(self, files: FeatureFiles, real: RealFeatures) -> PrecisionRecall | None:
         few = min(real.statistics.count, files.images) <= _NEIGHBOURS

@@ -16,9 +16,11 @@ from contextdiff_jax.networks.attention import AttentionPooling
 from contextdiff_jax.networks.dot_product_attention import Implementation
 from contextdiff_jax.networks.layers import (
     Dense,
+    lecun,
     resize_bilinear,
     sinusoidal_embedding,
     with_axes,
+    zeros,
 )
 
 # Levels in [0, 1] span the same range of sinusoid arguments as the timesteps 0..1000.
@@ -31,17 +33,33 @@ class SinusoidMLP(nn.Module):
     Attributes:
       sinusoids: width of the sinusoidal embedding.
       features: width of the result and of the hidden layer.
+      zero: whether the last layer begins as zero.
     """
 
     sinusoids: int
     features: int
+    zero: bool = False
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
         """Embeds numbers (B,) to (B, features) float32."""
         h = sinusoidal_embedding(t, self.sinusoids)
         h = nn.silu(Dense(self.features, (axes.EMBED, axes.MLP), name="hidden")(h))
-        return Dense(self.features, (axes.MLP, axes.EMBED), name="out")(h)
+        start = zeros if self.zero else lecun
+        return Dense(self.features, (axes.MLP, axes.EMBED), kernel_init=start, name="out")(h)
+
+
+def embedded_times(t: jax.Array, sinusoids: int, features: int) -> jax.Array:
+    """Embeds times t (B,), or times and the ends of the steps from there (B, 2), to (B, features).
+
+    The lengths of the steps add to the embedding what is zero at first. To be called in a compact
+    method: it makes the modules "time", and "span" of pairs.
+    """
+    if t.ndim == 1:
+        return SinusoidMLP(sinusoids, features, name="time")(t)
+    time, end = t[:, 0], t[:, 1]
+    span = SinusoidMLP(sinusoids, features, zero=True, name="span")(time - end)
+    return SinusoidMLP(sinusoids, features, name="time")(time) + span
 
 
 class TextConditioning(nn.Module):
@@ -155,7 +173,7 @@ class Conditioning(nn.Module):
 
         Tokens and mask are None for a network without text. Arguments: see the denoisers.
         """
-        embedding = SinusoidMLP(self.sinusoids, self.features, name="time")(t)
+        embedding = embedded_times(t, self.sinusoids, self.features)
         if self.low_res:
             if aug_level is None:
                 raise ValueError(

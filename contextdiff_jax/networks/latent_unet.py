@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from contextdiff_jax.networks.attention_fusion import Fusion
 from contextdiff_jax.networks.blocks import BlockStack, OutputHead, rematerialized
-from contextdiff_jax.networks.conditioning import SinusoidMLP
+from contextdiff_jax.networks.conditioning import embedded_times
 from contextdiff_jax.networks.latent_blocks import (
     AddedResBlock,
     Downsample,
@@ -62,7 +62,8 @@ class LatentUNet(UNet):
 
         Args:
           x: (B, H, W, C) float32 noisy latents; H and W multiples of config.reduction.
-          t: (B,) timesteps 1..T, float32. Published weights count from 0: t - 1 is embedded.
+          t: (B,) timesteps 1..T, float32. Published weights count from 0: t - 1 is embedded. Or
+            (B, 2), see conditioning.embedded_times.
           context: (B, L, config.context_dim) tokens of the condition. The null condition is one
             too: Stable Diffusion's is the encoded "".
           context_mask: (B, L) bool, True for what may be attended; None means all, as Stable
@@ -97,8 +98,9 @@ class LatentUNet(UNet):
         ):
             if array.shape[-1] != width:
                 raise ValueError(f"{name} has shape {array.shape}; its last axis must be {width}.")
-        time = SinusoidMLP(config.channels[0], 4 * config.channels[0], name="time")
-        conditions = (time(t.astype(jnp.float32) - 1.0), context, context_mask, fusion)
+        width = config.channels[0]
+        embedding = embedded_times(t.astype(jnp.float32) - 1.0, width, 4 * width)
+        conditions = (embedding, context, context_mask, fusion)
         h = Conv(config.channels[0], dtype=self.dtype, name="conv_in")(x)
         return with_temporal_conv(h, self.video, self.dtype, "conv_in"), conditions
 

@@ -55,7 +55,7 @@ class UNet(nn.Module):
 
         Args:
           x: (B, H, W, C) float32 noisy images; H and W multiples of config.reduction.
-          t: (B,) timesteps 1..T, float32.
+          t: (B,) timesteps 1..T, float32; or (B, 2), see conditioning.embedded_times.
           text: (B, L, config.text_dim), or None for the null condition (or no text at all).
           text_mask: (B, L) bool, True for real tokens; None means all are.
           keep: (B,) bool, False replaces the prompt by the null condition; None keeps all.

@@ -8,6 +8,8 @@ import numpy as np
 
 from contextdiff_jax.diffusion.schedules import Schedule, sampling_timesteps
 
+Name = Literal["ddpm", "ddim", "dpm_solver++", "plms", "euler", "heun", "ab2", "mean_flow"]
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
@@ -15,7 +17,9 @@ class SamplerConfig:
 
     name: ddpm (context-aware DDPM, eq. 7), ddim (eq. 11), dpm_solver++ (second-order multistep),
         plms (fourth-order multistep, of kind vp alone); euler, heun (second order) or ab2
-        (second-order multistep) for the flow's ODE. plms and these three not with an adapter.
+        (second-order multistep) for the flow's ODE; mean_flow, steps of any length by a network
+        that was trained with diffusion.objective mean_flow. plms and these four not with an
+        adapter.
     num_steps: network calls per picture, at most the schedule's T; plms makes one more, heun
         2 num_steps - 1 in all.
     spacing, offset, skip_last, final_timestep: the times visited, see `sampling_timesteps`. offset
@@ -35,7 +39,7 @@ class SamplerConfig:
     max_threshold: only read by threshold dynamic: an upper limit, at least 1, of its range.
     """
 
-    name: Literal["ddpm", "ddim", "dpm_solver++", "plms", "euler", "heun", "ab2"] = "ddpm"
+    name: Name = "ddpm"
     num_steps: int = 50
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     offset: int = 0
@@ -80,12 +84,43 @@ class SamplerConfig:
         if not self.max_threshold >= 1:
             raise ValueError(f"{where}.max_threshold = {self.max_threshold}: must be at least 1")
 
-    def check_adapter(self, where: str) -> None:
-        """Raises ValueError where the sampler cannot serve the paper's adapter."""
-        if self.name not in ("ddpm", "ddim", "dpm_solver++"):
+    @property
+    def aims(self) -> bool:
+        """Whether the network is told where a step ends, beside where it begins."""
+        return self.name == "mean_flow"
+
+    def check_schedule(self, where: str, adapter: bool) -> None:
+        """Raises ValueError where the sampler cannot serve kind vp, or the paper's adapter."""
+        if self.aims:
+            raise ValueError(
+                f"{where}.name = 'mean_flow': not of kind 'vp', it needs a network trained with "
+                "objective 'mean_flow'; take 'ddim' or 'dpm_solver++'"
+            )
+        if adapter and self.name not in ("ddpm", "ddim", "dpm_solver++"):
             raise ValueError(
                 f"{where}.name = {self.name!r}: not with an adapter, whose bias it does not "
                 "know; take 'ddim' or 'dpm_solver++'"
+            )
+
+    def check_mean_flow(self, where: str, mean: bool, guided: bool) -> None:
+        """Raises ValueError where the sampler does not go with what the network has learned.
+
+        mean: whether that is mean velocities. guided: whether it has learned guidance.
+        """
+        if self.aims and not mean:
+            raise ValueError(
+                f"{where}.name = 'mean_flow': not of a network that was trained for single times; "
+                "take 'euler' or 'ab2', or train it with objective 'mean_flow'"
+            )
+        if self.aims and self.threshold != "none":
+            raise ValueError(
+                f"{where}.threshold = {self.threshold!r}: must be 'none' with name 'mean_flow', "
+                "whose steps end before they reach an estimate of x0"
+            )
+        if guided and self.guidance_scale not in (0, 1):
+            raise ValueError(
+                f"{where}.guidance_scale = {self.guidance_scale}: must be 0 or 1, the network has "
+                "learned guidance (flow.mean.guidance)"
             )
 
     def check_flow(self, where: str, straight: bool) -> None:

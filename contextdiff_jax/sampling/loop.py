@@ -58,7 +58,8 @@ def sample(
         number, (t, s), guide, inputs = step
 
         def predict(x, t, keep):
-            return control.predict(denoise, x, t, keep, state)
+            told = jnp.stack([t, jnp.full_like(t, s)], axis=1) if sampler.aims else t
+            return control.predict(denoise, x, told, keep, state)
 
         x0_hat, state = guided_x0(process, predict, x, t, sampler, guide)
         noise = step_noise(keys, number, shape) if stepper.adds_noise else None

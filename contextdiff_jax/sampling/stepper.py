@@ -57,6 +57,8 @@ STEPPERS: dict[str, Callable[[Process, np.ndarray, SamplerConfig], Stepper]] = {
     "euler": lambda process, times, sampler: Euler(process, times),
     "heun": lambda process, times, sampler: Heun(process, times),
     "ab2": lambda process, times, sampler: AB2(process, times),
+    # Euler's step by the mean velocity is exact; the loop tells the network where it ends.
+    "mean_flow": lambda process, times, sampler: Euler(process, times),
 }
 """By `SamplerConfig.name`."""
 
@@ -69,7 +71,8 @@ def make_stepper(process: Process, sampler: SamplerConfig, skipped: int = 0) -> 
     """
     if isinstance(process, FlowProcess):
         sampler.check_flow("sampler", process.straight)
-    elif process.relation is not None:
-        sampler.check_adapter("sampler")
+        sampler.check_mean_flow("sampler", process.mean, process.guided)
+    else:
+        sampler.check_schedule("sampler", process.relation is not None)
     times = sampler.timesteps(process.schedule)[skipped:]
     return STEPPERS[sampler.name](process, times, sampler)

@@ -35,11 +35,13 @@ from contextdiff_jax.spaces.pixels import Pixels, from_uint8
 from contextdiff_jax.tasks import flow_objective, objective
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.tasks.flow import Flow
+from contextdiff_jax.tasks.mean_flow_objective import draw_steps, mean_flow_loss
 from contextdiff_jax.training.shares import of_adapter
 from contextdiff_jax.training.task import Batch, Metrics, Params
 
 _LAST_SHARE = 40  # the last T / 40 steps, where an unbounded adapter hides its cost
 _DIAGNOSED = 8  # examples
+_SLOW = 10.0  # the last time, as a network of mean velocities is told it
 _CONDITIONS = 0x7FFFFFFF  # a stream of keys beside the networks', which split gives
 _SPACE = 0x7FFFFFFF  # a stream beside those of conditions, which fold in their numbers
 
@@ -210,10 +212,11 @@ class DiffusionTask:
         """
         denoiser_key, adapter_key = jax.random.split(key)
         images, times = jnp.zeros((1, *self.space.shape)), jnp.ones((1,))
+        told = self._told(times)
         own = self._init_conditions(key)
         given = self._example(nn.unbox(own))
         read = self.denoiser_reads(denoiser_inputs(given, None))
-        params = {"denoiser": self.denoiser.init(denoiser_key, images, times, **read)["params"]}
+        params = {"denoiser": self.denoiser.init(denoiser_key, images, told, **read)["params"]}
         if self.adapter is not None:
             shapes = jax.eval_shape(self._image_tokens, self.frozen, images)
             tokens = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -247,11 +250,11 @@ class DiffusionTask:
         """The objective on a batch with uint8 "image" and the arrays of `collate`."""
         time_key, noise_key, drop_key, condition_key = jax.random.split(key, 4)
         x0 = self.encoded(frozen, batch, jax.random.fold_in(condition_key, _SPACE))
-        t = self._draw_times(time_key, x0.shape[0])
+        t, ends = self._draw_times(time_key, x0.shape[0])
         noise = jax.random.normal(noise_key, x0.shape)
         batch = {**batch, **self.of_target(batch, condition_key)}
         shown, keep = self._drop(drop_key, x0.shape[0])
-        draw = objective.Draw(x0, t, noise, keep)
+        draw = objective.Draw(x0, t, noise, keep, ends)
         fixed = self._given(params, frozen, batch)  # encoded once, also of two losses
         for name in params.get("conditions", {}):
             del fixed[name]
@@ -265,7 +268,8 @@ class DiffusionTask:
             return loss(self.config, *self._functions(params, frozen, given), draw)
 
         if self.flow is not None:
-            return of(flow_objective.flow_loss, params)
+            mean = self.flow.mean
+            return of(mean_flow_loss if mean else flow_objective.flow_loss, params)
         if self.config.objective == "bound":
             return of(objective.bound_loss, params)
         if self.config.objective == "simple" or self.adapter is None:
@@ -274,10 +278,25 @@ class DiffusionTask:
         bits, more = of(objective.bound_loss, _held(params, adapter=False))
         return simple + bits, metrics | more
 
-    def _draw_times(self, key: jax.Array, count: int) -> jax.Array:
+    def _draw_times(self, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array | None]:
+        """Returns times (count,), and where steps from there end, if the objective has some."""
         if self.flow is None:
-            return objective.draw_times(self.schedule, key, count)
-        return flow_objective.draw_times(self.config.flow, self.schedule.num_steps, key, count)
+            return objective.draw_times(self.schedule, key, count), None
+        of_flow = self.config.flow, self.schedule.num_steps, key, count
+        if self.flow.mean:
+            return draw_steps(*of_flow)
+        return flow_objective.draw_times(*of_flow), None
+
+    def _told(self, t: jax.Array) -> jax.Array:
+        """Returns the times (B,), or (B, 2) with steps' ends, as the denoiser reads them.
+
+        One of mean velocities reads (B, 2), in 0..10: its derivative in time is part of what it
+        learns, and sinusoids of 1..T would make that hundreds of times the velocity.
+        """
+        if self.flow is None or not self.flow.mean:
+            return t
+        pairs = jnp.stack([t, t], axis=1) if t.ndim == 1 else t
+        return _SLOW / self.schedule.num_steps * pairs
 
     def _drop(self, key: jax.Array, count: int) -> tuple[dict[str, jax.Array], Keep]:
         """Draws, for each condition by itself, where it is hidden.
@@ -354,7 +373,7 @@ class DiffusionTask:
         def denoise(x: jax.Array, t: jax.Array, keep: Keep) -> jax.Array:
             keep = keep if isinstance(keep, Mapping) else dict.fromkeys(droppable, keep)
             inputs = denoiser_inputs(match_batch(dict(given), x.shape[0]), keep)
-            placed = (x, t.astype(jnp.float32))
+            placed = (x, self._told(t.astype(jnp.float32)))
             read = self.controlled(params, frozen, placed, self.denoiser_reads(inputs))
             return self.denoiser.apply({"params": weights}, *placed, **read)
 

@@ -15,9 +15,12 @@ from contextdiff_jax.spaces.pixels import Pixels
 from contextdiff_jax.system.limits import most
 from contextdiff_jax.system.resumed import FREE
 from contextdiff_jax.tasks.flow import Flow
-from contextdiff_jax.tasks.flow_config import FlowConfig
+from contextdiff_jax.tasks.flow_config import FlowConfig, MeanFlowConfig
 from contextdiff_jax.tasks.task_config import NetworkConfig, Parts, TaskConfig
 from contextdiff_jax.tasks.whitening import moments
+
+UNREAD_BY_FLOW = ("schedule", "betas", "loss_weight", "relation_consistency")
+"""What kind flow does not read of `DiffusionConfig`: as it is by default there."""
 
 _DIAGNOSED_STEPS = 10  # sampling steps of the costlier diagnostics
 
@@ -41,11 +44,13 @@ class DiffusionConfig:
 
     kind: vp is the paper's process on a variance-preserving schedule, with its adapter where
     config.use_adapter is True; flow is flow matching (docs/flow.md), which reads section `flow`,
-    num_steps, prediction (v: the velocity; or x0) and the two drops alone.
+    num_steps, prediction (v: the velocity; or x0), objective (simple or mean_flow) and the two
+    drops alone.
     objective: what is minimised. simple: the weighted squared error of x0 (eq. 6). bound: the exact
     variational bound (eq. 4) in bits per dimension, with every term's bias. mixed: simple for the
     denoiser and the bound for the adapter, at the price of a second backward pass of the denoiser;
-    without an adapter it is simple.
+    without an adapter it is simple. mean_flow: of kind flow alone, mean velocities over steps of
+    any length, for one to four network calls (Geng et al. 2025).
     betas: the first and the last beta of a linear schedule of 1000 steps; () for the published
         ones. Latent diffusion has others for classes: 0.0015 and 0.0195.
     loss_weight is the weight on the squared error of x0, whatever the network predicts; not read
@@ -65,7 +70,7 @@ class DiffusionConfig:
     num_steps: int = 1000
     betas: tuple[float, ...] = dataclasses.field(default=(), metadata=most(1))
     prediction: Literal["x0", "eps", "v"] = "v"
-    objective: Literal["simple", "bound", "mixed"] = "simple"
+    objective: Literal["simple", "bound", "mixed", "mean_flow"] = "simple"
     loss_weight: WeightName = "x0"
     relation_consistency: float = 0.0
     drop_condition: float = 0.1
@@ -107,8 +112,7 @@ class DiffusionConfig:
         """What the other kind reads must be as it is by default."""
         self.flow.validate(f"{where}.flow")
         if self.kind == "flow":
-            key, pair = where, (self, DiffusionConfig())
-            unread = ["schedule", "betas", "objective", "loss_weight", "relation_consistency"]
+            key, pair, unread = where, (self, DiffusionConfig()), UNREAD_BY_FLOW
         else:
             key, pair = f"{where}.flow", (self.flow, FlowConfig())
             unread = [field.name for field in dataclasses.fields(FlowConfig)]
@@ -121,6 +125,34 @@ class DiffusionConfig:
                 )
         if self.kind == "flow" and self.prediction == "eps":
             raise ValueError(f"{where}.prediction = 'eps': must be 'v' or 'x0' of kind 'flow'")
+        known = ("simple", "mean_flow") if self.kind == "flow" else ("simple", "bound", "mixed")
+        if self.objective not in known:
+            raise ValueError(
+                f"{where}.objective = {self.objective!r}: must be one of {', '.join(known)} of "
+                f"kind {self.kind!r}"
+            )
+        self._check_mean(f"{where}.flow.mean")
+
+    def _check_mean(self, where: str) -> None:
+        """What objective mean_flow reads must be as it is by default elsewhere."""
+        mean, default = self.flow.mean, MeanFlowConfig()
+        for key in ("share", "power", "guidance"):
+            value, allowed = getattr(mean, key), getattr(default, key)
+            if not self.mean and value != allowed:
+                raise ValueError(
+                    f"{where}.{key} = {value}: must be {allowed}, the default, objective "
+                    "'mean_flow' alone reads it"
+                )
+        if self.mean and self.flow.learns and mean.guidance != 1:
+            raise ValueError(
+                f"{where}.guidance = {mean.guidance}: must be 1 with relation "
+                f"{self.flow.relation!r}, which learns of the flow without guidance"
+            )
+
+    @property
+    def mean(self) -> bool:
+        """Whether the network learns mean velocities."""
+        return self.objective == "mean_flow"
 
     def schedule_at(self, resolution: int) -> Schedule | LinearPath:
         """Returns the levels of signal and noise for pictures of this side."""
@@ -197,6 +229,12 @@ class DiffusionTaskConfig(TaskConfig):
             if section == "adapter" and not use_adapter:
                 continue
             network.validate(f"{where}.{section}")
+            kernel = getattr(network, "attention_implementation", "xla")
+            if self.diffusion.mean and kernel != "xla":
+                raise ValueError(
+                    f"{where}.{section}.attention_implementation = {kernel!r}: must be 'xla' with "
+                    "objective 'mean_flow', which takes a derivative that fused kernels have not"
+                )
             if not self.in_latents:
                 side = f"{where.rpartition('.')[0]}.data.resolution (for {section})"
                 network.check_resolution(data.resolution, side)
@@ -210,8 +248,10 @@ class DiffusionTaskConfig(TaskConfig):
                     "paper's adapter is of kind 'vp'; give --config.use_adapter=False"
                 )
             self.sampler.check_flow(f"{where}.sampler", self.diffusion.flow.straight)
-        elif use_adapter:
-            self.sampler.check_adapter(f"{where}.sampler")
+            guided = self.diffusion.flow.mean.guidance != 1
+            self.sampler.check_mean_flow(f"{where}.sampler", self.diffusion.mean, guided)
+        else:
+            self.sampler.check_schedule(f"{where}.sampler", use_adapter)
 
     def _check_steps(self, where: str, resolution: int) -> None:
         """Everything that samples must find its times on the run's schedule."""
@@ -262,7 +302,7 @@ class DiffusionTaskConfig(TaskConfig):
         fitted, source = None, parts.source
         if self.diffusion.flow.relation == "whitening" and source is not None:
             fitted = moments(source, parts.data, parts.folder, parts.where)
-        return Flow(self.diffusion.flow, fitted, parts.dtype)
+        return Flow(self.diffusion.flow, fitted, parts.dtype, self.diffusion.mean)
 
 
 def check_width(where: str, configured: int | None, width: int) -> None:

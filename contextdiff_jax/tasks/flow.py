@@ -24,11 +24,15 @@ _MAP = (axes.KERNEL_HEIGHT, axes.KERNEL_WIDTH, axes.PATCH)
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """config: which relation. moments: of relation whitening, where the data were there to fit."""
+    """config: which relation. moments: of relation whitening, where the data were there to fit.
+
+    mean: whether the network learns mean velocities.
+    """
 
     config: FlowConfig
     moments: Moments | None = None
     dtype: Any = jnp.float32
+    mean: bool = False
 
     @property
     def _affine(self) -> AffineRelation:
@@ -76,7 +80,8 @@ class Flow:
         """Returns the process for a batch's conditions. params: of `init`."""
         context = self._relation(params, given)
         couple = self._couple(params, given) if self.config.relation == "coupling" else None
-        return FlowProcess(path, prediction, None, bounds, context, couple)
+        guided = self.mean and self.config.mean.guidance != 1
+        return FlowProcess(path, prediction, None, bounds, context, couple, self.mean, guided)
 
     def _relation(self, params: Params, given: Mapping[str, Given]) -> Affine | None:
         if self.config.relation == "whitening":

@@ -9,6 +9,31 @@ from contextdiff_jax.system.limits import most
 
 
 @dataclasses.dataclass(frozen=True)
+class MeanFlowConfig:
+    """What objective mean_flow reads.
+
+    share: of the examples that learn the mean velocity over a step; the others learn the velocity.
+    power: a step with the squared error e has the weight (e + 0.001)^-power: 0 for none, 1 for
+    gradients that are alike for all steps.
+    guidance: w of classifier-free guidance that the network learns, so that one network call a step
+    draws with it; 1 is none.
+    """
+
+    share: float = 0.25
+    power: float = 1.0
+    guidance: float = dataclasses.field(default=1.0, metadata=most(1000))
+
+    def validate(self, where: str) -> None:
+        """Raises ValueError naming the first key below `where` whose value is not allowed."""
+        if not 0 < self.share <= 1:
+            raise ValueError(f"{where}.share = {self.share}: must be above 0, and at most 1")
+        if not 0 <= self.power <= 1:
+            raise ValueError(f"{where}.power = {self.power}: must be in [0, 1]")
+        if not 0 < self.guidance < math.inf:
+            raise ValueError(f"{where}.guidance = {self.guidance}: must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
 class FlowConfig:
     """Flow matching on the path (1 - t) x0 + t eps, and its relation.
 
@@ -28,6 +53,7 @@ class FlowConfig:
     beta: of coupling alone. scale: of scaled alone, above -1, so that x_t keeps the sign of x0.
     shuffle_condition: a control: the relation is told the condition of another picture of the
     batch. For what reads one: affine by_condition, and coupling.
+    mean: of diffusion.objective mean_flow alone.
     """
 
     times: Literal["uniform", "logit_normal"] = "uniform"
@@ -43,6 +69,12 @@ class FlowConfig:
     beta: float = dataclasses.field(default=5.0, metadata=most(10**6))
     scale: float = dataclasses.field(default=1.0, metadata=most(10**6))
     shuffle_condition: bool = False
+    mean: MeanFlowConfig = MeanFlowConfig()
+
+    @property
+    def learns(self) -> bool:
+        """Whether the relation has parameters that train."""
+        return self.relation in ("affine", "coupling")
 
     @property
     def straight(self) -> bool:
@@ -55,6 +87,7 @@ class FlowConfig:
 
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
+        self.mean.validate(f"{where}.mean")
         for key in ("shift", "time_std", "limit", "beta"):
             if not 0 < getattr(self, key) < math.inf:
                 raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be above 0")

@@ -27,10 +27,14 @@ QUARTERS = (25, 50, 75, 100)  # of T, in percent: where the diagnostics look
 
 def draw_times(config: FlowConfig, num_steps: int, key: jax.Array, count: int) -> jax.Array:
     """Returns times (count,) in 1..T, of `config.times` before the shift, spread evenly."""
-    place = time_places(key, count)
+    return time_at(placed(config, time_places(key, count)), num_steps)
+
+
+def placed(config: FlowConfig, place: jax.Array) -> jax.Array:
+    """Returns places of the law of `config.times`, of places uniform in [0, 1)."""
     if config.times == "logit_normal":
-        place = jax.nn.sigmoid(config.time_mean + config.time_std * ndtri(place))
-    return time_at(place, num_steps)
+        return jax.nn.sigmoid(config.time_mean + config.time_std * ndtri(place))
+    return place
 
 
 def flow_loss(
@@ -44,7 +48,7 @@ def flow_loss(
         return _coupled_loss(config, process, denoise, draw)
     x_t, u, r = process.between(draw.x0, draw.noise, draw.t)
     # Seen from the relation, the error has the other sign; the denoiser's gradient is its own.
-    seen = _reversed if process.context is not None else _unchanged
+    seen = reversed_gradient if process.context is not None else unchanged
     error = _error(process, denoise, draw, seen(x_t), seen(u))
     energy = jnp.mean(jnp.square(u))
     metrics = {"error": error, "kinetic_energy": energy - error}
@@ -68,12 +72,13 @@ def _error(process: FlowProcess, denoise: Denoise, draw: Draw, x_t, u) -> jax.Ar
     return jnp.mean(jnp.square(process.error_of(predicted, x_t, u, draw.t)))
 
 
-def _reversed(x: jax.Array) -> jax.Array:
+def reversed_gradient(x: jax.Array) -> jax.Array:
     """Returns x, whose gradient has the other sign."""
     return 2 * jax.lax.stop_gradient(x) - x
 
 
-def _unchanged(x: jax.Array) -> jax.Array:
+def unchanged(x: jax.Array) -> jax.Array:
+    """Returns x, whose gradient stays."""
     return x
 
 

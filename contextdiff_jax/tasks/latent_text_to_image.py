@@ -240,7 +240,7 @@ class LatentTextToImage(DiffusionTask):
     def described(self) -> Any:
         """Returns what decides about its pictures beside weights and encoders; repr tells it."""
         space = self.space
-        ends = self.schedule.name, self.schedule.alpha_bar[1], self.schedule.alpha_bar[-1]
+        ends = self.schedule.described()
         negatives = [getattr(condition, "negative", "") for condition in self.conditions]
         more = ends, *negatives, space.shape, space.normalization, space.tile, space.overlap
         more += (self.lora,)

@@ -23,13 +23,15 @@ class Draw:
     """What an objective is computed on.
 
     x0 (B, ...) float32, t (B,) integers in 1..T, noise like x0, and keep, False where the denoiser
-    must not see a condition, see `process`.
+    must not see a condition, see `process`. ends: integers (B,), where steps from t end, at most t;
+    None where the objective has no steps.
     """
 
     x0: jax.Array
     t: jax.Array
     noise: jax.Array
     keep: Keep
+    ends: jax.Array | None = None
 
 
 def draw_times(schedule: Schedule, key: jax.Array, count: int) -> jax.Array:

@@ -21,6 +21,7 @@ from contextdiff_jax.sampling.stepper import make_stepper
 
 PATH = LinearPath(2**12)
 FLOW = FlowProcess(PATH, "v", bounds=None)
+VP = Process(make_schedule("cosine", 1000), "v", bounds=None)
 MEAN, STD = 0.3, 0.5
 
 
@@ -137,6 +138,18 @@ def test_a_threshold_limits_x0_and_not_the_landing():
         (FLOW, {"name": "plms"}, "sampler.name = 'plms': not of kind 'flow', take 'ab2'"),
         ("bent", {"name": "ddpm"}, "sampler.name = 'ddpm': not with a relation on the flow"),
         ("bent", {"name": "ddim", "eta": 0.5}, "sampler.eta = 0.5: not with a relation"),
+        (FLOW, {"name": "mean_flow"}, "name = 'mean_flow': not of a network that was trained for"),
+        (VP, {"name": "mean_flow"}, "sampler.name = 'mean_flow': not of kind 'vp'"),
+        (
+            dataclasses.replace(FLOW, mean=True, bounds=(-1.0, 1.0)),
+            {"name": "mean_flow", "threshold": "static"},
+            "sampler.threshold = 'static': must be 'none' with name 'mean_flow'",
+        ),
+        (
+            dataclasses.replace(FLOW, mean=True, guided=True),
+            {"name": "ab2", "guidance_scale": 3.0},
+            "guidance_scale = 3.0: must be 0 or 1, the network has learned guidance",
+        ),
         (FLOW, {"guidance_space": "eps"}, "guidance_space = 'eps': must be 'x0' of kind 'flow'"),
         (FLOW, {"guidance_high": 1.5}, r"guidance_high = 1.5: must be a time in \[0, 1\]"),
         (FLOW, {"num_steps": 5000}, r"num_sample = 5000: .* must be in 1..4096"),

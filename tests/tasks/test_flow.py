@@ -11,7 +11,7 @@ from etils import epath
 from flax import linen as nn
 from scipy import fft
 
-from configs import classes
+from configs import classes, stable_diffusion
 from contextdiff_jax import config as cfg
 from contextdiff_jax.conditions.condition import Given
 from contextdiff_jax.data.config import DataConfig
@@ -19,6 +19,7 @@ from contextdiff_jax.data.example import DamagedSample, Example
 from contextdiff_jax.diffusion.flow import FlowProcess
 from contextdiff_jax.diffusion.linear_path import LinearPath
 from contextdiff_jax.diffusion.relations import bounded
+from contextdiff_jax.runs.abstract import abstract_task
 from contextdiff_jax.runs.build import build_task
 from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.sampling.noise import sample_keys
@@ -236,7 +237,7 @@ def test_diagnostics_are_errors_at_four_times():
         ),
         ({"flow.relation": "whitening", "flow.limit": 1.0}, "flow.limit = 1.0: must be 3.0"),
         ({"prediction": "eps"}, "prediction = 'eps': must be 'v' or 'x0' of kind 'flow'"),
-        ({"objective": "bound"}, "objective = 'bound': must be 'simple', the default, .* 'flow'"),
+        ({"objective": "bound"}, "objective = 'bound': must be one of simple, mean_flow of kind"),
         (
             {"kind": "vp", "flow.relation": "affine"},
             "flow.relation = 'affine': must be 'none', the default, .*kind 'vp' does not read it",
@@ -366,6 +367,19 @@ def test_the_shift_follows_the_resolution():
     diffusion = DiffusionConfig(kind="flow", flow=FlowConfig(shift=2.0, shift_reference=16))
     assert diffusion.schedule_at(16).shift == 2.0 and diffusion.schedule_at(64).shift == 8.0
     assert DiffusionConfig(kind="flow").schedule_at(64).shift == 1.0
+
+
+def test_pictures_of_a_flow_in_latents_depend_on_its_shift():
+    """What a folder of pictures is begun with; a path has no table of alpha_bar."""
+    config = cfg.from_config_dict(stable_diffusion.get_config("taef2"))
+    told = []
+    for shift in (1.0, 3.0, 3.0):
+        flow = DiffusionConfig(kind="flow", flow=FlowConfig(shift=shift))
+        base = cfg.with_task(config.runs["base"], diffusion=flow)
+        changed = dataclasses.replace(config, runs={**config.runs, "base": base})
+        changed = dataclasses.replace(changed, use_adapter=False)
+        told.append(repr(abstract_task(changed, "base").described()))
+    assert told[0] != told[1] and told[1] == told[2]
 
 
 def test_an_old_config_reads_as_the_papers_process():

@@ -1,0 +1,144 @@
+"""The objective mean_flow of kind flow: MeanFlow (Geng et al. 2025), on any of its paths.
+
+A network m(x_t, s, t) of mean velocities (see diffusion/flow.py) learns by
+
+    |m - stop(v - (t - s) d m / dt)|^2,     d m / dt = v dm/dx + dm/dt      (one jvp)
+
+with the conditional velocity v = u of the path in the place of E[u | x_t]: the target is linear in
+it. So a relation that is affine, fitted or none at all is served alike, for x_t' is known. A share
+of the examples has s < t; the others have s = t, which is flow matching. A relation that trains
+learns of these others alone.
+
+MeanFlow divides all errors by a power of themselves. Here the velocity's are left as they are: an
+error that is divided by itself is least at a likely u, not at the mean of u, which is the velocity.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from contextdiff_jax.diffusion.flow import FlowProcess
+from contextdiff_jax.diffusion.process import Denoise, checked_prediction
+from contextdiff_jax.diffusion.schedules import expand
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
+from contextdiff_jax.tasks.flow_config import FlowConfig
+from contextdiff_jax.tasks.flow_objective import placed, reversed_gradient, unchanged
+from contextdiff_jax.tasks.objective import Draw, time_at, time_places
+from contextdiff_jax.training.task import Metrics
+
+_SMALL = 1e-3  # beside the squared error that an example's weight is made of
+
+
+def draw_steps(
+    config: FlowConfig, num_steps: int, key: jax.Array, count: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns t in 1..T and s in 0..t, integers (count,); s is t but for a share of them."""
+    keys = jax.random.split(key, 5)
+    first = time_places(keys[0], count)
+    second, chosen = (
+        jax.random.permutation(order, time_places(places, count))
+        for places, order in ((keys[1], keys[2]), (keys[3], keys[4]))
+    )
+    first, second = placed(config, first), placed(config, second)
+    apart = chosen < config.mean.share
+    high = time_at(jnp.where(apart, jnp.maximum(first, second), first), num_steps)
+    low = time_at(jnp.minimum(first, second), num_steps) - 1
+    return high, jnp.where(apart, low, high)
+
+
+def mean_flow_loss(
+    config: DiffusionConfig, process: FlowProcess, denoise: Denoise, draw: Draw
+) -> tuple[jax.Array, Metrics]:
+    """Returns the loss, means per value of x0, and metrics: "error" where s = t, "mean_error" else.
+
+    draw.ends: s. Raises ValueError where guidance is to be learned and nothing can be hidden.
+    """
+    single = draw.ends == draw.t  # it learns the velocity
+    x_t, u, beside, metrics = _path(config, process, draw, single)
+    velocity = _guided(config, process, denoise, draw, x_t, u)
+    predicted, slope = with_slope(process, denoise, draw, x_t, velocity)
+    length = process.schedule.sigma(draw.t) - process.schedule.sigma(draw.ends)
+    target = velocity - jax.lax.stop_gradient(expand(length, x_t) * slope)
+    error = process.error_of(predicted, x_t, target, draw.t)
+    square = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
+    weight = jax.lax.stop_gradient(square + _SMALL) ** -config.flow.mean.power
+    weight = jnp.where(single, 1.0, weight)
+    energy = jnp.mean(jnp.square(u), axis=tuple(range(1, u.ndim)))
+    metrics |= {
+        "error": _mean(square, single),
+        "kinetic_energy": _mean(energy - square, single),
+        "mean_error": _mean(square, ~single),
+    }
+    return jnp.mean(weight * square) + beside, metrics
+
+
+def _path(
+    config: DiffusionConfig, process: FlowProcess, draw: Draw, single: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | float, Metrics]:
+    """Returns x_t and u as the loss sees them, what is added to it, and metrics of the relation.
+
+    Only where s = t does a relation learn of the error.
+    """
+    noise, beside, metrics, seen = draw.noise, 0.0, {}, unchanged
+    if process.couple is not None:
+        noise, kl = process.couple(draw.x0, noise)
+        beside, metrics = config.flow.beta * kl, {"coupling_kl": kl}
+    x_t, u, r = process.between(draw.x0, noise, draw.t)
+    if process.context is not None:
+        energy = jnp.mean(expand(single, u) * jnp.square(u))
+        beside, seen = energy - jax.lax.stop_gradient(energy), reversed_gradient
+        metrics = {"relation_rms": jnp.sqrt(jnp.mean(jnp.square(r)))}
+    x_t, u = (
+        jnp.where(expand(single, each), seen(each), jax.lax.stop_gradient(each))
+        for each in (x_t, u)
+    )
+    return x_t, u, beside, metrics
+
+
+def with_slope(
+    process: FlowProcess, denoise: Denoise, draw: Draw, x_t: jax.Array, velocity: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the prediction for a step, and d m / dt of the mean velocity that it stands for."""
+    schedule, ends = process.schedule, draw.ends.astype(jnp.float32)
+
+    def mean(x: jax.Array, told: jax.Array, time: jax.Array) -> tuple[jax.Array, jax.Array]:
+        predicted = denoise(x, jnp.stack([told, ends], axis=1), draw.keep)
+        predicted = checked_prediction(predicted, x)
+        return process.velocity(predicted, x, expand(time, x)), predicted
+
+    time = schedule.sigma(draw.t)
+    inputs = x_t, draw.t.astype(jnp.float32), time
+    tangents = jax.lax.stop_gradient(velocity), schedule.pace(draw.t), jnp.ones_like(time)
+    _, slope, predicted = jax.jvp(mean, inputs, tangents, has_aux=True)
+    return predicted, slope
+
+
+def _guided(
+    config: DiffusionConfig,
+    process: FlowProcess,
+    denoise: Denoise,
+    draw: Draw,
+    x_t: jax.Array,
+    u: jax.Array,
+) -> jax.Array:
+    """Returns w u + (1 - w) v without the condition, where the denoiser sees one; else u."""
+    scale = config.flow.mean.guidance
+    if scale == 1:
+        return u
+    shown = jax.tree.leaves(draw.keep)
+    if not shown:
+        raise ValueError(
+            f"diffusion.flow.mean.guidance = {scale}: must be 1, no condition here can be hidden"
+        )
+    hidden = jax.tree.map(jnp.zeros_like, draw.keep)
+    predicted = process.predict(denoise, x_t, draw.t, hidden)
+    time = expand(process.schedule.sigma(draw.t), x_t)
+    without = jax.lax.stop_gradient(process.velocity(predicted, x_t, time))
+    seen = functools.reduce(jnp.logical_or, shown)
+    return jnp.where(expand(seen, u), scale * u + (1 - scale) * without, u)
+
+
+def _mean(values: jax.Array, where: jax.Array) -> jax.Array:
+    """Returns the mean (B,) -> () of some of the values, 0 of none."""
+    return jnp.sum(jnp.where(where, values, 0)) / jnp.maximum(jnp.sum(where), 1)
