@@ -109,6 +109,10 @@ class StyledFolderSource:
         others = [row for row in found if self._item(row) != self._item(place)]
         return queries[int(rng.integers(len(queries)))], others[: self._count]
 
+    def styles(self, index: int) -> tuple[str, str]:
+        """Returns the styles of a sample's query and of the sample itself."""
+        return self._style(self.chosen(index)[0]), self._style(self._rows[index])
+
     def row(self, index: int) -> int:
         """Returns the row in the folder of a sample."""
         return self._rows[index]
