@@ -56,6 +56,7 @@ from etils import epath
 
 from benchmarks.adapter_vs_plain import collect, with_data
 from benchmarks.configuration import load_config
+from benchmarks.placed_figures import PLACED, placed_figures
 from contextdiff_jax.config import Config, RunConfig, from_config_dict, with_task
 from contextdiff_jax.diffusion.weights import WeightName
 from contextdiff_jax.entry import hide_libraries
@@ -147,7 +148,7 @@ VARIANTS |= {
     "flow_schedule_2": _flow(relation="scaled", scale=2.0),
 }
 REFERENCE = "none"  # what the others are paired with
-DRAWN = ("scenes", "fid")  # of drawn pictures: what guidance changes
+DRAWN = ("scenes", "fid", *PLACED)  # of drawn pictures: what guidance changes
 WHAT = (*DRAWN, "bits_per_dim")
 BITS = ("bits_per_dim", "prior", "kl", "decoder", "volume")  # of a bound, or of a flow's ODE
 LOGGED = ("loss", "relation_rms", "signal_gain", "last_steps_kl")  # of training, beside --what
@@ -285,7 +286,7 @@ def figures(results: Mapping[str, Any], base: str) -> dict[str, float]:
     if "bits_per_dim" in results:
         values = results["bits_per_dim"].values
         found |= {name: values[name] for name in BITS if name in values}
-    return found
+    return found | placed_figures(results, base)
 
 
 def summary(results: Mapping[str, Mapping[str, dict[str, float]]]) -> str:
