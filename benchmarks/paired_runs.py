@@ -213,7 +213,9 @@ def base_only(config: Config, seed: int, args: argparse.Namespace) -> tuple[Conf
     run = config.runs[base]
     runs = {clip: config.runs[clip], base: _of_length(run, args.steps or run.steps)}
     runs = {name: with_data(run, args.data_path) for name, run in runs.items()}
-    return dataclasses.replace(config, pipeline=(clip, base), runs=runs, seed=seed), clip, base
+    # A config may leave the adapter out; of the variants it is `none` that does.
+    changes = {"pipeline": (clip, base), "runs": runs, "seed": seed, "use_adapter": True}
+    return dataclasses.replace(config, **changes), clip, base
 
 
 def _of_length(run: RunConfig, steps: int) -> RunConfig:

@@ -7,7 +7,6 @@ as tokens: those of "", those of a black picture.
 
 import dataclasses
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -39,7 +38,7 @@ class LatentInContextConfig(LatentTaskConfig):
     """
 
     scenes_measure: ClassVar[str] = "in_context"
-    copies: ClassVar[Mapping[str, str]] = MappingProxyType(dict(InContextConfig.copies))
+    copies: ClassVar[Mapping[str, str]] = InContextConfig.copies
 
     kind: Literal["latent_in_context"] = "latent_in_context"
     context: ContextConfig = ContextConfig()

@@ -3,8 +3,10 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from benchmarks import paired_runs
+from benchmarks.configuration import load_config
 from benchmarks.placed_figures import PLACED, placed_figures
 from contextdiff_jax.data.boxes import line_of
 from contextdiff_jax.data.config import DataConfig, ScenesConfig
@@ -12,6 +14,7 @@ from contextdiff_jax.data.context_scenes import ContextScenesSource
 from contextdiff_jax.data.scenes import boxes, make_scene, render
 from contextdiff_jax.evaluation import box_accuracy
 from contextdiff_jax.evaluation.in_context_scenes import agreement, look_of, look_wanted, others
+from contextdiff_jax.runs.validation import validate
 
 
 def test_true_pictures_have_the_figures_of_true_pictures():
@@ -43,3 +46,14 @@ def test_they_are_asked_for_by_their_names(tmp_path):
     asked = ["--output", str(tmp_path), "--config=layout:scenes", f"--what={','.join(PLACED)}"]
     args = paired_runs.parse([*asked, "--variants=none,bounded"])
     assert args.what == list(PLACED)
+
+
+@pytest.mark.parametrize("name", ["layout:scenes", "in_context:scenes"])
+def test_one_variant_has_the_adapter_and_one_has_none(name, tmp_path):
+    """Also of a config that leaves it out by itself."""
+    args = paired_runs.parse(["--output", str(tmp_path), f"--config={name}"])
+    config, _, base = paired_runs.base_only(load_config(name), 0, args)
+    adapters = [paired_runs.VARIANTS[each](config, base) for each in ("none", "bounded")]
+    assert [each.use_adapter for each in adapters] == [False, True]
+    for each in adapters:
+        validate(each, files=False, platform=None)
