@@ -24,8 +24,8 @@ from contextdiff_jax import config as cfg
 from contextdiff_jax.data.config import DataConfig, ScenesConfig, StylesConfig
 from contextdiff_jax.encoders.config import equal_towers
 from contextdiff_jax.networks.config import AdapterConfig, UNetConfig, small_adapter
-from contextdiff_jax.networks.latent_config import LatentUNetConfig, stable_diffusion_1
-from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.networks.latent_config import stable_diffusion_1, tiny_latent_unet
+from contextdiff_jax.sampling.config import SamplerConfig, published_ddim
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
 from contextdiff_jax.tasks.first_stage import FirstStageRef
@@ -168,16 +168,6 @@ def _base(data: DataConfig, width: int, unet: UNetConfig) -> cfg.RunConfig:
 def _stable_diffusion() -> cfg.Config:
     """Of the U-Net the encoder stays as it was published (Context Diffusion, section 3)."""
     trainable = ("denoiser/control", "denoiser/middle_*", "denoiser/up_*", "denoiser/head")
-    sampler = SamplerConfig(
-        name="ddim",
-        num_steps=50,
-        spacing="leading",
-        offset=1,
-        final_timestep=1,
-        guidance_scale=3.0,
-        guidance_space="eps",
-        threshold="none",
-    )
     task = LatentInContextConfig(
         latent_unet=dataclasses.replace(stable_diffusion_1(), remat="blocks"),
         first_stage=FirstStageRef("model:vae"),
@@ -187,7 +177,7 @@ def _stable_diffusion() -> cfg.Config:
             schedule="scaled_linear", prediction="eps", loss_weight="snr", drop_condition=0.0
         ),
         adapter=AdapterConfig(image_channels=4, patch_size=4, image_dim=1024, text_dim=768),
-        sampler=sampler,
+        sampler=published_ddim(50, 3.0),
         preview=PreviewConfig(every=5000, num_steps=25),
     )
     base = cfg.RunConfig(
@@ -213,21 +203,12 @@ def _latent_tiny() -> cfg.Config:
     """Scenes at 32 pixels, the CLIP of :test, a folder of random weights."""
     config, run = _stable_diffusion(), _stable_diffusion().runs["base"]
     small = cfg.few_steps(cfg.Config("scenes", _scenes(), ("clip", "base"))).runs
-    unet = LatentUNetConfig(
-        channels=(16, 32, 32),
-        num_blocks=1,
-        attention_levels=(0, 1),
-        heads=(2, 2, 2),
-        groups=8,
-        context_dim=24,
-        sample_size=8,
-    )
     run = cfg.with_task(
         run,
-        latent_unet=unet,
+        latent_unet=tiny_latent_unet(),
         hint_channels=(8, 12, 16),
         adapter=dataclasses.replace(small["base"].task.adapter, image_channels=4),
-        sampler=dataclasses.replace(run.task.sampler, num_steps=3),
+        sampler=published_ddim(3, 3.0),
         preview=PreviewConfig(every=2, num_steps=2),
     )
     base = dataclasses.replace(

@@ -25,7 +25,7 @@ from contextdiff_jax.data.scenes import boxes, make_scene
 from contextdiff_jax.encoders.config import equal_towers
 from contextdiff_jax.networks.config import UNetConfig, small_adapter, small_unet
 from contextdiff_jax.networks.latent_config import ldm_layout
-from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.sampling.config import SamplerConfig, published_ddim
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
 from contextdiff_jax.tasks.first_stage import FirstStageRef
@@ -156,15 +156,7 @@ def _latent() -> cfg.Config:
                 loss_weight="snr",
             ),
             # It was never trained without a layout: nothing to lead away from.
-            sampler=SamplerConfig(
-                name="ddim",
-                num_steps=50,
-                spacing="leading",
-                offset=1,
-                final_timestep=1,
-                guidance_scale=1.0,
-                threshold="none",
-            ),
+            sampler=published_ddim(50, 1.0),
         ),
         data=DataConfig(source="folder", resolution=256, boxes_field="objects", flip=True),
         batch_size=64,
