@@ -23,6 +23,7 @@ from contextdiff_jax.evaluation.in_context_scenes import plan_in_context
 from contextdiff_jax.generation.cascade import Cascade
 from contextdiff_jax.networks.latent_unet import LatentUNet
 from contextdiff_jax.runs import train
+from contextdiff_jax.runs.abstract import abstract_trained_task
 from contextdiff_jax.runs.export import export_pipeline
 from contextdiff_jax.runs.start import start
 from contextdiff_jax.runs.validation import validate
@@ -270,9 +271,16 @@ def test_configs_that_do_not_fit_are_refused(case, in_latents):
         validate(in_latents(**keys))
 
 
-def test_the_published_preset_is_whole_and_names_its_folder():
+def test_the_published_preset_is_as_large_as_its_parts():
+    """Stable Diffusion 1.5, ControlNet, and one layer from CLIP's width to the text's."""
     config = preset("stable_diffusion", model="x/stable-diffusion-v1-5", data_path="pictures")
     validate(config, files=False, platform=None)
+    task = abstract_trained_task(config, "base")
+    trained = by_name(jax.eval_shape(task.init, jax.random.key(0)))
+    sizes = {name: leaf.size for name, leaf in (trained | by_name(task.fixed)).items()}
+    own = {name: size for name, size in sizes.items() if name.startswith("conditions/")}
+    assert sum(own.values()) == 1024 * 768 + 768
+    assert sum(sizes.values()) - sum(own.values()) == 859_520_964 + 361_279_120
     assert config.runs["base"].data == DataConfig(
         source="folder",
         path="pictures",
