@@ -16,6 +16,8 @@ from PIL import Image
 from contextdiff_jax import config as cfg
 from contextdiff_jax.conditions.requests import null_request
 from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.data.pipeline import make_batches
+from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.encoders import controlnet_weights
 from contextdiff_jax.encoders.latent_weights import load_unet
 from contextdiff_jax.evaluation.evaluation import Settings, evaluate
@@ -138,6 +140,25 @@ def test_a_run_that_goes_on_is_the_run_that_was_never_stopped(trained, tmp_path)
     assert ours.keys() == theirs.keys()
     for name, leaf in ours.items():
         np.testing.assert_array_equal(leaf, theirs[name], err_msg=name)
+
+
+def test_the_emoji_preset_fits_the_emoji(shared_data, clip_folder):
+    """Real pictures, captions and styles give the arrays that its loss reads; traced alone."""
+    config = preset("emoji", data_path=str(shared_data("emoji")))
+    unet = dataclasses.replace(config.runs["base"].task.unet, text_dim=WIDTH, head_dim=WIDTH)
+    config = with_clip(config, clip_folder, unet=unet)
+    validate(config)
+    run, task = config.runs["base"], build_loaded(config, "base")
+    source = open_source(run.data)
+    batches = make_batches(source, run.data, run.batch_size, seed=0, tokenize=task.collate)
+    batch = next(iter(batches))
+    batches.close()
+    assert batch["query"].shape == (run.batch_size, 32, 32, 4)
+    assert batch["context"].shape == (run.batch_size, 32, 32, 3, 4) and batch["present"].all()
+    key = jax.random.key(0)
+    params = nn.unbox(jax.eval_shape(task.init, key))
+    loss, _ = jax.eval_shape(task.loss, params, task.frozen, batch, key)
+    assert loss.shape == () and loss.dtype == np.float32
 
 
 # ---- in latents alone
