@@ -14,6 +14,7 @@ from flax import linen as nn
 from PIL import Image
 
 from contextdiff_jax import config as cfg
+from contextdiff_jax.conditions.condition import denoiser_inputs
 from contextdiff_jax.conditions.requests import null_request
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.pipeline import make_batches
@@ -230,47 +231,52 @@ def test_a_published_branch_is_the_beginning_instead(in_latents, clip_folder, sd
         validate(config)
 
 
-def test_what_is_not_there_is_what_published_weights_call_nothing(built, pictures, sd_folder):
-    """With a new branch the network is the folder's own, of [text, context] tokens; hidden or
-    missing ones are those of "" and of a black picture."""
+def test_what_is_not_there_is_what_published_weights_call_nothing(built, pictures):
+    """The network attends to [text, context]: of what is hidden or missing "", a black picture."""
     _, task = built
-    params = moved(task)
+    own = moved(task)["conditions"]
+    a, b = pictures
+    none = {"text": None, "context": None, "query": a}
+    whole = {**none, "text": "a red circle", "context": [a, b]}
+    batch = task.collate_requests([whole, whole, none])
+
+    @jax.jit
+    def read(frozen, keep):
+        given = task._given({"conditions": own}, frozen, batch)
+        return task.denoiser_reads(denoiser_inputs(given, {"text": keep, "context": keep}))
+
+    text, context, _ = task.conditions
+    ids = text.text.tokenizer(["a red circle", ""])
+    said, unsaid = text.text.encode_whole(text.text.params, *ids)
+    layer = own["context"]["denoiser"]
+    black = context.encoder.tokens(context.encoder.params, -jnp.ones((1, 32, 32, 3)))
+    black = (black @ layer["kernel"] + layer["bias"])[0]
+    found = read(task.frozen, np.array([True, False, True]))
+    tokens = np.asarray(found["context"])
+    for row in (1, 2):
+        np.testing.assert_allclose(tokens[row], np.concatenate([unsaid, black]), atol=1e-5)
+    np.testing.assert_allclose(tokens[0, :77], said, atol=1e-5)
+    assert np.abs(tokens[0, 77:] - black).max() > 1e-2
+    assert found["hint_present"].all()  # guidance keeps the query
+
+
+@pytest.mark.slow
+def test_a_new_branch_leaves_the_folders_network_as_it_is(built, sd_folder):
+    _, task = built
     _, unet = load_unet(sd_folder / "unet")
-    control = jax.tree.map(np.asarray, nn.unbox(params["denoiser"]["control"]))
+    control = dict(moved(task)["denoiser"]["control"])
     for name in control:
         if name.startswith("zero"):
             control[name] = jax.tree.map(np.zeros_like, control[name])
-    params = {**params, "denoiser": {**unet, "control": control}}
-    a, b = pictures
-    x = np.random.default_rng(0).normal(size=(3, 8, 8, 4)).astype(np.float32)
-    t = np.full(3, 500.0, np.float32)
-    none = {"text": None, "context": None, "query": a}
-    batch = task.collate_requests([{**none, "text": "a red circle", "context": [a, b]}, none, none])
-
-    @jax.jit
-    def denoised(keep):
-        _, denoise = task.networks(params, task.frozen, batch)
-        return denoise(x, t, keep)
-
-    text, context, _ = task.conditions
-    text_tokens = text.text.encode_whole(
-        text.text.params, *text.text.tokenizer(["a red circle", "", ""])
-    )
-    kernel = params["conditions"]["context"]["denoiser"]
-    black = -jnp.ones((2, 32, 32, 3))
-    clip = context.encoder.tokens(context.encoder.params, black)
-    nothing = (clip @ kernel["kernel"] + kernel["bias"])[:1]
-    seen = context.encode(params["conditions"]["context"], task.frozen, batch).tokens
-    np.testing.assert_allclose(seen[1:], np.repeat(nothing, 2, 0), atol=1e-5)
-    tokens = jnp.concatenate([text_tokens, jnp.concatenate([seen[:1], nothing, nothing])], 1)
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=(3, 8, 8, 4)).astype(np.float32), np.full(3, 500.0, np.float32)
+    tokens = rng.normal(size=(3, 82, 24)).astype(np.float32)
+    hint = rng.normal(size=(3, 32, 32, 3)).astype(np.float32)
     plain = jax.jit(LatentUNet(task.denoiser.config).apply)
     expected = np.asarray(plain({"params": unet}, x, t, tokens))
-    every = np.ones(3, bool)
-    np.testing.assert_allclose(denoised(every), expected, atol=1e-4)
-    hidden = np.asarray(denoised(np.array([False, True, True])))
-    swapped = jnp.stack([tokens[1], tokens[1], tokens[2]])
-    np.testing.assert_allclose(hidden, plain({"params": unet}, x, t, swapped), atol=1e-4)
-    assert np.abs(hidden[0] - expected[0]).max() > 1e-3
+    params, present = {"params": {**unet, "control": control}}, np.array([True, True, False])
+    found = jax.jit(task.denoiser.apply)(params, x, t, tokens, hint, present)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 WRONG = {
