@@ -13,6 +13,7 @@ in one thing alone. --what of each is measured then, with the same prompts, imag
   scenes        do pictures of rendered scenes show what held-out prompts say?
   fid           Frechet distance to held-out pictures, precision and recall, by the CLIP of the seed
   bits_per_dim  the bound of held-out pictures, or of flows their density
+  boxes         of layouts; in_context, of in-context runs: benchmarks/placed_figures.py
 Super-resolution is left out. --sampler=field=value changes the sampler of all variants.
 
 --calls draws from each training by every one of --samplers at so many network calls, too. With an
@@ -43,6 +44,7 @@ from benchmarks.configuration import load_config
 from benchmarks.paired_measures import DRAWINGS, DRAWN, Drawing, plan_drawings
 from benchmarks.paired_tables import Results, by_calls, plot, suffix_of, summary
 from benchmarks.paired_variants import VARIANTS
+from benchmarks.placed_figures import PLACED, placed_figures
 from contextdiff_jax.config import Config, RunConfig, from_config_dict, with_task
 from contextdiff_jax.entry import hide_libraries, keep_compiled_programs
 from contextdiff_jax.evaluate import PLANS
@@ -55,7 +57,7 @@ from contextdiff_jax.runs.train import train_run
 from contextdiff_jax.runs.validation import validate
 
 BITS_PER_DIM = "bits_per_dim"
-WHAT = (*DRAWN, BITS_PER_DIM)
+WHAT = (*DRAWN, BITS_PER_DIM, *PLACED)
 BITS = (BITS_PER_DIM, "prior", "kl", "decoder", "volume")  # of a bound, or of a flow's ODE
 LOGGED = ("loss", "relation_rms", "signal_gain", "last_steps_kl")  # of training, beside --what
 LOGGED += ("error", "kinetic_energy", "coupling_kl", "error_at_100")
@@ -124,7 +126,9 @@ def base_only(config: Config, seed: int, args: argparse.Namespace) -> tuple[Conf
     run = config.runs[base]
     runs = {clip: config.runs[clip], base: _of_length(run, args.steps or run.steps)}
     runs = {name: with_data(run, args.data_path) for name, run in runs.items()}
-    config = dataclasses.replace(config, pipeline=(clip, base), runs=runs, seed=seed)
+    # A config may leave the adapter out; of the variants it is `none` that does.
+    changes = {"pipeline": (clip, base), "runs": runs, "seed": seed, "use_adapter": True}
+    config = dataclasses.replace(config, **changes)
     return _drawn_by(config, base, args.sampler), clip, base
 
 
@@ -176,10 +180,9 @@ def measure(
     if what := tuple(name for name in args.what if name in DRAWN):
         shared = epath.Path(output).parent / "shared"
         plans[DRAWINGS] = plan_drawings(drawings(config, base, args), what, shared)
-    if BITS_PER_DIM in args.what:
-        plans[BITS_PER_DIM] = PLANS[BITS_PER_DIM]
+    plans |= {name: PLANS[name] for name in args.what if name not in DRAWN}
     evaluate(settings, plans)
-    found = figures(read_results(settings.output))
+    found = figures(read_results(settings.output), base)
     training = collect(workdir, base, output)
     if rate := training["median_images_per_second"]:
         found["seconds a step"] = config.runs[base].batch_size / rate
@@ -187,13 +190,13 @@ def measure(
     return found | {name: last[name] for name in LOGGED if name in last}
 
 
-def figures(results: Mapping[str, Result]) -> dict[str, float]:
+def figures(results: Mapping[str, Result], base: str) -> dict[str, float]:
     """Returns the figures of an evaluation's results that are compared, by name."""
     found = dict(results[DRAWINGS].values) if DRAWINGS in results else {}
     if BITS_PER_DIM in results:
         values = results[BITS_PER_DIM].values
         found |= {name: values[name] for name in BITS if name in values}
-    return found
+    return found | placed_figures(results, base)
 
 
 def train_variants(

@@ -24,7 +24,7 @@ from contextdiff_jax.data.config import COLOURS, SHAPES, DataConfig, ScenesConfi
 from contextdiff_jax.encoders.config import equal_towers
 from contextdiff_jax.networks.config import UNetConfig, small_adapter, small_unet
 from contextdiff_jax.networks.latent_config import ldm_imagenet
-from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.sampling.config import SamplerConfig, published_ddim
 from contextdiff_jax.tasks.class_to_image import ClassToImageConfig
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
@@ -67,15 +67,7 @@ def _latent() -> cfg.Config:
                 prediction="eps",
                 loss_weight="snr",
             ),
-            sampler=SamplerConfig(
-                name="ddim",
-                num_steps=50,
-                spacing="leading",
-                offset=1,
-                final_timestep=1,
-                guidance_scale=3.0,
-                guidance_space="eps",
-            ),
+            sampler=published_ddim(50, 3.0),
             preview=PreviewConfig(every=1000, prompts=FLOWERS, num_steps=25),
         ),
         data=DataConfig(source="folder", resolution=256, caption_fields=("class_name",), flip=True),

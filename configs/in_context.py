@@ -9,6 +9,13 @@ Presets for a laptop: in_context.py:scenes is rendered scenes at 16x16 without a
 in_context.py:emoji a folder of emoji in several styles at 32x32 (--config.data_path=FOLDER).
 in_context.py:test is a few steps of scenes. The pipeline trains a CLIP for the domain first. With
 the adapter: --config.use_adapter=True.
+
+in_context.py:stable_diffusion is Context Diffusion itself, in the latents of Stable Diffusion 1.5;
+latent_tiny is for tests: a U-Net of 31 thousand weights, and scenes.
+
+  python -m contextdiff_jax.main --config=configs/in_context.py:stable_diffusion --workdir=runs/sd \
+      --config.model=stable-diffusion-v1-5 --config.encoders.clip.path=clip-vit-large-patch14 \
+      --config.data_path=PATH/TO/FOLDER
 """
 
 import dataclasses
@@ -16,20 +23,26 @@ import dataclasses
 from contextdiff_jax import config as cfg
 from contextdiff_jax.data.config import DataConfig, ScenesConfig, StylesConfig
 from contextdiff_jax.encoders.config import equal_towers
-from contextdiff_jax.networks.config import UNetConfig, small_adapter
-from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.networks.config import AdapterConfig, UNetConfig, small_adapter
+from contextdiff_jax.networks.latent_config import stable_diffusion_1, tiny_latent_unet
+from contextdiff_jax.sampling.config import SamplerConfig, published_ddim
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
+from contextdiff_jax.tasks.first_stage import FirstStageRef
 from contextdiff_jax.tasks.in_context import ContextConfig, InContextConfig
+from contextdiff_jax.tasks.latent_in_context import LatentInContextConfig
 from contextdiff_jax.training.optimizer import cosine_decay
 
-PRESETS = ("", "scenes", "emoji", "test")
+PRESETS = ("", "scenes", "emoji", "stable_diffusion", "latent_tiny", "test")
 
 MOST = 3  # pictures of context
 
 
 def get_config(preset: str = ""):
     cfg.check_preset(preset, PRESETS)
+    if preset in ("stable_diffusion", "latent_tiny"):
+        made = {"stable_diffusion": _stable_diffusion, "latent_tiny": _latent_tiny}
+        return cfg.to_config_dict(made[preset]())
     runs = {"": _styles, "emoji": _emoji}.get(preset, _scenes)()
     config = cfg.Config(
         name=f"in_context_{preset or 'styles'}",
@@ -146,4 +159,72 @@ def _base(data: DataConfig, width: int, unet: UNetConfig) -> cfg.RunConfig:
         optimizer=cosine_decay(4e-3, 100, 0.99),
         log_every=100,
         save_every=500,
+    )
+
+
+# ---- in the latents of Stable Diffusion
+
+
+def _stable_diffusion() -> cfg.Config:
+    """Of the U-Net the encoder stays as it was published (Context Diffusion, section 3)."""
+    trainable = ("denoiser/control", "denoiser/middle_*", "denoiser/up_*", "denoiser/head")
+    task = LatentInContextConfig(
+        latent_unet=dataclasses.replace(stable_diffusion_1(), remat="blocks"),
+        first_stage=FirstStageRef("model:vae"),
+        context=ContextConfig(most=MOST),
+        # What is missing is what guidance leads away from: nothing else needs to be hidden.
+        diffusion=DiffusionConfig(
+            schedule="scaled_linear", prediction="eps", loss_weight="snr", drop_condition=0.0
+        ),
+        adapter=AdapterConfig(image_channels=4, patch_size=4, image_dim=1024, text_dim=768),
+        sampler=published_ddim(50, 3.0),
+        preview=PreviewConfig(every=5000, num_steps=25),
+    )
+    base = cfg.RunConfig(
+        task=task,
+        data=_folder(256),
+        batch_size=512,
+        steps=50_000,
+        optimizer=cfg.OptimizerConfig(learning_rate=1e-4, warmup_steps=0),
+        start_from=cfg.WarmStartConfig("model:unet", fresh=("denoiser/control", "conditions")),
+        trainable=(*trainable, "conditions"),
+    )
+    clip = cfg.EncoderRef(path="clip-vit-large-patch14")
+    return cfg.Config(
+        name="in_context_stable_diffusion",
+        use_adapter=False,
+        pipeline=("base",),
+        runs={"base": base},
+        encoders=cfg.EncodersConfig(text=cfg.EncoderRef(path="model:text_encoder"), clip=clip),
+    )
+
+
+def _latent_tiny() -> cfg.Config:
+    """Scenes at 32 pixels, the CLIP of :test, a folder of random weights."""
+    config, run = _stable_diffusion(), _stable_diffusion().runs["base"]
+    small = cfg.few_steps(cfg.Config("scenes", _scenes(), ("clip", "base"))).runs
+    run = cfg.with_task(
+        run,
+        latent_unet=tiny_latent_unet(),
+        hint_channels=(8, 12, 16),
+        adapter=dataclasses.replace(small["base"].task.adapter, image_channels=4),
+        sampler=published_ddim(3, 3.0),
+        preview=PreviewConfig(every=2, num_steps=2),
+    )
+    base = dataclasses.replace(
+        run,
+        data=dataclasses.replace(small["base"].data, resolution=32, threads=1),
+        optimizer=cfg.OptimizerConfig(learning_rate=1e-3, warmup_steps=0),
+        batch_size=4,
+        steps=2,
+        log_every=1,
+        save_every=1,
+    )
+    ref = cfg.EncoderRef(path="run:clip")
+    return dataclasses.replace(
+        config,
+        name="in_context_latent_tiny",
+        pipeline=("clip", "base"),
+        runs={"clip": small["clip"], "base": base},
+        encoders=dataclasses.replace(config.encoders, clip=ref),
     )

@@ -7,9 +7,11 @@ Presets for a laptop: layout.py:scenes is the 40 combinations of colour and shap
 at 16x16, whose boxes are exact, without any download; layout.py:folder is a folder of photographs
 with boxes of COCO's things, or of those in --config.runs.base.task.classes, in the column "objects"
 (--config.data_path=PATH); layout.py:maps is a folder with segmentation maps instead, named in the
-column "mask", of CamVid's 12 classes. layout.py:test is a few steps of scenes. The adapter needs an
-image encoder: the pipeline trains a CLIP on the data's captions, or the names of its boxes, first.
-Without the adapter: --config.use_adapter=False.
+column "mask", of CamVid's 12 classes. layout.py:latent is latent diffusion's OpenImages model, from
+the folder of its single file (docs/layout.md). layout.py:test is a few steps of scenes.
+
+The adapter needs an image encoder: the pipeline trains a CLIP on the data's captions, or the names
+of its boxes, first. Without the adapter: --config.use_adapter=False.
 """
 
 import dataclasses
@@ -22,14 +24,17 @@ from contextdiff_jax.data.config import COLOURS, SHAPES, DataConfig, ScenesConfi
 from contextdiff_jax.data.scenes import boxes, make_scene
 from contextdiff_jax.encoders.config import equal_towers
 from contextdiff_jax.networks.config import UNetConfig, small_adapter, small_unet
-from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.networks.latent_config import ldm_layout
+from contextdiff_jax.sampling.config import SamplerConfig, published_ddim
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
+from contextdiff_jax.tasks.first_stage import FirstStageRef
+from contextdiff_jax.tasks.latent_layout_to_image import LatentLayoutToImageConfig
 from contextdiff_jax.tasks.layout_to_image import LayoutToImageConfig
 from contextdiff_jax.tasks.segmentation_to_image import SegmentationToImageConfig
 from contextdiff_jax.training.optimizer import cosine_decay
 
-PRESETS = ("", "scenes", "folder", "maps", "test")
+PRESETS = ("", "scenes", "folder", "maps", "latent", "test")
 
 COCO = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
@@ -56,7 +61,7 @@ WIDTH = 64  # of the encoder and of what is learned of a layout, in the small pr
 
 def get_config(preset: str = ""):
     cfg.check_preset(preset, PRESETS)
-    config = {"": _coco, "folder": _folder, "maps": _maps}.get(preset, _scenes)()
+    config = {"": _coco, "folder": _folder, "maps": _maps, "latent": _latent}.get(preset, _scenes)()
     return cfg.to_config_dict(_short(config) if preset == "test" else config)
 
 
@@ -134,6 +139,34 @@ def _maps() -> cfg.Config:
         runs["base"], task=task, data=dataclasses.replace(data, mask_field="mask")
     )
     return cfg.Config("layout_maps", pipeline=("clip", "base"), runs=runs)
+
+
+def _latent() -> cfg.Config:
+    """layout2img-openimages256 (Rombach et al. 2022). Its file numbers classes and names none."""
+    base = cfg.RunConfig(
+        task=LatentLayoutToImageConfig(
+            classes=tuple(f"class {number}" for number in range(601)),
+            layout=LayoutConfig(tokens="ldm", map=False, layers=16, listed=True),
+            latent_unet=dataclasses.replace(ldm_layout(), remat="blocks"),
+            first_stage=FirstStageRef("layout2img-openimages256"),
+            diffusion=DiffusionConfig(
+                schedule="scaled_linear",
+                betas=(0.0015, 0.0205),
+                prediction="eps",
+                loss_weight="snr",
+            ),
+            # It was never trained without a layout: nothing to lead away from.
+            sampler=published_ddim(50, 1.0),
+        ),
+        data=DataConfig(source="folder", resolution=256, boxes_field="objects", flip=True),
+        batch_size=64,
+        steps=10_000,
+        optimizer=cosine_decay(3e-5, 500, 0.9995),
+        start_from=cfg.WarmStartConfig("layout2img-openimages256"),
+    )
+    return cfg.Config(
+        name="layout_latent", pipeline=("base",), runs={"base": base}, use_adapter=False
+    )
 
 
 def _scenes() -> cfg.Config:

@@ -16,9 +16,13 @@ from contextdiff_jax import config as cfg
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.encoders.config import equal_towers
 from contextdiff_jax.networks.config import AdapterConfig, small_adapter
-from contextdiff_jax.networks.latent_config import LatentUNetConfig, stable_diffusion_1
+from contextdiff_jax.networks.latent_config import (
+    LatentUNetConfig,
+    stable_diffusion_1,
+    tiny_latent_unet,
+)
 from contextdiff_jax.networks.lora import LoRAConfig
-from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.sampling.config import SamplerConfig, published_ddim
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
 from contextdiff_jax.tasks.first_stage import FirstStageRef
@@ -102,7 +106,7 @@ def _run(fresh: tuple[str, ...], trainable: tuple[str, ...]) -> cfg.RunConfig:
             diffusion=DiffusionConfig(
                 schedule="scaled_linear", prediction="eps", loss_weight="snr"
             ),
-            sampler=_sampler(50, 7.5),
+            sampler=published_ddim(50, 7.5),
             preview=PreviewConfig(every=5000, prompts=PROMPTS, num_steps=25),
         ),
         data=DataConfig(source="shards", resolution=512),
@@ -111,20 +115,6 @@ def _run(fresh: tuple[str, ...], trainable: tuple[str, ...]) -> cfg.RunConfig:
         optimizer=_optimizer(1e-4),
         start_from=cfg.WarmStartConfig("model:unet", fresh=fresh),
         trainable=trainable,
-    )
-
-
-def _sampler(num_steps: int, guidance_scale: float) -> SamplerConfig:
-    """DDIM as diffusers has it for Stable Diffusion: it ends at the first noise level."""
-    return SamplerConfig(
-        name="ddim",
-        num_steps=num_steps,
-        spacing="leading",
-        offset=1,
-        final_timestep=1,
-        guidance_scale=guidance_scale,
-        guidance_space="eps",
-        threshold="none",
     )
 
 
@@ -220,15 +210,7 @@ def _tiny() -> cfg.Config:
     config, task = _adapter(), _run((), ()).task
     small = dataclasses.replace(
         task,
-        latent_unet=LatentUNetConfig(
-            channels=(16, 32, 32),
-            num_blocks=1,
-            attention_levels=(0, 1),
-            heads=(2, 2, 2),
-            groups=8,
-            context_dim=24,
-            sample_size=8,
-        ),
+        latent_unet=tiny_latent_unet(),
         adapter=AdapterConfig(
             image_channels=4,
             patch_size=4,
@@ -239,7 +221,7 @@ def _tiny() -> cfg.Config:
             image_dim=None,
             text_dim=24,
         ),
-        sampler=_sampler(3, 5.0),
+        sampler=published_ddim(3, 5.0),
         preview=PreviewConfig(every=2, prompts=("a red circle", ""), num_steps=2),
     )
     run = dataclasses.replace(

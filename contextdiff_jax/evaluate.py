@@ -21,6 +21,9 @@ What can be measured, by --what (several: with commas):
   in_context    do pictures of in-context exports take colours and texture from the context, shape
                 and place from the query (the default for those trained on scenes), beside the
                 chance level
+  styles        of in-context exports of a folder in several styles: the share of pictures in the
+                style asked for, LPIPS (--lpips) and CLIP distance to the true ones
+  directions    of the same: RMSE and Frechet distance for each pair of styles
   heatmaps      the adapter's cross-attention over pictures of --prompt, drawn or given (--image)
 
 OUTPUT gets results.json, a CSV file per table, plots, pictures and report.html. Results that are
@@ -42,7 +45,9 @@ from contextdiff_jax.evaluation import (
     box_accuracy,
     cost_of_stages,
     curves,
+    in_context_directions,
     in_context_scenes,
+    in_context_styles,
     prompt_following,
     scene_fid,
     scores,
@@ -64,6 +69,8 @@ PLANS = {
     "cost": cost_of_stages.plan_cost,
     "heatmaps": attention_maps.plan_heatmaps,
     "in_context": in_context_scenes.plan_in_context,
+    "styles": in_context_styles.plan_styles,
+    "directions": in_context_directions.plan_directions,
 }
 
 _WHAT = flags.DEFINE_list("what", [], f"Measurements: {', '.join(PLANS)}.")
@@ -107,6 +114,9 @@ _FEATURES = flags.DEFINE_string(
 )
 _CLIP = flags.DEFINE_string(
     "clip", None, "Hugging Face CLIP folder to score with; by default the export's own."
+)
+_LPIPS = flags.DEFINE_string(
+    "lpips", None, "Folder with LPIPS' weights: SqueezeNet 1.1 and its linear layers."
 )
 _RESIZE = flags.DEFINE_enum(
     "resize", "torch-fidelity", list(PROTOCOLS), "How images are resized for Inception."
@@ -171,6 +181,7 @@ def _settings() -> Settings:
         reference=tuple(_REFERENCE.value),
         features=_FEATURES.value,
         clip=_CLIP.value or "",
+        lpips=_LPIPS.value or "",
         resize=_RESIZE.value,
         guidance=tuple(map(_scale, _GUIDANCE.value)),
         runs=tuple(map(_labelled, _RUN.value)),

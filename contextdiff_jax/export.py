@@ -2,8 +2,9 @@
 
   python -m contextdiff_jax.export --workdir=runs/quickstart --output=exports/quickstart
 
---format=diffusers writes a run in Stable Diffusion's latents as a folder that diffusers loads.
-README.md in the folder is its model card.
+--config=FILE in the place of --workdir exports what its one drawing run starts from, untrained: so
+published weights are drawn from. --format=diffusers writes a run in Stable Diffusion's latents as a
+folder that diffusers loads. README.md in the folder is its model card.
 
 The config is read from the checkpoints. Exit codes: see contextdiff_jax/entry.py.
 """
@@ -11,14 +12,17 @@ The config is read from the checkpoints. Exit codes: see contextdiff_jax/entry.p
 from absl import flags
 from etils import epath
 
-from contextdiff_jax import entry
+from contextdiff_jax import command_line, entry
 from contextdiff_jax.arguments import existing_folder
+from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.runs.export import DESCRIPTION, DTYPES, export_pipeline, trained_config
+from contextdiff_jax.runs.export_begun import export_begun
 from contextdiff_jax.runs.export_diffusers import export_diffusers
 from contextdiff_jax.runs.published import INDEX
 from contextdiff_jax.system import notices
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder that main trained in.")
+_CONFIG = command_line.define_config("Config whose run's beginning is exported, untrained.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write the export to.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Type of the stored weights.")
 _FORMAT = flags.DEFINE_enum(
@@ -28,12 +32,21 @@ _FORMAT = flags.DEFINE_enum(
     "What reads the export: this project's programs, or diffusers' StableDiffusionPipeline.",
 )
 _COPY = flags.DEFINE_bool("copy_encoders", False, "Copy encoders from outside the workdir too.")
-flags.mark_flags_as_required(["workdir", "output"])
+flags.mark_flags_as_required(["output"])
 
 
 def main() -> None:
-    workdir = existing_folder(_WORKDIR.value, "workdir")
+    if (_WORKDIR.value is None) == (_CONFIG.value is None):
+        raise ValueError("--workdir or --config must be given, one of the two")
     entry.check_writable(_OUTPUT.value, "output")
+    if _CONFIG.value is not None:
+        if _FORMAT.value != "contextdiff":
+            raise ValueError(f"--format={_FORMAT.value}: must be contextdiff with --config")
+        _check_empty_of_others()
+        config = from_config_dict(_CONFIG.value)
+        export_begun(config, _OUTPUT.value, _DTYPE.value, _COPY.value)
+        return
+    workdir = existing_folder(_WORKDIR.value, "workdir")
     _check_empty_of_others()
     notices.doing("exporting")
     config = trained_config(workdir)

@@ -32,6 +32,8 @@ class ContextImages(Condition):
     floor: of their normalization; 0 leaves them as they are. width, adapter_width: of the tokens
     for the denoiser and for the adapter (None without one). encoder: CLIP's vision tower, whose
     parameters are passed in (`frozen`); None where only requests are checked.
+    gives_null: whether the tokens of no context are the input "null_context" (B, L, width), for a
+    denoiser that has no null token of its own.
     """
 
     name: ClassVar[str] = "context"
@@ -46,6 +48,7 @@ class ContextImages(Condition):
     width: int = 1
     adapter_width: int | None = None
     encoder: ImageEncoder | None = None
+    gives_null: bool = False
 
     def check(self, value: Any) -> None:
         """Raises ValueError for what is no list of one to `most` picture files."""
@@ -101,7 +104,12 @@ class ContextImages(Condition):
         }
         adapter = given.get("adapter")
         masks = (every, None if adapter is None else every)
-        return Given(every[:, 0], given["denoiser"], masks[0], adapter, masks[1])
+        inputs = {}
+        if self.gives_null:
+            nothing = self.tokens(frozen, jnp.zeros_like(batch["context"][:1, :, :, :1]))
+            null = self._layers()["denoiser"].apply({"params": params["denoiser"]}, nothing)
+            inputs["null_context"] = jnp.broadcast_to(null, given["denoiser"].shape)
+        return Given(every[:, 0], given["denoiser"], masks[0], adapter, masks[1], inputs)
 
     def tokens(self, frozen: Mapping[str, Any], context: jax.Array) -> jax.Array:
         """Returns CLIP's tokens (B, L, D) of pictures (B, side, side, most, 4), combined."""

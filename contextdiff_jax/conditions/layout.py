@@ -52,7 +52,8 @@ class LayoutConfig(MapConfig):
 
     objects: the most that one has. tokens: of the denoiser, one for each object or LDM's sequence.
     layers, heads: of their transformer. map: whether the denoiser sees painted boxes too, beside
-    the noisy picture.
+    the noisy picture. listed: whether LDM's token of a class is its place in the list of classes,
+    as models need it that sorted their classes by something else than these names.
     """
 
     objects: int = dataclasses.field(default=30, metadata=most(1024))
@@ -60,6 +61,7 @@ class LayoutConfig(MapConfig):
     layers: int = dataclasses.field(default=2, metadata=most(256))
     heads: int = dataclasses.field(default=8, metadata=most(1024))
     map: bool = True
+    listed: bool = False
 
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
@@ -67,6 +69,8 @@ class LayoutConfig(MapConfig):
         for key, least in (("objects", 1), ("heads", 1), ("layers", 0)):
             if getattr(self, key) < least:
                 raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be at least {least}")
+        if self.listed and self.tokens != "ldm":
+            raise ValueError(f"{where}.listed = True: must be False, only LDM's tokens read it")
         if self.width % self.heads:
             raise ValueError(
                 f"{where}.heads = {self.heads}: must divide {where}.width = {self.width}"
@@ -185,9 +189,14 @@ class Layout(Condition):
             # LDM shuffles objects anew each time; here a layout has one order, whatever its own.
             digest = hashlib.sha256(line_of(sorted(boxes, key=_order)).encode()).digest()
             order = np.random.default_rng(list(digest))
-            row["layout_tokens"][:] = layout_tokens(
-                sorted(boxes, key=_order), self.classes, order=order, most=self.config.objects
-            )
+            row["layout_tokens"][:] = self.sequence(sorted(boxes, key=_order), order)
+
+    def sequence(
+        self, boxes: Sequence[Box], order: np.random.Generator | None = None
+    ) -> np.ndarray:
+        """Returns LDM's tokens of boxes, int32 (3 objects + 2,), in an order that `order` draws."""
+        most, listed = self.config.objects, self.config.listed
+        return layout_tokens(boxes, self.classes, order=order, most=most, listed=listed)
 
     def shapes(self, batch_size: int) -> Shapes:
         """Returns the shapes of the arrays of `collate`."""

@@ -31,14 +31,15 @@ def layout_tokens(
     crop: Corners = WHOLE,
     order: np.random.Generator | None = None,
     most: int = MOST_OBJECTS,
+    listed: bool = False,
 ) -> np.ndarray:
     """Returns the sequence, int32 (3 most + 2,).
 
     The first `most` objects stay, in the order that `order` draws (None keeps theirs); those
     outside the crop are then dropped. Corners are of the whole picture, also where it is cropped.
-    classes: the token of one is its place among their sorted names.
+    classes: the token of one is its place among their sorted names, or among them as `listed`.
     """
-    token = {name: place for place, name in enumerate(sorted(classes))}
+    token = {name: place for place, name in enumerate(classes if listed else sorted(classes))}
     kept = list(boxes[:most])
     if order is not None:
         kept = [kept[place] for place in order.permutation(len(kept))]

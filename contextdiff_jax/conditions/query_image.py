@@ -18,7 +18,8 @@ from contextdiff_jax.spaces.pixels import from_uint8
 class QueryImage(Condition):
     """A picture file; None is no query, and the branch adds nothing.
 
-    side: of the picture as the branch sees it. floor: of its normalization; 0 leaves it as it is.
+    side: of the picture as the branch sees it. floor: of its normalization; 0 leaves it as it is,
+    in [-1, 1], or of_unit in [0, 1], as published branches read it.
     """
 
     name: ClassVar[str] = "query"
@@ -28,6 +29,7 @@ class QueryImage(Condition):
 
     side: int
     floor: float = 0.0
+    of_unit: bool = False
 
     @staticmethod
     def check(value: Any) -> None:
@@ -49,9 +51,13 @@ class QueryImage(Condition):
         hint = from_uint8(batch["query"][..., :3])
         if self.floor:
             hint = normalized(hint, self.floor).pictures
+        elif self.of_unit:
+            hint = (hint + 1) / 2
         hint = jnp.where(present[:, None, None, None], hint, 0.0)
         return Given(present, inputs={"hint": hint, "hint_present": present})
 
     def protocol(self) -> dict[str, str]:
         """Says how it is made."""
-        return {"query": f"normalized, floor {self.floor:g}" if self.floor else "as it is"}
+        if self.floor:
+            return {"query": f"normalized, floor {self.floor:g}"}
+        return {"query": "in [0, 1]" if self.of_unit else "as it is"}

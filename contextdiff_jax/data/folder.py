@@ -132,19 +132,23 @@ class FolderSource:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
+        return self.with_size(index)[0]
+
+    def with_size(self, index: int) -> tuple[Example, tuple[int, int]]:
+        """Returns a sample, and width and height of its whole picture; raises DamagedSample."""
         config, row = self._config, self._rows[index]
         data = self._read(row, row.name, decode.IMAGE_UNUSABLE)
         with sample_at_fault(row.name):
             picture, notes = decode.decode_sample(data, row.name, config)
+            size = decode.upright_size(data)
         example = Example(picture, row.captions, row.name, notes + row.notes)
-        return example if row.boxes is None and not row.mask else self._laid_out(example, row, data)
+        return self._laid_out(example, row, size), size
 
-    def _laid_out(self, example: Example, row: _Row, data: bytes) -> Example:
-        """Returns the example with its boxes and its segmentation map."""
+    def _laid_out(self, example: Example, row: _Row, size: tuple[int, int]) -> Example:
+        """Returns the example with its boxes and its segmentation map, where the row has some."""
         config, maps, boxes = self._config, {}, None
         mask = self._read(row, row.mask, MASK_UNUSABLE) if row.mask else b""
         with sample_at_fault(row.name):
-            size = decode.upright_size(data)
             if row.boxes is not None:
                 boxes = in_square(row.boxes, *size, config.resize_mode)
             if row.mask:

@@ -19,7 +19,9 @@ from contextdiff_jax.data.folder import FolderSource
 NO_ITEM = "its row names no item or style"
 ALONE = "its item is in one style only"
 FEW = "too few other items in its style"
+SHAPE = "its query is not as wide for its height: it would lie elsewhere"
 _SPLITS = ("train", "test")
+_ROUNDING = 0.02  # of a picture's sides, where it was resized
 _DRAWN = 0x57A1ED  # a stream of its own
 
 
@@ -28,8 +30,9 @@ class StyledFolderSource:
 
     Their maps are "query", uint8 (R, R, 4), and "context", uint8 (R, R, styles.context, 4): RGBA,
     where everything is opaque. Context is of the picture's own split. A picture whose query or
-    context is damaged is a damaged sample itself. Raises DataError as FolderSource does, for
-    another split than "train" and "test", and where no picture of the split has both.
+    context is damaged, or whose query is of other proportions, is a damaged sample itself. Raises
+    DataError as FolderSource does, for another split than "train" and "test", and where no picture
+    of the split has both.
     """
 
     def __init__(self, config: DataConfig, report: SkipReport):
@@ -90,12 +93,13 @@ class StyledFolderSource:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
-        target = self._folder[self._rows[index]]
+        target, size = self._folder.with_size(self._rows[index])
         query, context = self.chosen(index)
-        maps = {
-            "query": self._read([query], target.key)[0],
-            "context": np.stack(self._read(context, target.key), axis=2),
-        }
+        [(picture, other)] = self._read([query], target.key)
+        if not _same_shape(size, other):
+            raise DamagedSample(target.key, SHAPE)
+        shown = [picture for picture, _ in self._read(context, target.key)]
+        maps = {"query": picture, "context": np.stack(shown, axis=2)}
         return dataclasses.replace(target, maps=maps)
 
     def chosen(self, index: int) -> tuple[int, list[int]]:
@@ -109,15 +113,21 @@ class StyledFolderSource:
         others = [row for row in found if self._item(row) != self._item(place)]
         return queries[int(rng.integers(len(queries)))], others[: self._count]
 
+    def styles(self, index: int) -> tuple[str, str]:
+        """Returns the styles of a sample's query and of the sample itself."""
+        return self._style(self.chosen(index)[0]), self._style(self._rows[index])
+
     def row(self, index: int) -> int:
         """Returns the row in the folder of a sample."""
         return self._rows[index]
 
-    def _read(self, rows: Sequence[int], key: str) -> list[np.ndarray]:
+    def _read(self, rows: Sequence[int], key: str) -> list[tuple[np.ndarray, tuple[int, int]]]:
+        """Returns RGBA pictures, each with width and height of the whole one."""
         pictures = []
         for row in rows:
             try:
-                pictures.append(opaque(self._folder[row].image))
+                example, size = self._folder.with_size(row)
+                pictures.append((opaque(example.image), size))
             except DamagedSample as error:
                 raise DamagedSample(key, f"its query or context: {error.reason}") from error
         return pictures
@@ -125,3 +135,9 @@ class StyledFolderSource:
     def captions(self, index: int) -> tuple[str, ...]:
         """Returns the captions alone."""
         return self._folder.captions(self._rows[index])
+
+
+def _same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two pictures (width, height) are of the same proportions."""
+    first, second = size[0] * other[1], size[1] * other[0]
+    return abs(first - second) <= _ROUNDING * max(first, second)

@@ -1,7 +1,8 @@
 """Loading control branches: folders of diffusers' ControlNetModel, files of CompVis.
 
 Names and sizes are those of the U-Net's encoder, with the hint's convolutions and the zero
-convolutions beside them.
+convolutions beside them. Prompt Diffusion's branches are read too: their convolutions of the query
+are the hint's, those of their pair of example pictures have no place here and are left out.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 
 from contextdiff_jax.encoders.compvis_names import below, unet_to_diffusers
@@ -36,17 +38,20 @@ from contextdiff_jax.system.json_files import read_object
 from contextdiff_jax.system.scalars import read_scalar, shown
 
 _KIND = "ControlNetModel"
+_PROMPT_DIFFUSION = "PromptDiffusionControlNetModel"
 _HINT_KEY = "conditioning_embedding_out_channels"
 _FIXED = {
-    "conditioning_channels": 3,
     "controlnet_conditioning_channel_order": "rgb",
     "global_pool_conditions": False,
     "projection_class_embeddings_input_dim": None,
 }
 _MOST_STEPS = 8  # that halve a hint; published branches have three
 
-_CONTROL = "control_model."
+CONTROL = "control_model."
 _ZERO = re.compile(r"zero_convs\.(?P<number>\d{1,4})\.0\.(?P<leaf>.+)")
+_PAIR, _QUERY = "input_hint_block.", "input_cond_block."  # of Prompt Diffusion; 6 and 3 channels
+_PAIR_DIFFUSERS = "controlnet_cond_embedding."
+_QUERY_DIFFUSERS = "controlnet_query_cond_embedding."
 _HINT = re.compile(r"input_hint_block\.(?P<number>\d{1,4})\.(?P<leaf>.+)")
 
 
@@ -89,9 +94,26 @@ def load_controlnet(
     path = _local(path)
     if path.is_dir():
         tensors = open_folder(path, STEM, VARIANTS)
+        tensors = _of_query(tensors, _PAIR_DIFFUSERS, _QUERY_DIFFUSERS, f"{str(path)!r}")
     else:
         tensors = _to_diffusers(_of_file(path), config)
     return controlnet_params(config, tensors, f"{str(path)!r}", dtype)
+
+
+def _of_query(
+    tensors: Mapping[str, Tensor], pair: str, query: str, where: str
+) -> dict[str, Tensor]:
+    """Returns the tensors; of Prompt Diffusion with those of the query for those of the hint."""
+    own = below(query, tensors)
+    if not own:
+        return dict(tensors)
+    logging.warning(
+        "%s is a branch of Prompt Diffusion: its convolutions of a pair of pictures, %s*, are left "
+        "out",
+        *(where, pair),
+    )
+    kept = {name: each for name, each in tensors.items() if not name.startswith((pair, query))}
+    return kept | {pair + name: each for name, each in own.items()}
 
 
 def controlnet_identity(path: str | pathlib.Path) -> str:
@@ -111,7 +133,7 @@ def _of_file(path: pathlib.Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"weights {str(path)!r} do not exist")
     tensors = open_file(path)
-    return below(_CONTROL, tensors) or dict(tensors)
+    return _of_query(below(CONTROL, tensors) or tensors, _PAIR, _QUERY, f"{str(path)!r}")
 
 
 def _hint_channels(tensors: Mapping[str, Tensor], where: str) -> tuple[int, ...]:
@@ -122,7 +144,7 @@ def _hint_channels(tensors: Mapping[str, Tensor], where: str) -> tuple[int, ...]
     if not 1 <= len(found) <= _MOST_STEPS:
         raise ValueError(
             f"{where} holds no control branch: it has no input_hint_block.0.weight, below "
-            f"{_CONTROL} or without it"
+            f"{CONTROL} or without it"
         )
     return tuple(found)
 
@@ -138,10 +160,11 @@ def controlnet_params(
 
 def read_controlnet_config(folder: os.PathLike) -> ControlNetConfig:
     """Returns the sizes of a branch's folder; raises as read_unet_config does."""
-    unet = read_unet_config(folder, (_KIND,))
+    unet = read_unet_config(folder, (_KIND, _PROMPT_DIFFUSION))
     where = os.path.join(folder, "config.json")
     values = read_object(where)
-    check_fixed(_FIXED, values, where)
+    of_pair = values.get("_class_name") == _PROMPT_DIFFUSION
+    check_fixed(_FIXED | {"conditioning_channels": 6 if of_pair else 3}, values, where)
     channels = values.get(_HINT_KEY, list(HINT_CHANNELS))
     if not isinstance(channels, list) or not 1 <= len(channels) <= _MOST_STEPS:
         raise ValueError(

@@ -4,7 +4,8 @@ They lie in the single file of a layout model below `cond_stage_model.` (Rombach
 BERTEmbedder).
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,8 @@ from contextdiff_jax.encoders.tensor_files import Tensor
 from contextdiff_jax.networks.layout_transformer import LayoutTransformer, LayoutTransformerConfig
 
 PREFIX = "cond_stage_model.transformer."
+_TOKENS, _POSITIONS = f"{PREFIX}token_emb.weight", f"{PREFIX}pos_emb.emb.weight"
+_LAYER = re.compile(re.escape(f"{PREFIX}attn_layers.layers.") + r"(\d{1,4})\.")
 
 
 def layout_transformer_params(
@@ -32,6 +35,27 @@ def layout_transformer_params(
     """
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
     return to_params(_table(config), _abstract(config), own, lambda _: False, where, dtype)
+
+
+def holds_layout_transformer(names: Collection[str]) -> bool:
+    """Whether a file's tensors are a layout model's."""
+    return _TOKENS in names
+
+
+def load_layout_transformer(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """Returns the parameters of a file's transformer, of the sizes that its shapes say.
+
+    Raises ValueError as `to_params` does.
+    """
+    shapes = {name: tensors[name].shape for name in (_TOKENS, _POSITIONS) if name in tensors}
+    if [len(shape) for shape in shapes.values()] != [2, 2]:
+        raise ValueError(f"{where}: {_TOKENS} and {_POSITIONS} must be there, of two axes each")
+    found = (_LAYER.match(name) for name in tensors)
+    layers = max((int(match[1]) // 2 + 1 for match in found if match), default=0)
+    (rows, width), (length, _) = shapes[_TOKENS], shapes[_POSITIONS]
+    # How many heads there are shows in no shape.
+    config = LayoutTransformerConfig(rows, length, width, layers, heads=1)
+    return layout_transformer_params(config, tensors, where)
 
 
 def layout_transformer_tensors(
@@ -52,8 +76,8 @@ def _abstract(config: LayoutTransformerConfig) -> Any:
 
 def _table(config: LayoutTransformerConfig) -> list[Entry]:
     found = [
-        Entry("tokens", f"{PREFIX}token_emb.weight"),
-        Entry("positions", f"{PREFIX}pos_emb.emb.weight"),
+        Entry("tokens", _TOKENS),
+        Entry("positions", _POSITIONS),
         *_norm("norm", f"{PREFIX}norm"),
     ]
     for number in range(config.layers):

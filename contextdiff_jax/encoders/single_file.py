@@ -2,8 +2,9 @@
 
 A file holds everything: the U-Net below model.diffusion_model., optionally its moving average below
 model_ema., the first stage below first_stage_model., the condition's encoder below
-cond_stage_model.; what describes the noise schedule is not needed. Sizes are not in it: published
-ones are recognised by their shapes, others are to be given.
+cond_stage_model., of ControlNet the branch below control_model.; what describes the noise schedule
+is not needed. Sizes are not in it: published ones are recognised by their shapes, others are to be
+given.
 """
 
 import pathlib
@@ -31,7 +32,12 @@ from contextdiff_jax.encoders.config import (
     STABLE_DIFFUSION_2_TEXT,
     CLIPTextConfig,
 )
+from contextdiff_jax.encoders.controlnet_weights import CONTROL, load_controlnet, read_controlnet
 from contextdiff_jax.encoders.latent_weights import first_stage_params, unet_params
+from contextdiff_jax.encoders.layout_weights import (
+    holds_layout_transformer,
+    load_layout_transformer,
+)
 from contextdiff_jax.encoders.local_folder import local_folder
 from contextdiff_jax.encoders.name_map import check_fit
 from contextdiff_jax.encoders.openai_names import to_hugging_face
@@ -87,13 +93,19 @@ def single_file_stage_identity(path: str | pathlib.Path) -> str:
 
 
 def single_file_weights(path: str | pathlib.Path) -> dict[str, Any]:
-    """Returns the U-Net of a file, as a run's "denoiser", and its class embedding if it has one.
+    """Returns the U-Net of a file, as a run's "denoiser", and the conditioner it learned with it.
 
-    That is the table of the condition "label", whose last row is no class. The sizes must be
-    published ones. Raises as load_single_file_unet does.
+    A class embedding is the table of the condition "label", whose last row is no class; a
+    transformer over layouts is the tokens of the condition "layout". A control branch is the
+    denoiser's "control". The sizes must be published ones. Raises as load_single_file_unet does.
     """
     config, weights = load_single_file_unet(path)
     tensors, _ = _open(path)
+    if any(name.startswith(CONTROL) for name in tensors):
+        weights["control"] = load_controlnet(path, read_controlnet(path, config))
+    if holds_layout_transformer(tensors):
+        layout = load_layout_transformer(tensors, f"{str(path)!r}")
+        return {"denoiser": weights, "conditions": {"layout": {"denoiser": {"tokens": layout}}}}
     if CLASS_EMBEDDING not in tensors:
         return {"denoiser": weights}
     rows = tensors[CLASS_EMBEDDING].shape[0]

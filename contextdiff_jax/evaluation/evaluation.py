@@ -54,6 +54,7 @@ class Settings:
     reference: tuple[str, ...] = ()
     features: str = "clip"
     clip: str = ""
+    lpips: str = ""
     resize: str = "torch-fidelity"
     guidance: tuple[float, ...] = ()
     runs: tuple[tuple[str, str], ...] = ()

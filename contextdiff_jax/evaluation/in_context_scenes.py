@@ -10,19 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
-from contextdiff_jax.conditions.requests import Request
 from contextdiff_jax.data.context_scenes import TEXTURES, ContextScenesSource, Shown, textured
+from contextdiff_jax.data.example import SkipReport
 from contextdiff_jax.data.scenes import CELL_BORDERS, Scene, Thing
 from contextdiff_jax.data.scenes_drawing import PALETTE
 from contextdiff_jax.evaluation.evaluation import Evaluation
 from contextdiff_jax.evaluation.galleries import sample_gallery
+from contextdiff_jax.evaluation.in_context_examples import written_examples
 from contextdiff_jax.evaluation.results import Result, Table
 from contextdiff_jax.evaluation.scenes_checker import Seen, read
 from contextdiff_jax.generation.generate import Pictures
-from contextdiff_jax.parallel import distributed
-from contextdiff_jax.spaces.pictures import write_png
 
 SCENES = 128  # by default
 FROM_CONTEXT, FROM_QUERY = ("colour", "texture"), ("shape", "place")
@@ -115,34 +113,16 @@ def plan_in_context(evaluation: Evaluation) -> Callable[[], Result]:
     source = ContextScenesSource(data)
 
     def work() -> Result:
-        requests = _written(source, count, evaluation.output / "in_context")
+        folder = evaluation.output / "in_context"
+        examples = written_examples(source, range(count), folder, SkipReport())
         wanted = [look_wanted(source.shown(index)) for index in range(count)]
         drawn = {}
         for title, names in _SETS.items():
-            chosen = [{k: v if k in names else None for k, v in each.items()} for each in requests]
             folder = f"in_context_{'_'.join(names)}"
-            drawn[folder] = title, evaluation.draw_requests(chosen, folder)
+            drawn[folder] = title, evaluation.draw_requests(examples.asking(names), folder)
         return _result(evaluation, drawn, wanted, data.split)
 
     return work
-
-
-def _written(source: ContextScenesSource, count: int, folder: epath.Path) -> list[Request]:
-    """Writes the query and the context of the first scenes, and returns the requests."""
-    requests = []
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(count):
-        example = source[index]
-        pictures = [example.maps["query"], *np.moveaxis(example.maps["context"], 2, 0)]
-        paths = [folder / f"{index:06d}_query.png"]
-        paths += [folder / f"{index:06d}_context_{n}.png" for n in range(len(pictures) - 1)]
-        if distributed.is_main():
-            for path, picture in zip(paths, pictures, strict=True):
-                write_png(path, picture[..., :3])
-        query, *context = map(str, paths)
-        requests.append({"text": example.captions[0], "context": context, "query": query})
-    distributed.wait_for_all("pictures of context")
-    return requests
 
 
 def _result(

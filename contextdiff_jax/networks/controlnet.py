@@ -149,6 +149,33 @@ class ControlledUNet(UNet):
         return self._rest(h, conditions, residuals)
 
 
+class ControlledLatentUNet(LatentUNet):
+    """A LatentUNet with its ControlNet, which is its sub-module "control".
+
+    Attributes beside those of LatentUNet:
+      hint_channels: of the HintEncoder.
+    """
+
+    hint_channels: tuple[int, ...] = HINT_CHANNELS
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        context: jax.Array,
+        hint: jax.Array,
+        hint_present: jax.Array,
+    ) -> jax.Array:
+        """Returns what LatentUNet does; hint, hint_present: as ControlledUNet has them."""
+        branch = ControlNet(
+            self.config, self.dtype, hint_channels=self.hint_channels, name="control"
+        )
+        residuals = shown(branch(x, t, context, hint), hint_present)
+        h, conditions = self._enter(x, t, context)
+        return self._rest(h, conditions, residuals)
+
+
 def shown(residuals: Residuals, present: jax.Array) -> list[jax.Array]:
     """Returns residuals (B, ...) that are zero where present (B,) is False."""
     return [jnp.where(present[:, None, None, None], each, 0.0) for each in residuals]

@@ -217,6 +217,19 @@ def ldm_layout() -> LatentUNetConfig:
     )
 
 
+def tiny_latent_unet() -> LatentUNetConfig:
+    """A U-Net of 31 thousand parameters, for tests."""
+    return LatentUNetConfig(
+        channels=(16, 32, 32),
+        num_blocks=1,
+        attention_levels=(0, 1),
+        heads=(2, 2, 2),
+        groups=8,
+        context_dim=24,
+        sample_size=8,
+    )
+
+
 def kl_f8() -> AutoencoderConfig:
     """Stable Diffusion's first stage, 83,653,863 parameters."""
     return AutoencoderConfig()

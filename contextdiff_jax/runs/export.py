@@ -11,7 +11,9 @@ identity is recorded and checked when the export is read. So are the checksums, 
 else: what differs from when it was exported is refused (CheckpointError), by the file's name.
 """
 
+import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -57,12 +59,33 @@ def export_pipeline(
     Raises CheckpointError where the first has none, where two were trained with configs that one
     export cannot hold, or where weights that a run did not train are not those it had.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
-    workdir, output = epath.Path(workdir), epath.Path(output)
+    workdir = epath.Path(workdir)
     found = _trained_stages(config, workdir)
     for name, metadata in found.items():
         fixed_weights(metadata, workdir / name)  # what is refused leaves the export that was there
+    stages = Stages(config, workdir, found, lambda name: whole_ema(workdir / name))
+    write_export(stages, output, dtype, copy_encoders)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """What an export is made of.
+
+    workdir: of the config's runs, whose encoders are copied. metadata: of each stage, as its
+    checkpoint has it. read: returns a stage's weights and their own metadata, by its name.
+    """
+
+    config: Config
+    workdir: epath.Path
+    metadata: dict[str, dict[str, Any]]
+    read: Callable[[str], tuple[Any, dict[str, Any]]]
+
+
+def write_export(stages: Stages, output: epath.PathLike, dtype: str, copy_encoders: bool) -> None:
+    """Writes the weights of stages to `output`; arguments and errors as of `export_pipeline`."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
+    output, found = epath.Path(output), stages.metadata
     content = {"format": FORMAT, "dtype": dtype, **_described(found)}
     described = from_config_dict(content["config"])
     if distributed.is_main():
@@ -71,15 +94,15 @@ def export_pipeline(
         (output / checksums.NAME).unlink(missing_ok=True)
     distributed.wait_for_all("export begins")
     for name in found:
-        weights, metadata = whole_ema(workdir / name)
+        weights, metadata = stages.read(name)
         save_tree(output / name, jax.tree.map(lambda w: np.asarray(w, jnp.dtype(dtype)), weights))
         content["stages"][name]["step"] = metadata["step"]  # a run may be training on
     if distributed.is_main():
-        _copy_encoders(config, workdir, output, copy_encoders)
+        _copy_encoders(stages.config, stages.workdir, output, copy_encoders)
         with written_whole(output / DESCRIPTION) as file:
             file.write_text(json.dumps(content, indent=2))
         checksums.record(output, _own_files(output, list(found)))
-        write_card(output, Trained(described, found, workdir), "contextdiff")
+        write_card(output, Trained(described, found, stages.workdir), "contextdiff")
     distributed.wait_for_all("export")
     logging.info("exported %s to %s", ", ".join(found), output)
 

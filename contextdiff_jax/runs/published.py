@@ -27,7 +27,7 @@ def check_model(config: Config, name: str) -> None:
     """
     run, folder = config.runs[name], epath.Path(config.model)
     task, unet = run.task, epath.Path(run.start_from.path)
-    if not config.model or task.pipeline is None:
+    if not config.model or not task.in_latents:
         return
     if not folder.is_dir():
         raise ValueError(
@@ -39,6 +39,8 @@ def check_model(config: Config, name: str) -> None:
             f"config.model = {config.model!r}: has no {INDEX}: must be a folder of Stable "
             "Diffusion in diffusers' layout"
         )
+    if unet == folder:  # with its branch
+        unet = folder / "unet"
     if unet.parent != folder:
         return
     found = read_unet_config(unet)

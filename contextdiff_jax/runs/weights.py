@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from contextdiff_jax.encoders.controlnet_weights import load_controlnet, read_controlnet
 from contextdiff_jax.encoders.diffusers_configs import UNET_CLASS
 from contextdiff_jax.encoders.latent_weights import load_unet
 from contextdiff_jax.encoders.single_file import single_file_in, single_file_weights
@@ -70,6 +71,18 @@ def _unet_weights(folder: epath.Path) -> Params:
     return {"denoiser": load_unet(folder)[1]}
 
 
+def _is_controlled(folder: epath.Path) -> bool:
+    return all((folder / part / "config.json").is_file() for part in ("unet", "controlnet"))
+
+
+def _controlled_weights(folder: epath.Path) -> Params:
+    """Returns a U-Net with its branch, which is the denoiser's "control"."""
+    sizes, unet = load_unet(folder / "unet")
+    branch = folder / "controlnet"
+    control = load_controlnet(branch, read_controlnet(branch, sizes))
+    return {"denoiser": {**unet, "control": control}}
+
+
 def _has_single_file(folder: epath.Path) -> bool:
     return single_file_in(folder) is not None
 
@@ -83,6 +96,7 @@ READERS = (
     Reader("the folder of a run, WORKDIR/RUN", _is_run, lambda folder: whole_ema(folder)[0]),
     Reader("of a stage of an export, EXPORT/STAGE", holds_tree, load_tree),
     Reader("unet/ of Stable Diffusion in diffusers' layout", _is_unet, _unet_weights),
+    Reader("with unet/ and controlnet/ of Stable Diffusion", _is_controlled, _controlled_weights),
     Reader("with one single file of CompVis", _has_single_file, _single_file_weights),
 )
 

@@ -157,3 +157,17 @@ class SamplerConfig:
             skip_last=self.skip_last,
             final=self.final_timestep,
         )
+
+
+def published_ddim(num_steps: int, guidance_scale: float) -> SamplerConfig:
+    """DDIM as diffusers has it for latent diffusion: it ends at the first noise level."""
+    return SamplerConfig(
+        name="ddim",
+        num_steps=num_steps,
+        spacing="leading",
+        offset=1,
+        final_timestep=1,
+        guidance_scale=guidance_scale,
+        guidance_space="eps",
+        threshold="none",
+    )

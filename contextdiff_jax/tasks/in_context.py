@@ -2,6 +2,7 @@
 
 Context Diffusion (Najdenkoska et al. 2024), in pixels: the denoiser attends to [text, context], and
 a control branch reads the query. Any of the three may be missing, in training as in requests.
+latent_in_context.py has the same in latents.
 """
 
 import dataclasses
@@ -59,6 +60,19 @@ class ContextConfig:
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be in [0, 1]")
 
+    def check_data(self, where: str, data: DataConfig) -> None:
+        """Raises ValueError where the data have another number of pictures of context."""
+        if data.context != self.most:
+            raise ValueError(
+                f"{where}.context.most = {self.most}: must be {data.context}, the pictures of "
+                f"context that {where.rpartition('.')[0]}.data gives"
+            )
+
+    @property
+    def used_floor(self) -> float:
+        """The floor of the normalization; 0 for none."""
+        return self.floor if self.normalize else 0.0
+
 
 @register
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,17 +112,12 @@ class InContextConfig(DiffusionTaskConfig):
                 f"{where}.hint_channels = {self.hint_channels}: must be one number, at least 1: "
                 "the query is as large as the picture"
             )
-        if data.context != self.context.most:
-            raise ValueError(
-                f"{where}.context.most = {self.context.most}: must be {data.context}, the pictures "
-                f"of context that {where.rpartition('.')[0]}.data gives"
-            )
+        self.context.check_data(where, data)
 
     def build(self, parts: Parts) -> "InContextTask":
         """Returns the task with the conditions "text", "context" and "query"."""
         text = text_condition(self, parts, "unet")
-        floor = self.context.floor if self.context.normalize else 0.0
-        side = parts.data.resolution
+        floor, side = self.context.used_floor, parts.data.resolution
         context = ContextImages(
             self.context.most,
             side,
@@ -127,8 +136,8 @@ class InContextConfig(DiffusionTaskConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InContextTask(DiffusionTask):
-    """A diffusion task whose conditions are missing at times in training.
+class AtTimesMissing:
+    """What makes the conditions of a diffusion task be missing at times; mixed into one.
 
     What is missing is what a request without it is: the same arrays, so the same network inputs.
     """
@@ -164,3 +173,8 @@ class InContextTask(DiffusionTask):
             "context": jnp.where(kept[:, None, None, :, None], context, 0).astype(jnp.uint8),
             "query": jnp.where(query[:, None, None, None], batch["query"], 0).astype(jnp.uint8),
         }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InContextTask(AtTimesMissing, DiffusionTask):
+    """A diffusion task with the conditions "text", "context" and "query"."""

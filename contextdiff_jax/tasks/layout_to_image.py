@@ -1,7 +1,7 @@
 """Pictures of a layout: boxes with classes."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 from contextdiff_jax.conditions.condition import Condition
 from contextdiff_jax.conditions.layout import LaidOutSource, Layout, LayoutConfig
@@ -42,42 +42,11 @@ class LayoutToImageConfig(DiffusionTaskConfig):
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
         self.layout.validate(f"{where}.layout")
         super().validate(where, data, use_adapter)
-        self._check_data(f"{where.rpartition('.')[0]}.data", data)
-        self._check_classes(f"{where}.classes")
+        check_layouts(self, where, data)
         check_width(f"{where}.unet.text_dim", self.unet.text_dim, self.layout.width)
         if use_adapter:
             width = self.layout.adapter_width
             check_width(f"{where}.adapter.text_dim", self.adapter.text_dim, width)
-
-    def _check_data(self, where: str, data: DataConfig) -> None:
-        if data.source == "shards":
-            raise ValueError(
-                f"{where}.source = 'shards': must be 'scenes', 'folder' or 'tfds', shards hold no "
-                f"boxes, which {self.kind} reads"
-            )
-        if data.source != "scenes" and not data.boxes_field:
-            raise ValueError(f"{where}.boxes_field is missing; {self.kind} reads it")
-        if data.source == "scenes" and data.scenes.context:
-            raise ValueError(
-                f"{where}.scenes.context = {data.scenes.context}: must be 0, scenes in context "
-                f"have no boxes, which {self.kind} reads"
-            )
-
-    def _check_classes(self, where: str) -> None:
-        if not self.classes:
-            raise ValueError(f"{where} = (): must be one name or more")
-        for name in self.classes:
-            if not name or ";" in name or name != " ".join(name.split()):
-                raise ValueError(
-                    f"{where} has {name!r}: must be words with one space between, without ;"
-                )
-        if len(set(self.classes)) < len(self.classes):
-            twice = next(name for name in self.classes if self.classes.count(name) > 1)
-            raise ValueError(f"{where} has {twice!r} twice: must be different names")
-        if self.layout.tokens == "ldm" and len(self.classes) > PAD:
-            raise ValueError(
-                f"{where} has {len(self.classes)} names: must be at most {PAD} for LDM's tokens"
-            )
 
     def usable(self, source: Source) -> Source:
         """Returns the source whose captions are layouts."""
@@ -92,4 +61,47 @@ class LayoutToImageConfig(DiffusionTaskConfig):
             denoiser=denoiser(self.unet, dtype=parts.dtype),
             conditions=(layout,),
             **self.shared_parts(parts),
+        )
+
+
+class OfLayouts(Protocol):
+    """What `check_layouts` reads of a task's section."""
+
+    kind: str
+    classes: tuple[str, ...]
+    layout: LayoutConfig
+
+
+def check_layouts(config: OfLayouts, where: str, data: DataConfig) -> None:
+    """Raises ValueError where the data hold no boxes, or the classes cannot be told apart."""
+    _check_data(config.kind, f"{where.rpartition('.')[0]}.data", data)
+    classes, where = config.classes, f"{where}.classes"
+    if not classes:
+        raise ValueError(f"{where} = (): must be one name or more")
+    for name in classes:
+        if not name or ";" in name or name != " ".join(name.split()):
+            raise ValueError(
+                f"{where} has {name!r}: must be words with one space between, without ;"
+            )
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise ValueError(f"{where} has {twice!r} twice: must be different names")
+    if config.layout.tokens == "ldm" and len(classes) > PAD:
+        raise ValueError(
+            f"{where} has {len(classes)} names: must be at most {PAD} for LDM's tokens"
+        )
+
+
+def _check_data(kind: str, where: str, data: DataConfig) -> None:
+    if data.source == "shards":
+        raise ValueError(
+            f"{where}.source = 'shards': must be 'scenes', 'folder' or 'tfds', shards hold no "
+            f"boxes, which {kind} reads"
+        )
+    if data.source != "scenes" and not data.boxes_field:
+        raise ValueError(f"{where}.boxes_field is missing; {kind} reads it")
+    if data.source == "scenes" and data.scenes.context:
+        raise ValueError(
+            f"{where}.scenes.context = {data.scenes.context}: must be 0, scenes in context "
+            f"have no boxes, which {kind} reads"
         )

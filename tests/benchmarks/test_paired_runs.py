@@ -169,7 +169,7 @@ def test_bits_of_a_bound_and_of_a_flow_are_told_apart():
     flow = {"bits_per_dim": 2.9, "prior": 2.0, "volume": -6.1, "probe_error": None}
     for values in (bound, flow):
         results = {"bits_per_dim": Result("", "", values, {})}
-        found = paired_runs.figures(results)
+        found = paired_runs.figures(results, "base")
         assert found == {name: values[name] for name in values if name in paired_runs.BITS}
 
 

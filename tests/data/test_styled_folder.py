@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from contextdiff_jax.data.config import DataConfig, StylesConfig
-from contextdiff_jax.data.example import SkipReport
+from contextdiff_jax.data.example import DamagedSample, SkipReport
 from contextdiff_jax.data.sources import open_source
 
 STYLES = ("flat", "3d", "ink")
@@ -88,6 +88,19 @@ def test_a_damaged_query_damages_the_sample(config, tmp_path):
     with pytest.raises(Exception, match="its query or context: no usable image") as error:
         source[0]
     assert error.value.key == source._folder.values[source.row(0)][2]
+
+
+def test_a_query_of_another_size_is_one_unless_it_lies_elsewhere(config, tmp_path):
+    """Twice as large is the same place; twice as wide is another."""
+    source = open_source(config)
+    index = 0
+    query = tmp_path / source._folder.values[source.chosen(index)[0]][2]
+    expected = source[index]
+    Image.open(query).resize((24, 24)).save(query)
+    np.testing.assert_array_equal(source[index].maps["query"], expected.maps["query"])
+    Image.open(query).resize((24, 12)).save(query)
+    with pytest.raises(DamagedSample, match="query is not as wide for its height"):
+        source[index]
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,49 @@ def test_its_own_files_are_read_too(branch, folder, oracle, latent_oracles, tmp_
     latent_oracles.assert_same(controlnet_weights.load_controlnet(path, read), expected)
 
 
+def test_prompt_diffusion_is_its_query_s_convolutions(branch, folder, tmp_path, caplog):
+    """Under its own names and diffusers', beside a stack of six channels that is left out."""
+    from safetensors.numpy import load_file, save_file
+
+    expected = controlnet_weights.load_controlnet(
+        folder, controlnet_weights.read_controlnet_config(folder)
+    )
+    tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
+    hint = "controlnet_cond_embedding."
+    own = {name: value for name, value in tensors.items() if name.startswith(hint)}
+    pair = {name: RNG.normal(size=value.shape).astype(np.float32) for name, value in own.items()}
+    pair[f"{hint}conv_in.weight"] = RNG.normal(size=(4, 6, 3, 3)).astype(np.float32)
+    query = {name.replace("_cond_", "_query_cond_"): value for name, value in own.items()}
+    save_file({**tensors, **pair, **query}, tmp_path / "diffusion_pytorch_model.safetensors")
+    values = json.loads((folder / "config.json").read_text())
+    values |= {"_class_name": "PromptDiffusionControlNetModel", "conditioning_channels": 6}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = controlnet_weights.read_controlnet_config(tmp_path)
+    found = by_name(controlnet_weights.load_controlnet(tmp_path, config))
+    assert found.keys() == by_name(expected).keys() and "are left out" in caplog.text
+    for name, leaf in by_name(expected).items():
+        np.testing.assert_array_equal(leaf, found[name], err_msg=name)
+
+
+def test_prompt_diffusion_s_own_file_is_read_too(branch, folder, oracle, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    config = controlnet_weights.read_controlnet_config(folder)
+    expected = by_name(controlnet_weights.load_controlnet(folder, config))
+    path = oracle.write_single_file(tmp_path / "control.safetensors", branch)
+    tensors = load_file(path)
+    hint = "control_model.input_hint_block."
+    query = {n.replace("_hint_", "_cond_"): v for n, v in tensors.items() if n.startswith(hint)}
+    pair = {name: value + 1 for name, value in tensors.items() if name.startswith(hint)}
+    pair[f"{hint}0.weight"] = np.zeros((4, 6, 3, 3), np.float32)
+    save_file({**tensors, **pair, **query}, path)
+    read = controlnet_weights.read_controlnet(path, config.unet)
+    found = by_name(controlnet_weights.load_controlnet(path, read))
+    assert read == config and found.keys() == expected.keys()
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(leaf, found[name], err_msg=name)
+
+
 def test_the_published_size():
     shapes = abstract_controlnet(ControlNetConfig(stable_diffusion_1()))
     sizes = [leaf.size for leaf in jax.tree.leaves(nn.unbox(shapes))]

@@ -3,16 +3,34 @@
 import dataclasses
 import json
 
+import jax
 import pytest
 
 from contextdiff_jax.config import EncoderRef, with_task
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.encoders.tokenizers import train_tokenizer
+from contextdiff_jax.generation import stable_diffusion
+from contextdiff_jax.parallel.mesh import make_mesh
+from contextdiff_jax.runs import train
 from contextdiff_jax.runs.prepare import Job
 from contextdiff_jax.tasks.diffusion_config import PreviewConfig
 from tests.fixtures.tiny_tasks import CAPTIONS, WIDTH
 
 SAMPLES, DAMAGED = 11, 4
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Eight virtual ones would take eight times as long to compile for."""
+    devices = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (train, stable_diffusion):
+            patch.setattr(module, "make_mesh", lambda config: make_mesh(config, devices))
+        patch.setattr(
+            "contextdiff_jax.generation.cascade._sampling_mesh",
+            lambda config: make_mesh(config.mesh, devices),
+        )
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,6 @@ from contextdiff_jax.generation import stable_diffusion
 from contextdiff_jax.generation.cascade import Cascade
 from contextdiff_jax.generation.stable_diffusion import Settings
 from contextdiff_jax.networks.lora import with_lora
-from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.runs import train
 from contextdiff_jax.runs.export import export_pipeline
 from contextdiff_jax.runs.export_diffusers import export_diffusers
@@ -47,20 +46,6 @@ LORA = {
     "runs__base__trainable": ("lora",),
     "runs__base__start_from__fresh": ("lora",),
 }
-
-
-@pytest.fixture(scope="module")
-def one_device():
-    """Eight virtual ones would take eight times as long to compile for."""
-    devices = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (train, stable_diffusion):
-            patch.setattr(module, "make_mesh", lambda config: make_mesh(config, devices))
-        patch.setattr(
-            "contextdiff_jax.generation.cascade._sampling_mesh",
-            lambda config: make_mesh(config.mesh, devices),
-        )
-        yield
 
 
 def trained(config, workdir):

@@ -1,0 +1,121 @@
+"""Context Diffusion's figures: RMSE and Frechet distance for each direction between styles.
+
+A direction leads from the query's style to the one asked for, of a folder of photographs with their
+edges, depth and segmentation as files: "edges to photo", "photo to depth". RMSE is the root of the
+mean over pictures of each one's mean squared error, pixels in 0..1 (Najdenkoska et al. 2024).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from contextdiff_jax.evaluation.evaluation import Evaluation
+from contextdiff_jax.evaluation.feature_networks import FeatureNetwork, clip_folder, load_networks
+from contextdiff_jax.evaluation.frechet import frechet_distance
+from contextdiff_jax.evaluation.in_context_examples import Examples
+from contextdiff_jax.evaluation.in_context_held_out import (
+    BOTH,
+    CONTEXT,
+    PROMPT,
+    Images,
+    drawn,
+    held_out,
+    images_of,
+    parts,
+)
+from contextdiff_jax.evaluation.results import Result, Table
+from contextdiff_jax.evaluation.statistics import FeatureStatistics
+
+
+def rmse(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Returns the root of the mean squared error of pairs of pictures (n, H, W, 3) uint8.
+
+    Each picture's own mean squared error counts as much. Raises ValueError without any.
+    """
+    errors = [
+        np.square(first.astype(np.float64) / 255 - second / 255.0).mean((1, 2, 3))
+        for first, second in pairs
+    ]
+    if not errors:
+        raise ValueError("0 pictures: an error needs at least 1")
+    return float(np.sqrt(np.concatenate(errors).mean()))
+
+
+def plan_directions(evaluation: Evaluation) -> Callable[[], Result]:
+    """RMSE and Frechet distance of held-out pictures, by direction and by what is given."""
+    settings = evaluation.settings
+    asked = held_out(evaluation, "directions")
+    folder = clip_folder(evaluation.config, evaluation.locate, settings.clip)
+    network = load_networks(settings.features, settings.resize, folder, settings.batch_size).frechet
+
+    def work() -> Result:
+        examples, directions = asked.written(evaluation)
+        found = {name: drawn(evaluation, examples, name)[1] for name in (BOTH, CONTEXT, PROMPT)}
+        measure = _Measure(evaluation, network, examples)
+        values: dict[str, Any] = {}
+        for pair in sorted(set(directions)):
+            chosen = [number for number, each in enumerate(directions) if each == pair]
+            title = " to ".join(pair)
+            values[title] = {"count": len(chosen), **measure(chosen, found)}
+        return _result(network, values, asked.protocol(evaluation, examples), evaluation)
+
+    return work
+
+
+class _Measure:
+    """Figures of some of the examples, for each set of pictures drawn of them."""
+
+    def __init__(self, evaluation: Evaluation, network: FeatureNetwork, examples: Examples):
+        self._stage, self._size = evaluation.stage, evaluation.settings.batch_size
+        self._network, self._examples = network, examples
+
+    def __call__(self, chosen: list[int], sets: dict[str, Any]) -> dict[str, dict[str, float]]:
+        true, found = self._statistics(chosen, self._examples.true), {}
+        for name, pictures in sets.items():
+            images = images_of(pictures, self._stage)
+            ours = self._statistics(chosen, images)
+            found[name] = {
+                "RMSE": self._rmse(chosen, images),
+                self._network.distance_name: frechet_distance(ours, true).distance,
+            }
+        return found
+
+    def _rmse(self, chosen: list[int], images: Images) -> float:
+        return rmse((images(p), self._examples.true(p)) for p in parts(chosen, self._size))
+
+    def _statistics(self, chosen: list[int], images: Images) -> FeatureStatistics:
+        network = self._network
+        found = FeatureStatistics(network.identity, network.dimension, f"{len(chosen)} pictures")
+        for some in parts(chosen, self._size):
+            found.update(network.extract(images(some))[network.layer])
+        return found
+
+
+def _result(
+    network: FeatureNetwork, values: dict[str, Any], protocol: dict, evaluation: Evaluation
+) -> Result:
+    columns, rows = ("direction", "given", "count", "RMSE", network.distance_name), []
+    for title, found in values.items():
+        for name in (BOTH, CONTEXT, PROMPT):
+            rows.append((title, name, found["count"], *found[name].values()))
+    few = min(found["count"] for found in values.values())
+    note = ""
+    if few <= network.dimension:
+        note = (
+            f"a direction has {few} pictures, not more than the {network.dimension} features: its "
+            f"{network.distance_name} is biased upwards; compare only equal counts"
+        )
+    return Result(
+        title="How near are the pictures of each direction to the true ones?",
+        summary="A direction leads from the query's style to the one asked for. RMSE: pixels in "
+        "0..1, the root of the mean over pictures.",
+        values=values,
+        protocol=protocol
+        | {
+            "features": network.identity.to_json(),
+            "RMSE": "root of the mean of each picture's mean squared error, pixels in 0..1",
+        },
+        tables=(Table("directions", columns, tuple(rows), note=note),),
+        warnings=(note,) if note else (),
+    )
