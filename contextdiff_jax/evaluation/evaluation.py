@@ -65,6 +65,7 @@ class Settings:
     terms: int = 0
     ode_steps: int = 0
     probes: int = 0
+    npz: str = ""
 
 
 class Evaluation:

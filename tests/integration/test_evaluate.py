@@ -301,6 +301,41 @@ def test_partial_inception_weights_and_a_folder_of_photographs(
     assert "features differ in protocol: 'clean-fid'" in sentence
 
 
+def test_adm_s_measures_and_its_files(settings, shared_data, tmp_path):
+    """Of real weights; against a source, and against a batch of the same pictures with moments."""
+    (weights,) = sorted(shared_data("weights").rglob("*nception*.safetensors"))[:1]
+    (tmp_path / "captions.txt").write_text("a red circle\na blue square\n" * 3)
+    asked = settings(
+        features=str(weights),
+        count=6,
+        captions=str(tmp_path / "captions.txt"),
+        reference=("limit=8",),
+        npz=str(tmp_path / "samples.npz"),
+    )
+    evaluate.evaluate(asked, {"adm": evaluate.PLANS["adm"]})
+    first = results(tmp_path / "out")["adm"]
+    assert set(first["values"]) == {"FID-768", "sFID", "precision", "recall"}
+    assert any("6 pictures, not 50,000" in warning for warning in first["warnings"])
+    assert first["protocol"]["features"]["protocol"] == "torch-fidelity"
+    drawn = np.load(tmp_path / "samples.npz")["arr_0"]
+    for place, picture in enumerate(drawn):
+        path = tmp_path / f"out/adm/base/{place:06d}.png"
+        np.testing.assert_array_equal(picture, np.asarray(Image.open(path)))
+    (folder,) = (tmp_path / "out").glob("reference_*")
+    moments = {}
+    for layer, keys in (("768", ("mu", "sigma")), ("spatial", ("mu_s", "sigma_s"))):
+        stored = features(folder / "features", layer).astype(np.float64)
+        moments |= zip(keys, (stored.mean(0), np.cov(stored, rowvar=False)), strict=True)
+    np.savez(tmp_path / "batch.npz", arr_0=drawn, **moments)
+    again = dataclasses.replace(asked, reference=(str(tmp_path / "batch.npz"),), npz="")
+    evaluate.evaluate(again, {"adm": evaluate.PLANS["adm"]})
+    second = results(tmp_path / "out")["adm"]
+    for name in ("FID-768", "sFID"):
+        assert second["values"][name] == pytest.approx(first["values"][name], rel=1e-6)
+    # The batch's pictures are the drawn ones themselves.
+    assert second["values"]["precision"] == second["values"]["recall"] == 1.0
+
+
 def test_what_is_measured_by_default_of_scenes_can_be():
     found = {kind: task.scenes_measure for kind, task in registered().items()}
     assert set(found.values()) <= set(evaluate.PLANS)
