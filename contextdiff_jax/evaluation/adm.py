@@ -58,12 +58,13 @@ class _OfBatch:
 
     def __init__(self, path: str, network: FeatureNetwork):
         self.path, self.network, self.batch = path, network, read_batch(path)
+        self.count = len(self.batch.pictures)
         _check_width(self.batch, network, path)
 
     def record(self) -> dict[str, Any]:
         """Returns what the reference is."""
         of = "moments in the file" if self.batch.pooled else "its pictures"
-        return {"batch": self.path, "pictures": len(self.batch.pictures), "distances to": of}
+        return {"batch": self.path, "pictures": self.count, "distances to": of}
 
     def read(self, evaluation: Evaluation) -> Real:
         """Returns it; the features of its pictures are kept in OUTPUT."""
@@ -71,7 +72,7 @@ class _OfBatch:
         files = extract_features(
             evaluation.output / "adm_reference",
             {"features": network.record, "batch": hashlib.sha256(batch.pictures).hexdigest()},
-            len(batch.pictures),
+            self.count,
             lambda places: batch.pictures[places.start : places.stop],
             network.extract,
             evaluation.watch,
@@ -87,6 +88,7 @@ class _OfData:
         settings = evaluation.settings
         self.network = network
         self.reference = Reference(settings.reference, data, network, settings.count or COUNT)
+        self.count = self.record()["images"]
 
     def record(self) -> dict[str, Any]:
         """Returns what the reference is."""
@@ -111,11 +113,12 @@ def plan_adm(evaluation: Evaluation) -> Callable[[], Result]:
     captions, of = _captions(evaluation, data, classes)
     batch = len(asked) == 1 and asked[0].endswith(".npz")
     reference = _OfBatch(asked[0], network) if batch else _OfData(evaluation, data, network)
-    if len(captions) <= _NEIGHBOURS:
-        raise ValueError(
-            f"--count={len(captions)}: must be at least {_NEIGHBOURS + 1}, precision and recall "
-            f"are of {_NEIGHBOURS} neighbours"
-        )
+    for what, count in (("--count", len(captions)), ("pictures of --reference", reference.count)):
+        if count <= _NEIGHBOURS:
+            raise ValueError(
+                f"{what} = {count}: must be at least {_NEIGHBOURS + 1}, precision and recall are "
+                f"of {_NEIGHBOURS} neighbours"
+            )
 
     def work() -> Result:
         pictures = evaluation.draw(captions, "adm")

@@ -1,15 +1,24 @@
 """ADM's measures against their formulas, and the files of its evaluator."""
 
+import dataclasses
+import functools
 import types
 
+import jax
 import numpy as np
 import pytest
+from etils import epath
+from PIL import Image
 from scipy import linalg, special
 
-from contextdiff_jax.evaluation import adm, inception_score
+from contextdiff_jax.data.config import DataConfig, ScenesConfig
+from contextdiff_jax.evaluation import adm, extraction, inception_score
 from contextdiff_jax.evaluation.adm_batches import read_batch, write_batch
+from contextdiff_jax.evaluation.evaluation import Settings
 from contextdiff_jax.evaluation.features import FeatureFiles
 from contextdiff_jax.evaluation.frechet import moments_of
+from contextdiff_jax.generation.generate import Pictures
+from contextdiff_jax.system.interruption import Watch
 
 NETWORK = types.SimpleNamespace(
     layer="2048",
@@ -138,3 +147,109 @@ def test_what_is_no_batch_is_refused(changes, sentence, tmp_path):
     np.savez(path, **kept)
     with pytest.raises(ValueError, match=f"is no batch of ADM's evaluator: {sentence}"):
         read_batch(path)
+
+
+# ---- the whole measurement, with pictures in the place of an export's
+
+
+class Evaluation:
+    """What plan_adm asks of an evaluation; pictures of a class have its grey, and noise."""
+
+    stage = "base"
+
+    def __init__(self, settings, classes):
+        self.settings, self.output, self.watch = settings, epath.Path(settings.output), Watch()
+        task = types.SimpleNamespace(classes=classes)
+        self.config = types.SimpleNamespace(runs={"base": types.SimpleNamespace(task=task)})
+        self.classes = classes
+
+    def data(self):
+        return DataConfig(source="scenes", resolution=32, scenes=ScenesConfig())
+
+    def protocol(self):
+        return {"seed": 0}
+
+    def draw(self, captions, folder):
+        path = self.output / folder
+        (path / "base").mkdir(parents=True, exist_ok=True)
+        (path / "manifest.json").write_text(repr(captions))
+        rng = np.random.default_rng(0)
+        for place, name in enumerate(captions):
+            grey = 100 * self.classes.index(name) + 20
+            picture = rng.integers(grey, grey + 100, (32, 32, 3), np.uint8)
+            Image.fromarray(picture).save(path / f"base/{place:06d}.png")
+        requests = tuple({"label": name} for name in captions)
+        return Pictures(path, requests, ("base",))
+
+
+def asked(tmp_path, shared_data, **changes):
+    (weights,) = shared_data("weights/inception_v3_2015").glob("*.safetensors")
+    settings = Settings(
+        output=str(tmp_path / "out"),
+        count=6,
+        batch_size=4,
+        features=str(weights),
+        reference=("limit=8",),
+    )
+    return dataclasses.replace(settings, **changes)
+
+
+def stored(folder, layer):
+    parts = [np.load(path)[layer] for path in sorted(folder.glob("*.npz"))]
+    return np.concatenate(parts).astype(np.float64)
+
+
+@pytest.mark.slow
+def test_a_source_and_a_batch_with_its_moments_give_the_same(tmp_path, shared_data, monkeypatch):
+    settings = asked(tmp_path, shared_data, npz=str(tmp_path / "samples.npz"))
+    # Compiled once, and for one device.
+    make = functools.lru_cache(adm.inception_network)
+    monkeypatch.setattr(adm, "inception_network", make)
+    monkeypatch.setattr(extraction.jax, "local_devices", lambda: jax.devices()[:1])
+    first = adm.plan_adm(Evaluation(settings, ("dark", "light")))()
+    assert set(first.values) == {"FID-768", "sFID", "precision", "recall"}
+    assert any("6 pictures, not 50,000" in warning for warning in first.warnings)
+    assert any("FID-768" in warning for warning in first.warnings)
+    assert first.protocol["pictures"] == "6 of 2 classes in turn"
+    with np.load(tmp_path / "samples.npz") as batch:
+        drawn, numbers = batch["arr_0"], batch["arr_1"]
+    assert numbers.tolist() == [0, 1, 0, 1, 0, 1]
+    for place, picture in enumerate(drawn):
+        path = tmp_path / f"out/adm/base/{place:06d}.png"
+        np.testing.assert_array_equal(picture, np.asarray(Image.open(path)))
+    (folder,) = (tmp_path / "out").glob("reference_*")
+    moments = {}
+    for layer, keys in (("768", ("mu", "sigma")), ("spatial", ("mu_s", "sigma_s"))):
+        real = stored(folder / "features", layer)
+        moments |= dict(zip(keys, (real.mean(0), np.cov(real, rowvar=False)), strict=True))
+    assert moments["mu_s"].shape == (2023,)
+    np.savez(tmp_path / "batch.npz", arr_0=drawn, **moments)
+    again = dataclasses.replace(settings, reference=(str(tmp_path / "batch.npz"),), npz="")
+    second = adm.plan_adm(Evaluation(again, ("dark", "light")))()
+    for name in ("FID-768", "sFID"):
+        assert second.values[name] == pytest.approx(first.values[name], rel=1e-5)
+    # The batch's pictures are the drawn ones themselves.
+    assert second.values["precision"] == second.values["recall"] == 1.0
+    narrow = GOOD | {"arr_0": drawn}
+    np.savez(tmp_path / "narrow.npz", **narrow)
+    other = dataclasses.replace(again, reference=(str(tmp_path / "narrow.npz"),))
+    with pytest.raises(ValueError, match="mu has 5 features, --features gives 768"):
+        adm.plan_adm(Evaluation(other, ("dark", "light")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"features": "clip"}, "--features is missing: adm needs"),
+        ({"resize": "clean-fid"}, "--resize=clean-fid: must be torch-fidelity for adm"),
+        ({"count": 3}, "--count = 3: must be at least 4"),
+        ({"reference": ("limit=3",)}, "pictures of --reference = 3: must be at least 4"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_is_drawn(
+    changes, sentence, tmp_path, shared_data
+):
+    evaluation = Evaluation(asked(tmp_path, shared_data, **changes), ("dark", "light"))
+    with pytest.raises(ValueError, match=sentence):
+        adm.plan_adm(evaluation)
+    assert not (tmp_path / "out").exists()

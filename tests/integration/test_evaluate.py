@@ -213,6 +213,8 @@ def refused(settings, what="fid"):
         ({"reference": ("nowhere.npz",)}, "fid", "'nowhere.npz' do not exist"),
         ({"features": "nowhere.safetensors"}, "fid", "'nowhere.safetensors' do not exist"),
         ({"clip": "nowhere"}, "fid", "'nowhere' does not exist"),
+        ({}, "adm", "--features is missing: adm needs a safetensors file of Inception v3"),
+        ({"features": "x", "resize": "clean-fid"}, "adm", "--resize=clean-fid: must be torch-fid"),
         ({"guidance": (3.0, 3.0)}, "sweep", "at least two different numbers"),
         ({"data": ("source=folder", "path=x")}, "scenes", "only rendered scenes can be checked"),
         ({"count": None}, "bits_per_dim", "scenes are endless, give --count"),
@@ -258,6 +260,8 @@ def test_flags_that_cannot_be_end_in_a_sentence_and_help_answers(run, tmp_path):
     done = run("evaluate", f"--output={tmp_path}", "--what=fidd")
     assert done.returncode == 2
     assert "--what=fidd: must be of scenes, boxes, scene_fid, fid, fid30k" in done.stderr
+    done = run("evaluate", f"--output={tmp_path}", "--what=fid", "--npz=samples.npz")
+    assert done.returncode == 2 and "only --what=adm writes it" in done.stderr
     answer = run("evaluate", "--help").stdout
     assert "30,000 random captions of COCO" in answer and "--caption_seed" in answer
 
@@ -299,41 +303,6 @@ def test_partial_inception_weights_and_a_folder_of_photographs(
     assert "precision" in first["values"] and "precision" not in second["values"]
     sentence = refused(dataclasses.replace(again, resize="torch-fidelity", features=str(weights)))
     assert "features differ in protocol: 'clean-fid'" in sentence
-
-
-def test_adm_s_measures_and_its_files(settings, shared_data, tmp_path):
-    """Of real weights; against a source, and against a batch of the same pictures with moments."""
-    (weights,) = sorted(shared_data("weights").rglob("*nception*.safetensors"))[:1]
-    (tmp_path / "captions.txt").write_text("a red circle\na blue square\n" * 3)
-    asked = settings(
-        features=str(weights),
-        count=6,
-        captions=str(tmp_path / "captions.txt"),
-        reference=("limit=8",),
-        npz=str(tmp_path / "samples.npz"),
-    )
-    evaluate.evaluate(asked, {"adm": evaluate.PLANS["adm"]})
-    first = results(tmp_path / "out")["adm"]
-    assert set(first["values"]) == {"FID-768", "sFID", "precision", "recall"}
-    assert any("6 pictures, not 50,000" in warning for warning in first["warnings"])
-    assert first["protocol"]["features"]["protocol"] == "torch-fidelity"
-    drawn = np.load(tmp_path / "samples.npz")["arr_0"]
-    for place, picture in enumerate(drawn):
-        path = tmp_path / f"out/adm/base/{place:06d}.png"
-        np.testing.assert_array_equal(picture, np.asarray(Image.open(path)))
-    (folder,) = (tmp_path / "out").glob("reference_*")
-    moments = {}
-    for layer, keys in (("768", ("mu", "sigma")), ("spatial", ("mu_s", "sigma_s"))):
-        stored = features(folder / "features", layer).astype(np.float64)
-        moments |= zip(keys, (stored.mean(0), np.cov(stored, rowvar=False)), strict=True)
-    np.savez(tmp_path / "batch.npz", arr_0=drawn, **moments)
-    again = dataclasses.replace(asked, reference=(str(tmp_path / "batch.npz"),), npz="")
-    evaluate.evaluate(again, {"adm": evaluate.PLANS["adm"]})
-    second = results(tmp_path / "out")["adm"]
-    for name in ("FID-768", "sFID"):
-        assert second["values"][name] == pytest.approx(first["values"][name], rel=1e-6)
-    # The batch's pictures are the drawn ones themselves.
-    assert second["values"]["precision"] == second["values"]["recall"] == 1.0
 
 
 def test_what_is_measured_by_default_of_scenes_can_be():
