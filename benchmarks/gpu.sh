@@ -9,17 +9,21 @@
 #   bash benchmarks/gpu.sh attention    cuDNN's kernel equals plain attention, and its speed
 #   bash benchmarks/gpu.sh training     our base U-Net against diffusers', training (gpu_unet.py)
 #   bash benchmarks/gpu.sh sampling     the same, guided sampling in 50 steps
+#   bash benchmarks/gpu.sh latent_training   Stable Diffusion 1.5's U-Net, ours and diffusers'
+#                                            (gpu_latent.py); with latent_sampling meant to
+#                                            take 12 minutes
+#   bash benchmarks/gpu.sh latent_sampling   the same, guided sampling in 25 steps
 #   bash benchmarks/gpu.sh emoji        configs/emoji.py with and without adapter (needs DATA)
 #
 # OUT gets PART.log, PART.json, and emoji.tar.gz with pictures and metrics. By environment:
 #   VENV=.venv-gpu     the virtual environment; it sees the packages of PYTHON (default python3)
 #   WHEELS=FOLDER      install from the wheels in there, without a network
 #   MINUTES=2          of emoji's training with the adapter; CLIP_STEPS=600 before that
-#   UNET_FLAGS, EMOJI_FLAGS   further flags of the parts' commands
+#   UNET_FLAGS, LATENT_FLAGS, EMOJI_FLAGS   further flags of the parts' commands
 #   LIMIT=570          seconds after which a part is stopped
 #
 # On an H100 with 16 cores, torch and XLA compile for three minutes each in `training`. What was
-# measured is in docs/speed.md; `attention`, `sampling` and `emoji` have run at toy size on a CPU only.
+# measured is in docs/speed.md; all but `training` have run at toy size on a CPU only.
 set -euo pipefail
 
 OUT=${OUT:-runs/gpu}
@@ -59,6 +63,12 @@ unet() {
         --json="$OUT/$1.json" ${UNET_FLAGS:-}
 }
 
+latent() {
+    # shellcheck disable=SC2086
+    timeout "${LIMIT:-570}" "$VENV/bin/python" -m benchmarks.gpu_latent --what="${1#latent_}" \
+        --turns=3 --json="$OUT/$1.json" ${LATENT_FLAGS:-}
+}
+
 attention() {
     timeout "${LIMIT:-570}" "$VENV/bin/python" -m benchmarks.fused_attention \
         --json="$OUT/attention.json"
@@ -81,15 +91,18 @@ part() {
     case $1 in
         install | attention | emoji) "$1" ;;
         training | sampling) unet "$1" ;;
+        latent_training | latent_sampling) latent "$1" ;;
     esac
 }
 
-if [ $# -eq 0 ]; then set -- install attention training sampling emoji; fi
+parts="install attention training sampling latent_training latent_sampling emoji"
+# shellcheck disable=SC2086
+if [ $# -eq 0 ]; then set -- $parts; fi
 for name in "$@"; do
-    case $name in
-        install | attention | training | sampling | emoji) ;;
+    case " $parts " in
+        *" $name "*) ;;
         *)
-            echo "gpu.sh: unknown part '$name': must be install, attention, training, sampling or emoji" >&2
+            echo "gpu.sh: unknown part '$name': must be one of ${parts// /, }" >&2
             exit 2
             ;;
     esac

@@ -11,10 +11,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+ON_GPU = ("--device=gpu", "--dtype=bfloat16", "--torch_compile=inductor")
 SETTINGS = (
-    "--device=gpu",
-    "--dtype=bfloat16",
-    "--torch_compile=inductor",
+    *ON_GPU,
     "--resolution=64",
     "--batch_size=64",
     "--sample_batch_size=16",
@@ -29,10 +28,14 @@ SETTINGS = (
 )
 
 
+def share_the_device() -> None:
+    """Keeps JAX from taking most of the device's memory in advance; before it is imported."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
 def main(argv: Sequence[str]) -> dict:
     """Runs the comparison; returns what --json writes."""
-    # Two frameworks share the device: JAX must not take most of it in advance.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    share_the_device()
     from benchmarks import unet_vs_diffusers
 
     return unet_vs_diffusers.main([*SETTINGS, *argv])

@@ -1,7 +1,8 @@
-"""Our side of unet_vs_diffusers: the base U-Net's training step and guided sampling, jitted."""
+"""Our side of a comparison with diffusers: a U-Net's training step and guided sampling, jitted."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from contextdiff_jax.compilation.model_flops import model_flops
 from contextdiff_jax.diffusion import marginals
 from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.schedules import make_schedule
+from contextdiff_jax.networks.latent_unet import LatentUNet
 from contextdiff_jax.networks.unet import UNet
 from contextdiff_jax.parallel.programs import compiler_options
 from contextdiff_jax.sampling import loop
@@ -29,16 +31,27 @@ class JaxUNet:
     work: Workload
 
     @property
-    def module(self) -> UNet:
+    def module(self) -> UNet | LatentUNet:
         """The network in the compute dtype; its parameters are float32."""
-        return UNet(self.work.unet, dtype=jnp.dtype(self.work.dtype))
+        kind = LatentUNet if self.work.in_latents else UNet
+        return kind(self.work.unet, dtype=jnp.dtype(self.work.dtype))
 
     @property
-    def _options(self) -> dict[str, str] | None:
+    def options(self) -> dict[str, str] | None:
+        """What XLA is told."""
         return compiler_options(jax.default_backend())
 
     def _init(self, images: jax.Array, text: jax.Array) -> dict:
         return nn.unbox(self.module.init(jax.random.key(0), images, jnp.ones(1), text))["params"]
+
+    def _call(
+        self, params: dict, x: jax.Array, t: jax.Array, text: jax.Array, keep: jax.Array
+    ) -> jax.Array:
+        """Returns the prediction; a prompt that is not kept is zeros where none is learned."""
+        if self.work.in_latents:
+            text = jnp.where(keep[:, None, None], text, 0.0)
+            return self.module.apply({"params": params}, x, t, text)
+        return self.module.apply({"params": params}, x, t, text, keep=keep)
 
     def parameters(self) -> dict:
         """Returns random parameters."""
@@ -55,22 +68,28 @@ class JaxUNet:
 
     def forward_flops(self) -> int:
         """Returns the operations of one image and one call of the network."""
-        images, text = self._inputs(1)
+        return model_flops(*self.forward_pass(1))
+
+    def forward_pass(self, batch: int) -> tuple[Any, ...]:
+        """Returns a call of the network as a function, and the shapes of its arguments."""
+        images, text = self._inputs(batch)
         params = jax.eval_shape(self._init, images, text)
         # Kernels hide their products.
-        plain = UNet(dataclasses.replace(self.work.unet, attention_implementation="xla"))
-        return model_flops(
-            lambda p, x, t, c: plain.apply({"params": p}, x, t, c),
-            params,
-            images,
-            jnp.ones(1),
-            text,
-        )
+        unet = dataclasses.replace(self.work.unet, attention_implementation="xla")
+        plain = JaxUNet(dataclasses.replace(self.work, unet=unet))
+        return plain._call, params, images, jnp.ones(batch), text, jnp.ones(batch, bool)
+
+    def forward(self, batch: int) -> Callable[[], jax.Array]:
+        """Returns a function that calls the network once, all prompts kept."""
+        call = jax.jit(self._call, compiler_options=self.options)
+        params, (images, text) = self.parameters(), self._inputs(batch)
+        args = params, images, jnp.ones(batch), text, jnp.ones(batch, bool)
+        return lambda: call(*args).block_until_ready()
 
     def training(self) -> Callable[[], float]:
         """Returns a function that does one training step and returns its loss."""
-        work, module = self.work, self.module
-        schedule = make_schedule("linear", work.train_times)
+        work = self.work
+        schedule = make_schedule(work.schedule, work.train_times)
         optimizer = optax.adamw(work.learning_rate, weight_decay=0.0)
 
         def loss(params: dict, x0: jax.Array, text: jax.Array, key: jax.Array) -> jax.Array:
@@ -79,9 +98,7 @@ class JaxUNet:
             noise = jax.random.normal(noise_key, x0.shape)
             x_t = marginals.diffuse(schedule, x0, 0.0, t, noise)
             keep = ~jax.random.bernoulli(drop_key, work.drop, x0.shape[:1])
-            predicted = module.apply(
-                {"params": params}, x_t, t.astype(jnp.float32), text, keep=keep
-            )
+            predicted = self._call(params, x_t, t.astype(jnp.float32), text, keep)
             return jnp.mean(jnp.square(predicted - noise))
 
         def step(params, state, number, x0, text):
@@ -90,7 +107,7 @@ class JaxUNet:
             updates, state = optimizer.update(grads, state, params)
             return optax.apply_updates(params, updates), state, number + 1, value
 
-        step = jax.jit(step, donate_argnums=(0, 1, 2), compiler_options=self._options)
+        step = jax.jit(step, donate_argnums=(0, 1, 2), compiler_options=self.options)
         params = self.parameters()
         carry = (params, optimizer.init(params), jnp.zeros((), jnp.int32))
         inputs = self._inputs(work.batch_size)
@@ -104,25 +121,24 @@ class JaxUNet:
 
     def sampling(self, num_steps: int) -> Callable[[], jax.Array]:
         """Returns a function that draws guided samples with DDIM as one compiled program."""
-        work, module = self.work, self.module
-        schedule = make_schedule("linear", work.train_times)
+        work = self.work
+        schedule = make_schedule(work.schedule, work.train_times)
         sampler = SamplerConfig(
             name="ddim",
             num_steps=num_steps,
             guidance_scale=work.guidance_scale,
             guidance_space="eps",
-            threshold="static",
+            threshold="none" if work.in_latents else "static",
         )
 
         def draw(params: dict, text: jax.Array, keys: jax.Array) -> jax.Array:
             def denoise(x: jax.Array, t: jax.Array, keep: jax.Array) -> jax.Array:
-                doubled = match_batch(text, x.shape[0])
-                return module.apply({"params": params}, x, t, doubled, keep=keep)
+                return self._call(params, x, t, match_batch(text, x.shape[0]), keep)
 
-            shape = (work.resolution, work.resolution, 3)
+            shape = (work.resolution, work.resolution, work.unet.image_channels)
             return loop.sample(Process(schedule, "eps"), denoise, keys, shape, sampler)
 
-        draw = jax.jit(draw, compiler_options=self._options)
+        draw = jax.jit(draw, compiler_options=self.options)
         params = self.parameters()
         _, text = self._inputs(work.sample_batch_size)
         keys = sample_keys(work.seed, jnp.arange(work.sample_batch_size))

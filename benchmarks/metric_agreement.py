@@ -36,7 +36,7 @@ from torchmetrics.image.inception import InceptionScore
 
 from benchmarks.torch_clip import CAPTIONS, save_random_clip
 from benchmarks.torch_inception import RandomInception, from_graph_weights
-from contextdiff_jax.encoders.inception import FEATURES, IMAGE_SIZE
+from contextdiff_jax.encoders.inception import FEATURES, IMAGE_SIZE, SPATIAL
 from contextdiff_jax.evaluation.extraction import Extraction, collect
 from contextdiff_jax.evaluation.extractors import CLIP_LAYER, clip_extractors, inception_extractor
 from contextdiff_jax.evaluation.frechet import frechet_distance
@@ -161,14 +161,20 @@ def inception() -> Iterator[Agreement]:
     """Every feature of drawn images, by drawn weights."""
     images = np.random.default_rng(4).integers(0, 256, (2, 64, 80, 3), dtype=np.uint8)
     images[1] = np.linspace(0, 255, 80).astype(np.uint8)[None, :, None]
-    theirs, one = RandomInception(FEATURES), jax.local_devices()[:1]
+    shared = [name for name in FEATURES if name != SPATIAL]
+    theirs, one = RandomInception(shared), jax.local_devices()[:1]
     with tempfile.TemporaryDirectory() as folder:
         path = theirs.save(pathlib.Path(folder) / "inception.safetensors")
         extraction = Extraction(inception_extractor(path, FEATURES), 2, one)
     ours = collect(extraction([images]))
+    maps = []
+    theirs.Mixed_6d.branch1x1.register_forward_hook(lambda *call: maps.append(call[2]))
     features = theirs(torch.tensor(images).permute(0, 3, 1, 2))
-    for name, values in zip(FEATURES, features, strict=True):
+    for name, values in zip(shared, features, strict=True):
         yield agreement(f"Inception features {name}", "torch-fidelity", ours[name], values)
+    # ADM's mixed_6/conv, of which sFID takes seven channels.
+    values = maps[0][:, :7].permute(0, 2, 3, 1).flatten(1)
+    yield agreement(f"Inception features {SPATIAL}", "torch-fidelity", ours[SPATIAL], values)
 
 
 def clip_scores() -> Iterator[Agreement]:

@@ -40,12 +40,14 @@ def abstract_stage(config: Config, name: str, batch_size: int, *, adapter: bool)
 def random_stage(config: Config, name: str, batch_size: int, *, adapter: bool) -> Stage:
     """Returns the stage with random weights and inputs."""
     stage = abstract_stage(config, name, batch_size, adapter=adapter)
-    rng = np.random.default_rng(0)
-    batch, drawn = (
-        {key: _random_input(leaf, rng) for key, leaf in shapes.items()}
-        for shapes in (stage.batch, stage.drawn)
-    )
+    batch, drawn = map(random_inputs, (stage.batch, stage.drawn))
     return Stage(stage.task, random_like(stage.params), random_like(stage.frozen), batch, drawn)
+
+
+def random_inputs(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Returns a batch of these shapes."""
+    rng = np.random.default_rng(0)
+    return {key: _random_input(leaf, rng) for key, leaf in shapes.items()}
 
 
 def _random_input(leaf: jax.ShapeDtypeStruct, rng: np.random.Generator) -> jax.Array:

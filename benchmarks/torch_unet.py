@@ -1,4 +1,4 @@
-"""The peer of unet_vs_diffusers: diffusers' UNet2DConditionModel in torch, eager or compiled."""
+"""The peer of both comparisons: diffusers' UNet2DConditionModel in torch, eager or compiled."""
 
 import dataclasses
 import math
@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.turns import seconds_of
 from benchmarks.workload import Workload
 from contextdiff_jax.compilation.model_flops import valid_taps
+from contextdiff_jax.encoders.diffusers_configs import unet_config_json
 
 KINDS = ("deepfloyd_if", "stable_diffusion")
 DEVICES = {"cpu": "cpu", "gpu": "cuda"}  # jax's name -> torch's
@@ -19,8 +20,13 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 
 def build(work: Workload, kind: str, width: int) -> UNet2DConditionModel:
-    """Returns the network of `width` channels at the first level, otherwise of work's sizes."""
+    """Returns the network of `width` channels at the first level, otherwise of work's sizes.
+
+    In latents it is the very network of work, whose width that is.
+    """
     ours = work.unet
+    if work.in_latents:
+        return UNet2DConditionModel.from_config(unet_config_json(ours))
     levels = range(len(ours.multipliers))
     channels = tuple(width * multiplier for multiplier in ours.multipliers)
     attends = [level in ours.attention_levels for level in levels]
@@ -74,7 +80,9 @@ def matching_width(work: Workload, kind: str, parameters: int) -> int:
 
     Multiples of 8 only, besides our own width: others would keep torch from whole vectors.
     """
-    ours = work.unet.width
+    ours = work.unet.channels[0]
+    if work.in_latents:
+        return ours
     guess = round(ours * (parameters / count(work, kind, ours)) ** 0.5 / 8)
     widths = [ours] + [8 * max(1, guess + offset) for offset in (-1, 0, 1)]
     return min(widths, key=lambda width: abs(count(work, kind, width) - parameters))
@@ -105,8 +113,8 @@ class TorchUNet:
     def forward_flops(self) -> float:
         """Returns torch's count for one image and one call; multiply-adds of padding excluded."""
         unet = build(self.work, self.kind, self.width)
-        images, text = self.work.arrays(1)
-        images, text = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(text)
+        images, text = (torch.from_numpy(array) for array in self.work.arrays(1))
+        images = images.permute(0, 3, 1, 2)
         aten = torch.ops.aten
         custom = {
             aten.convolution: _convolution_flops,
@@ -127,6 +135,19 @@ class TorchUNet:
         unet = unet.to(memory_format=LAYOUTS[layout])
         call = unet if self.backend is None else torch.compile(unet, backend=self.backend)
         return unet, call
+
+    def forward(self, layout: str, batch: int) -> Callable[[], torch.Tensor]:
+        """Returns a function that calls the network once, and waits for it."""
+        unet, call = self._network(layout)
+        torch.nn.Module.to(unet, self.dtype).eval()  # diffusers' own `to` warns of nothing
+        images, text = (array.to(self.dtype) for array in self._inputs(batch, layout))
+        times = torch.ones(batch, device=self.device)
+
+        @torch.inference_mode()
+        def run() -> torch.Tensor:
+            return call(images, times, text).sample.cpu()
+
+        return run
 
     def training(self, layout: str) -> Callable[[], float]:
         """Returns a function that does one training step and returns its loss.
@@ -185,7 +206,14 @@ class TorchUNet:
         return run
 
     def _scheduler(self) -> DDIMScheduler:
-        return DDIMScheduler(self.work.train_times, timestep_spacing="trailing", clip_sample=True)
+        work = self.work
+        return DDIMScheduler(
+            work.train_times,
+            *work.betas,
+            beta_schedule=work.schedule,
+            timestep_spacing="trailing",
+            clip_sample=not work.in_latents,
+        )
 
 
 def faster_layout(make: Callable[[str], Callable[[], object]]) -> str:

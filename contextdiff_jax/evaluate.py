@@ -13,7 +13,9 @@ What can be measured, by --what (several: with commas):
   fid           Frechet distance to real images, CLIP score, precision and recall: one picture for
                 each of --count captions of --captions or --data
   fid30k        the same for 30,000 random captions of COCO val2014, prepared by TFDS
-  sweep         the same at several --guidance scales of the first stage: FID against CLIP score
+  adm           FID, sFID, Inception Score, precision and recall as ADM's evaluator takes them, of
+                50,000 pictures of all classes alike; --reference may be its reference batch
+  sweep         fid at several --guidance scales of the first stage: FID against CLIP score
   bits_per_dim  the exact discrete bound of held-out images and its terms over time; of flows
                 their density by the exact ODE
   curves        metrics of training runs, --run=LABEL=FOLDER each
@@ -40,6 +42,7 @@ from etils import epath
 from contextdiff_jax import entry
 from contextdiff_jax.arguments import existing_folder
 from contextdiff_jax.evaluation import (
+    adm,
     attention_maps,
     bits_per_dim,
     box_accuracy,
@@ -63,6 +66,7 @@ PLANS = {
     "scene_fid": scene_fid.plan_scene_fid,
     "fid": scores.plan_fid,
     "fid30k": scores.plan_fid30k,
+    "adm": adm.plan_adm,
     "sweep": scores.plan_sweep,
     "bits_per_dim": bits_per_dim.plan_bits_per_dim,
     "curves": curves.plan_curves,
@@ -88,7 +92,8 @@ _COUNT = flags.DEFINE_integer(
     "count",
     None,
     f"Samples, one per caption. By default {prompt_following.SCENES} for scenes and boxes, "
-    "30,000 for fid30k, else all captions of a file, or up to 10,000 of a data source.",
+    "30,000 for fid30k, 50,000 for adm, else all captions of a file, or up to 10,000 of a data "
+    "source.",
     lower_bound=1,
     upper_bound=10**7,
 )
@@ -103,8 +108,11 @@ _DATA = flags.DEFINE_multi_string(
 _REFERENCE = flags.DEFINE_multi_string(
     "reference",
     [],
-    "The real images: statistics.npz, which an evaluation leaves of its reference, or field=value "
-    "settings on top of --data.",
+    "The real images: statistics.npz, which an evaluation leaves of its reference, a reference "
+    "batch for adm, or field=value settings on top of --data.",
+)
+_NPZ = flags.DEFINE_string(
+    "npz", None, "A file for adm's pictures, as ADM's own evaluator reads them."
 )
 _FEATURES = flags.DEFINE_string(
     "features",
@@ -152,6 +160,7 @@ def main() -> None:
     if settings.export:
         existing_folder(settings.export, "export")
     entry.check_writable(settings.output, "output")
+    _check_npz(settings.npz)
     entry.join(_PROCESSES())
     entry.keep_compiled_programs(epath.Path(settings.output) / "compiled")
     evaluate(settings, {name: PLANS[name] for name in _WHAT.value or _default(settings)})
@@ -162,6 +171,16 @@ def _default(settings: Settings) -> list[str]:
     if evaluation.trained_on.source != "scenes":
         raise ValueError(f"--what is missing: give some of {', '.join(PLANS)}")
     return [evaluation.config.runs[evaluation.stage].task.scenes_measure]
+
+
+def _check_npz(path: str) -> None:
+    if not path:
+        return
+    if "adm" not in _WHAT.value:
+        raise ValueError(f"--npz={path}: only --what=adm writes it")
+    if not path.endswith(".npz") or epath.Path(path).is_dir():
+        raise ValueError(f"--npz={path}: must be a file that ends with .npz")
+    entry.check_writable(epath.Path(path).parent, "npz")
 
 
 def _settings() -> Settings:
@@ -193,6 +212,7 @@ def _settings() -> Settings:
         terms=_TERMS.value,
         ode_steps=_ODE_STEPS.value,
         probes=_PROBES.value,
+        npz=_NPZ.value or "",
     )
 
 

@@ -50,7 +50,7 @@ def lower_training(config: Config, name: str, mesh: Mesh) -> Program:
     key = stream_key(config.seed, "init")
     shapes, shardings = abstract_state(task, optimizer, key, mesh)
     frozen_shardings = shardings_of(task.boxed_frozen(), mesh)
-    batch = _over_batch(task.batch_shapes(run.batch_size), mesh)
+    batch = _over_batch(_trained_on(config, name), mesh)
     memory = audit_copies(by_group(shapes, shardings) | {"frozen": (task.frozen, frozen_shardings)})
     step = make_train_step(
         task,
@@ -66,6 +66,13 @@ def lower_training(config: Config, name: str, mesh: Mesh) -> Program:
     gradient = jax.grad(plain.loss, has_aux=True)
     flops = model_flops(gradient, shapes.params, plain.frozen, batch, key)
     return Program(lowered, _count(shapes.params), flops, memory)
+
+
+def _trained_on(config: Config, name: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a batch of run `name`: with `data.latents` of latents, not pictures."""
+    run, task = config.runs[name], abstract_task(config, name)
+    shapes = task.stored_shapes if run.data.latents else task.batch_shapes
+    return shapes(run.batch_size)
 
 
 def lower_sampling(config: Config, name: str, mesh: Mesh, batch_size: int) -> Program:

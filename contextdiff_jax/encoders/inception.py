@@ -21,8 +21,13 @@ NUM_CLASSES = 1008
 # The default of TPUs would round float32 operands to bfloat16.
 _PRECISION = lax.Precision.HIGHEST
 
-FEATURES = ("64", "192", "768", "2048", "logits_unbiased", "logits")
-"""In order of depth: pooled maps, by their width, then logits without and with their bias."""
+SPATIAL = "spatial"
+FEATURES = ("64", "192", SPATIAL, "768", "2048", "logits_unbiased", "logits")
+"""In order of depth: pooled maps, by their width, then logits without and with their bias.
+
+SPATIAL are sFID's (Nash et al. 2021, as ADM computes it): 7 channels of a map of 17 x 17, 2023
+numbers, not pooled: the first of the 1 x 1 convolution of the graph's block mixed_6.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +131,9 @@ def _branches_e(pool: str) -> tuple[Branch, ...]:
     )
 
 
+# The block that begins with the spatial features, and how many of its channels they are.
+_SPATIAL_BLOCK, _SPATIAL_CHANNELS = "Mixed_6d", 7
+
 # By the pooled feature that they end in.
 STAGES: Mapping[str, tuple[Step | Block, ...]] = MappingProxyType(
     {
@@ -190,6 +198,9 @@ class InceptionV3(nn.Module):
         for feature, steps in STAGES.items():
             for step in steps:
                 x = _apply(step, x, self.dtype)
+                if isinstance(step, Block) and step.name == _SPATIAL_BLOCK:
+                    maps = x[..., :_SPATIAL_CHANNELS].astype(jnp.float32)
+                    found[SPATIAL] = maps.reshape(len(maps), -1)
             found[feature] = x.astype(jnp.float32).mean((1, 2))
             if found.keys() >= set(self.features):
                 break

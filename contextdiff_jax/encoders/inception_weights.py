@@ -18,6 +18,7 @@ from flax import traverse_util
 from contextdiff_jax.encoders.inception import (
     FEATURES,
     IMAGE_SIZE,
+    SPATIAL,
     STAGES,
     Block,
     Convolution,
@@ -30,7 +31,7 @@ from contextdiff_jax.encoders.tensor_files import content_hash, open_file
 
 BATCH_NORM_EPSILON = 1e-3
 
-_GRAPH_FEATURES = FEATURES[:3]
+_GRAPH_FEATURES = FEATURES[:4]
 # Counters that torch stores beside the statistics of batch norms.
 _BUFFER = ".num_batches_tracked"
 
@@ -94,7 +95,9 @@ def _abstract(module: InceptionV3) -> Any:
 def _stages_of(features: Sequence[str]) -> list[str]:
     """Returns the stages that these features need; all for logits."""
     stages = list(STAGES)
-    deepest = max(FEATURES.index(name) for name in features)
+    # The spatial features are of the middle of a stage; logits follow the last one.
+    ends = {name: name for name in stages} | {SPATIAL: "768"}
+    deepest = max(stages.index(ends.get(name, stages[-1])) for name in features)
     return stages[: deepest + 1]
 
 

@@ -66,6 +66,7 @@ class Settings:
     terms: int = 0
     ode_steps: int = 0
     probes: int = 0
+    npz: str = ""
 
 
 class Evaluation:

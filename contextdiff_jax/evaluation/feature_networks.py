@@ -1,12 +1,15 @@
 """The networks that an evaluation scores by, as its settings name them."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
 from contextdiff_jax.config import Config
+from contextdiff_jax.encoders.inception import SPATIAL
 from contextdiff_jax.evaluation.extraction import Extraction, FeatureExtractor, collect
 from contextdiff_jax.evaluation.extractors import (
     CLIP_LAYER,
@@ -40,6 +43,12 @@ class FeatureNetwork:
     def identity(self) -> FeatureIdentity:
         """What makes its features comparable."""
         return self.extractor.identity(self.layer)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What features kept in files are told apart by: layers beyond `fid`'s, too."""
+        more = {"with": SPATIAL} if SPATIAL in self.extractor.layers else {}
+        return self.identity.to_json() | more
 
     @property
     def distance_name(self) -> str:
@@ -79,19 +88,30 @@ def load_networks(
     clip = FeatureNetwork(Extraction(extractor, batch_size), CLIP_LAYER)
     if features == CLIP_FEATURES:
         return FeatureNetworks(clip, clip, texts)
-    inception = _load_inception(features, resize)
-    network = FeatureNetwork(Extraction(inception, batch_size), inception.layers[0])
-    return FeatureNetworks(network, clip, texts)
+    return FeatureNetworks(inception_network(features, resize, batch_size), clip, texts)
 
 
-def _load_inception(path: str, resize: str) -> FeatureExtractor:
-    """Loads the deepest features that the file has the weights for."""
-    for layers in _LAYERS[:-1]:
+def inception_network(
+    path: str,
+    resize: str,
+    batch_size: int,
+    choices: Sequence[tuple[str, ...]] = _LAYERS,
+) -> FeatureNetwork:
+    """Loads Inception with the first of `choices` of layers that the file has the weights for.
+
+    The first layer of it is the Frechet distance's. Raises as load_networks does.
+    """
+    extractor = _load_inception(path, resize, choices)
+    return FeatureNetwork(Extraction(extractor, batch_size), extractor.layers[0])
+
+
+def _load_inception(path: str, resize: str, choices: Sequence[tuple[str, ...]]) -> FeatureExtractor:
+    for layers in choices[:-1]:
         try:
             return inception_extractor(path, layers, resize)
         except ValueError:
             continue  # if it is no Inception v3 at all, the last attempt says why
-    return inception_extractor(path, _LAYERS[-1], resize)
+    return inception_extractor(path, choices[-1], resize)
 
 
 def clip_folder(config: Config, locate: Locate, given: str) -> epath.Path:

@@ -5,11 +5,16 @@ another name, e.g. FID-768.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from contextdiff_jax.evaluation.statistics import FeatureStatistics, check_comparable
+from contextdiff_jax.evaluation.statistics import (
+    FeatureIdentity,
+    FeatureStatistics,
+    check_comparable,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +48,12 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> Fre
     Raises ValueError where the features are of different kinds or a set has less than 2 samples.
     """
     check_comparable(first, second)
-    covariances = first.covariance, second.covariance
+    moments = [Moments(each.mean, each.covariance) for each in (first, second)]
     shift = first.mean - second.mean
-    mean_term = float(shift @ shift)
-    traces = sum(float(np.trace(covariance)) for covariance in covariances)
-    distance = mean_term + traces - 2.0 * trace_of_root(*covariances)
     few = [s for s in (first, second) if s.count <= s.dimension]
     return FrechetDistance(
-        distance=max(distance, 0.0),
-        mean_term=mean_term,
+        distance=moments_distance(*moments),
+        mean_term=float(shift @ shift),
         first=first.to_json(),
         second=second.to_json(),
         rank_deficient=bool(few),
@@ -61,6 +63,37 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> Fre
             for s in few
         ),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """mean: (D,). covariance: (D, D), with N - 1. Both float64."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+def moments_of(parts: Iterable[np.ndarray]) -> Moments:
+    """Returns the moments of features (n, D) of any float dtype, over all parts.
+
+    Raises ValueError for fewer than two, or features that are not finite.
+    """
+    anonymous = FeatureIdentity("", "", "", "")
+    statistics: FeatureStatistics | None = None
+    for part in parts:
+        statistics = statistics or FeatureStatistics(anonymous, part.shape[1], "the pictures")
+        statistics.update(part)
+    if statistics is None:
+        raise ValueError("there are no features to take moments of")
+    return Moments(statistics.mean, statistics.covariance)
+
+
+def moments_distance(first: Moments, second: Moments) -> float:
+    """Returns the distance of two Gaussians, as `frechet_distance` does."""
+    shift = first.mean - second.mean
+    traces = float(np.trace(first.covariance) + np.trace(second.covariance))
+    roots = trace_of_root(first.covariance, second.covariance)
+    return max(float(shift @ shift) + traces - 2.0 * roots, 0.0)
 
 
 def trace_of_root(first: np.ndarray, second: np.ndarray) -> float:

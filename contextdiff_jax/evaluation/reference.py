@@ -62,7 +62,7 @@ class Reference:
     @property
     def folder(self) -> str:
         """The folder of its features in an output folder, another one for every reference."""
-        key = json.dumps([dataclasses.asdict(self.config), self._network.identity.to_json()])
+        key = json.dumps([dataclasses.asdict(self.config), self._network.record])
         return f"reference_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
     def record(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Reference:
         count, name = len(self._source), self._source.name
         files = extract_features(
             folder / "features",
-            {"features": network.identity.to_json(), "data": dataclasses.asdict(config)},
+            {"features": network.record, "data": dataclasses.asdict(config)},
             count,
             source_reader(self._source, config.resolution, config.reading_threads, self._report),
             network.extract,

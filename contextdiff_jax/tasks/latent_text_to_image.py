@@ -203,6 +203,19 @@ class LatentTextToImage(DiffusionTask):
         variances = stored[..., channels:] if stored.shape[-1] > channels else None
         return self.space.drawn(stored[..., :channels], variances, key)
 
+    def stored_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of a training batch of latents that were computed before."""
+        batch = self.batch_shapes(batch_size)
+
+        def moments(frozen: Any, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+            return self.space_in(frozen).moments(images)
+
+        parts = jax.tree.leaves(jax.eval_shape(moments, self.frozen, batch["image"]))
+        mean, channels = parts[0], sum(part.shape[-1] for part in parts)
+        none = jax.ShapeDtypeStruct((batch_size, 0, 0, 3), jnp.uint8)
+        latent = jax.ShapeDtypeStruct((*mean.shape[:-1], channels), jnp.bfloat16)
+        return batch | {"image": none, LATENT: latent}
+
     def denoiser_reads(self, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Returns the context: the prompts' tokens, or those of the negative one."""
         tokens, keep = inputs["text"], inputs.get("keep")

@@ -11,7 +11,14 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
-from benchmarks import adapter_vs_plain, gpu_unet, torch_unet, unet_vs_diffusers  # noqa: E402
+from benchmarks import (  # noqa: E402
+    adapter_vs_plain,
+    gpu_latent,
+    gpu_unet,
+    latent_vs_diffusers,
+    torch_unet,
+    unet_vs_diffusers,
+)
 from benchmarks.jax_unet import JaxUNet  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -34,6 +41,7 @@ TOY = [
     "--seconds=0",
     "--peak_tflops=0.1",
 ]
+TOY_LATENT = [flag for flag in TOY if not flag.startswith("--head_dim")] + ["--heads=2"]
 
 
 def test_size_and_peer():
@@ -42,6 +50,8 @@ def test_size_and_peer():
     assert 300e6 < ours < 500e6
     width = torch_unet.matching_width(work, "deepfloyd_if", ours)
     assert torch_unet.count(work, "deepfloyd_if", width) == pytest.approx(ours, rel=0.05)
+    latent = latent_vs_diffusers.workload(latent_vs_diffusers.parse(gpu_latent.SETTINGS))
+    assert JaxUNet(latent).parameter_count() == 859_520_964
 
 
 def test_without_a_gpu_it_says_so():
@@ -64,6 +74,20 @@ def test_ratio_and_mfu_of_training(tmp_path, capsys):
         assert result["training"]["mfu"][side] == pytest.approx(share)
     printed = capsys.readouterr().out
     assert printed.count("MFU of 0.1 TFLOP/s") == printed.count("ours / diffusers") == 1
+
+
+@pytest.mark.slow
+def test_latents_train_and_are_drawn(tmp_path):
+    """With TorchDynamo, in bfloat16, as on the device."""
+    for what, calls in (("training", 3), ("sampling", 4)):
+        path = tmp_path / f"{what}.json"
+        gpu_latent.main([*TOY_LATENT, f"--what={what}", f"--json={path}"])
+        result = json.loads(path.read_text())
+        assert result["settings"]["torch_compile"] == "eager"
+        for side in ("ours", "diffusers"):
+            (rate,) = result[what]["rates"][side]
+            share = rate * calls * result["forward_flops"][side] / 1e11
+            assert result[what]["mfu"][side] == pytest.approx(share)
 
 
 def gpu_sh(*parts, **environment):
@@ -94,10 +118,13 @@ def test_parts_start_what_exists_and_keep_its_results(tmp_path):
         "sampling",
         "emoji",
         "attention",
+        "latent_training",
+        "latent_sampling",
         OUT=str(out),
         VENV=str(tmp_path / "venv"),
         DATA="shards",
         UNET_FLAGS="--turns=3 --peer=stable_diffusion",
+        LATENT_FLAGS="--batch_size=2",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     modules, commands = zip(
@@ -105,7 +132,11 @@ def test_parts_start_what_exists_and_keep_its_results(tmp_path):
         strict=True,
     )
     last = ("benchmarks.adapter_vs_plain", "benchmarks.fused_attention")
-    assert modules == ("benchmarks.gpu_unet",) * 2 + last
+    assert modules == ("benchmarks.gpu_unet",) * 2 + last + ("benchmarks.gpu_latent",) * 2
+    for part, command in zip(("latent_training", "latent_sampling"), commands[4:], strict=True):
+        args = latent_vs_diffusers.parse([*gpu_latent.SETTINGS, *command])
+        found = (args.what, args.json, args.turns, args.batch_size)
+        assert found == (part.removeprefix("latent_"), out / f"{part}.json", 3, 2)
     assert commands[3] == [f"--json={out}/attention.json"]
     for part, command in zip(("training", "sampling"), commands, strict=False):
         args = unet_vs_diffusers.parse([*gpu_unet.SETTINGS, *command])
@@ -128,4 +159,4 @@ def test_a_failing_part_does_not_keep_the_others_from_running(tmp_path):
 def test_an_unknown_part_is_named(tmp_path):
     done = gpu_sh("train", OUT=str(tmp_path))
     assert done.returncode == 2
-    assert "unknown part 'train': must be install, attention, training, sampling" in done.stderr
+    assert "unknown part 'train': must be one of install, attention, training," in done.stderr

@@ -4,11 +4,14 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
+import pytest
 from flax import linen as nn
 
-from configs import quickstart
+from configs import quickstart, stable_diffusion
 from contextdiff_jax.compilation.lower import lower_training
-from contextdiff_jax.config import WarmStartConfig, from_config_dict
+from contextdiff_jax.compilation.model_flops import model_flops
+from contextdiff_jax.config import WarmStartConfig, from_config_dict, with_task
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.runs.abstract import abstract_task
 
@@ -38,6 +41,30 @@ def test_what_is_not_trained_is_an_input_beside_the_state():
         "\n".join(program.memory),
         re.M,
     )
+
+
+def test_latents_computed_before_take_the_pictures_place():
+    """No first stage is left to compute: what its convolutions do is not in the program."""
+    config = from_config_dict(stable_diffusion.get_config("taef2"))
+    mesh, found = make_mesh(MeshConfig(data=8)), {}
+    for latents in ("", "latents"):
+        data = dataclasses.replace(config.runs["base"].data, path="data", latents=latents)
+        run = dataclasses.replace(config.runs["base"], data=data)
+        run = with_task(run, adapter=None)
+        runs = {**config.runs, "base": run}
+        asked = dataclasses.replace(config, use_adapter=False, runs=runs)
+        found[latents] = lower_training(asked, "base", mesh)
+    stage = abstract_task(config, "base").first_stage
+    pictures = jax.ShapeDtypeStruct((32, 64, 64, 3), jnp.float32)
+    encoding = model_flops(
+        lambda params, x: stage.module.apply({"params": params}, x, method="encode"),
+        stage.params,
+        pictures,
+    )
+    saved = found[""].model_flops - found["latents"].model_flops
+    assert saved == pytest.approx(encoding, rel=1e-6)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(found["latents"].lowered.in_avals)}
+    assert (32, 8, 8, 32) in shapes and (32, 64, 64, 3) not in shapes
 
 
 def count(tree):

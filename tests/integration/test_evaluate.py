@@ -213,6 +213,8 @@ def refused(settings, what="fid"):
         ({"reference": ("nowhere.npz",)}, "fid", "'nowhere.npz' do not exist"),
         ({"features": "nowhere.safetensors"}, "fid", "'nowhere.safetensors' do not exist"),
         ({"clip": "nowhere"}, "fid", "'nowhere' does not exist"),
+        ({}, "adm", "--features is missing: adm needs a safetensors file of Inception v3"),
+        ({"features": "x", "resize": "clean-fid"}, "adm", "--resize=clean-fid: must be torch-fid"),
         ({"guidance": (3.0, 3.0)}, "sweep", "at least two different numbers"),
         ({"data": ("source=folder", "path=x")}, "scenes", "only rendered scenes can be checked"),
         ({"count": None}, "bits_per_dim", "scenes are endless, give --count"),
@@ -258,6 +260,8 @@ def test_flags_that_cannot_be_end_in_a_sentence_and_help_answers(run, tmp_path):
     done = run("evaluate", f"--output={tmp_path}", "--what=fidd")
     assert done.returncode == 2
     assert "--what=fidd: must be of scenes, boxes, scene_fid, fid, fid30k" in done.stderr
+    done = run("evaluate", f"--output={tmp_path}", "--what=fid", "--npz=samples.npz")
+    assert done.returncode == 2 and "only --what=adm writes it" in done.stderr
     answer = run("evaluate", "--help").stdout
     assert "30,000 random captions of COCO" in answer and "--caption_seed" in answer
 

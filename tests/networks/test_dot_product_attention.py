@@ -49,6 +49,18 @@ def plain(query, key, value, mask):
     return dpa.attend(query, key, value, mask, "xla")
 
 
+def test_logits_are_float32_whatever_is_computed_in():
+    """Large ones, as of Stable Diffusion 2.1, which bfloat16 would round to 212 and 213."""
+    query = jnp.ones((1, 1, 1, 2), jnp.bfloat16)
+    key = jnp.array([[256, 44], [256, 45]], jnp.bfloat16).reshape(1, 2, 1, 2)
+    value = jnp.array([0, 1], jnp.bfloat16).reshape(1, 2, 1, 1) * jnp.ones(2, jnp.bfloat16)
+    share = 1 / (1 + np.exp(-1 / np.sqrt(2)))  # 0.670; of rounded logits 0.731
+    attended = np.asarray(plain(query, key, value, None), np.float32)
+    np.testing.assert_allclose(attended, share, atol=4e-3)
+    weights = dpa.attention_weights(query, key, None)
+    np.testing.assert_allclose(weights[0, 0, 0], [1 - share, share], atol=1e-4)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_plain_attention_is_jax_s(masked):
     query, key, value, mask = inputs(5, 12, masked=masked)

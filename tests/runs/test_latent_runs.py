@@ -191,6 +191,24 @@ def test_stored_latents_are_the_stage_s_and_their_statistics_too(stored, lora_co
         np.testing.assert_allclose(stored_value, of(both, (0, 1, 2)), rtol=1e-3, atol=1e-4)
 
 
+def test_a_prompt_that_is_hidden_is_the_encoded_empty_one(lora_config):
+    """What the U-Net was trained with in its place; zeros are what no text encodes to."""
+    task = build_loaded(lora_config, "base")
+    (text,) = task.conditions
+
+    def given(prompts):
+        return text.encode({}, task.frozen, task.collate(prompts))
+
+    shown = given(["a red circle", "of"])
+    keep = jnp.array([True, False])
+    inputs = {"text": shown.tokens, "keep": keep, "null": shown.inputs["null"]}
+    context = task.denoiser_reads(inputs)["context"]
+    empty = given([""]).tokens[0]
+    np.testing.assert_allclose(context[1], empty, atol=1e-6)
+    np.testing.assert_array_equal(context[0], shown.tokens[0])
+    assert np.abs(empty).max() > 0.1 and np.abs(context[1] - shown.tokens[1]).max() > 0.1
+
+
 def test_a_killed_preparation_goes_on_to_the_same_bytes(stored):
     folder = stored.folder
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
