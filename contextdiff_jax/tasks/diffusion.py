@@ -372,7 +372,9 @@ class DiffusionTask:
 
         def denoise(x: jax.Array, t: jax.Array, keep: Keep) -> jax.Array:
             keep = keep if isinstance(keep, Mapping) else dict.fromkeys(droppable, keep)
-            inputs = denoiser_inputs(match_batch(dict(given), x.shape[0]), keep)
+            matched = match_batch(dict(given), x.shape[0])
+            # A tree's dicts come back sorted; the order is that of the tokens attended to.
+            inputs = denoiser_inputs({name: matched[name] for name in given}, keep)
             placed = (x, self._told(t.astype(jnp.float32)))
             read = self.controlled(params, frozen, placed, self.denoiser_reads(inputs))
             return self.denoiser.apply({"params": weights}, *placed, **read)

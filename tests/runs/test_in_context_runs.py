@@ -261,13 +261,47 @@ def test_what_is_not_there_is_what_published_weights_call_nothing(built, picture
 
 
 @pytest.mark.slow
+def test_a_sampler_s_network_is_the_folders_own_of_these_tokens(built, pictures, sd_folder):
+    """With a new branch; hidden and missing tokens stand where the others would."""
+    _, task = built
+    params = moved(task)
+    _, unet = load_unet(sd_folder / "unet")
+    params = {**params, "denoiser": {**unet, "control": silent(params["denoiser"]["control"])}}
+    a, b = pictures
+    none = {"text": None, "context": None, "query": a}
+    batch = task.collate_requests([{**none, "text": "a red circle", "context": [a, b]}, none, none])
+    x, t = np.random.default_rng(0).normal(size=(3, 8, 8, 4)), np.full(3, 500.0, np.float32)
+    x = x.astype(np.float32)
+
+    @jax.jit
+    def denoised(params, keep):
+        _, denoise = task.networks(params, task.frozen, batch)
+        return denoise(x, t, keep)
+
+    text, context, _ = task.conditions
+    said = text.text.encode_whole(text.text.params, *text.text.tokenizer(["a red circle", "", ""]))
+    seen = context.encode(params["conditions"]["context"], task.frozen, batch).tokens
+    tokens = jnp.concatenate([said, seen], axis=1)
+    plain = jax.jit(LatentUNet(task.denoiser.config).apply)
+    expected = plain({"params": unet}, x, t, tokens)
+    np.testing.assert_allclose(denoised(params, np.ones(3, bool)), expected, atol=1e-4)
+    hidden = denoised(params, np.array([False, True, True]))
+    swapped = plain({"params": unet}, x, t, tokens[np.array([1, 1, 2])])
+    np.testing.assert_allclose(hidden, swapped, atol=1e-4)
+    assert np.abs(hidden[0] - expected[0]).max() > 1e-3
+
+
+def silent(control):
+    """A branch that adds nothing yet."""
+    zero = {name: jax.tree.map(np.zeros_like, w) for name, w in control.items() if "zero" in name}
+    return {**control, **zero}
+
+
+@pytest.mark.slow
 def test_a_new_branch_leaves_the_folders_network_as_it_is(built, sd_folder):
     _, task = built
     _, unet = load_unet(sd_folder / "unet")
-    control = dict(moved(task)["denoiser"]["control"])
-    for name in control:
-        if name.startswith("zero"):
-            control[name] = jax.tree.map(np.zeros_like, control[name])
+    control = silent(moved(task)["denoiser"]["control"])
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(3, 8, 8, 4)).astype(np.float32), np.full(3, 500.0, np.float32)
     tokens = rng.normal(size=(3, 82, 24)).astype(np.float32)
