@@ -65,6 +65,10 @@ class Settings:
     terms: int = 0
     ode_steps: int = 0
     probes: int = 0
+    edits: tuple[tuple[str, str], ...] = ()
+    tgve: str = ""
+    masks: str = ""
+    pick_score: str = ""
 
 
 class Evaluation:

@@ -22,6 +22,11 @@ def write_webp(path: epath.Path, frames: np.ndarray, fps: float) -> None:
     _animate(path, frames, fps, "WEBP", lossless=True, method=3)
 
 
+def write_preview(path: epath.Path, frames: np.ndarray, fps: float) -> None:
+    """Writes uint8 (F, H, W, 3) as a small animated WebP that repeats; not to be measured."""
+    _animate(path, frames, fps, "WEBP", quality=85, method=3)
+
+
 def write_gif(path: epath.Path, frames: np.ndarray, fps: float) -> None:
     """Writes uint8 (F, H, W, 3) as a GIF that repeats: 256 colours a frame."""
     _animate(path, frames, fps, "GIF", disposal=2)

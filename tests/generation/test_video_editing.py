@@ -29,6 +29,7 @@ from contextdiff_jax.networks.video_config import VideoConfig
 from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.system.interruption import Watch
 from contextdiff_jax.tasks.clip_adapter import colours_of, fit_colours
+from tests.data.test_tgve import write as write_tgve
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -381,3 +382,21 @@ def test_the_command(forks, folder, frames_folder, tmp_path):
         refused = forks("edit", *asked, *flags)
         assert refused.returncode == 2
         assert sentence in refused.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--tgve=DATA", "--clip=stunt", "--prompt=x"], "--prompt=['x']: not with --tgve, which"),
+        (["--clip=stunt", "--submission=OUT"], "--submission=OUT: only together with --tgve"),
+        (["--tgve=DATA", "--clip=stun"], "--clip=stun: with --tgve, must be one of its 2 videos"),
+        (["--tgve=no", "--clip=stunt"], "--tgve=no: no such folder"),
+        (["--tgve=DATA", "--clip=stunt"], "has 3 frames: 4 at stride 1 from 0 need 4"),
+    ],
+)
+def test_videos_of_the_benchmark(flags, sentence, forks, tmp_path):
+    data = write_tgve(tmp_path)
+    asked = [*COMMAND, f"--model={tmp_path}", f"--output={tmp_path}/out"]
+    refused = forks("edit", *asked, *(flag.replace("DATA", data) for flag in flags))
+    assert refused.returncode == 2
+    assert sentence in refused.stderr.splitlines()[-1]
