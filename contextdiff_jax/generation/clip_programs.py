@@ -19,12 +19,13 @@ from contextdiff_jax.networks.attention_masks import site_mask, word_heat
 from contextdiff_jax.networks.latent_blocks import ATTENTION
 from contextdiff_jax.networks.latent_unet import LatentUNet, attention_sites
 from contextdiff_jax.sampling.inversion import observed_inversion
-from contextdiff_jax.sampling.lockstep import EDIT, NULL, SOURCE, NoBlend, edit
+from contextdiff_jax.sampling.lockstep import EDIT, NULL, SOURCE, Blend, NoBlend, observed_edit
 from contextdiff_jax.spaces.pixels import from_uint8
 from contextdiff_jax.tasks.clip_adapter import ClipAdapter, fit_colours
 from contextdiff_jax.tasks.latent_text_to_image import LatentTextToImage
 
 Arrays = Mapping[str, Any]
+_ASKED = (0.25, 0.5, 0.75)  # shares of T at which an adapter's attention is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +59,17 @@ class ClipNetwork:
     @functools.cached_property
     def kept(self) -> tuple[str, ...]:
         """Sites whose attention to words is read. Raises ValueError where there are none."""
-        fusion = self.config.fusion
-        if fusion is None or not fusion.reads_maps:
+        wanted = self.config.read_reduction
+        if wanted is None:
             return ()
         sites = [s for s in attention_sites(self.task.denoiser.config) if s.kind == "cross"]
-        found = tuple(s.name for s in sites if s.reduction == fusion.mask_reduction)
+        found = tuple(s.name for s in sites if s.reduction == wanted)
         if not found:
             known = sorted({site.reduction for site in sites})
+            key = "fusion.mask_reduction" if self.config.reads_masks else "heatmap_reduction"
             raise ValueError(
-                f"config.fusion.mask_reduction = {fusion.mask_reduction}: must be one of "
-                f"{', '.join(map(str, known))}, where this U-Net attends to words"
+                f"config.{key} = {wanted}: must be one of {', '.join(map(str, known))}, where this "
+                "U-Net attends to words"
             )
         return found
 
@@ -75,7 +77,7 @@ class ClipNetwork:
     def mask_size(self) -> tuple[int, int]:
         """Height and width of the maps of attention to words."""
         height, width, _ = self.task.space.shape
-        reduction = self.config.fusion.mask_reduction
+        reduction = self.config.read_reduction
         return height // reduction, width // reduction
 
     def predict(
@@ -123,7 +125,8 @@ class ClipNetwork:
         (text, _), (told, _) = (self.text(frozen, batch) for batch in batches)
 
         def denoise(x, t, keep):
-            return self.predict(params, x, t, (told,))
+            predicted, seen = self.predict(params, x, t, (told,))
+            return predicted, seen if self.config.reads_masks else ()
 
         process = self.process(params, frozen, text, batches[0])
         return observed_inversion(process, denoise, x0, self.times)
@@ -136,11 +139,13 @@ class ClipNetwork:
         path: jax.Array,
         maps: Any,
         arrays: Arrays | None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the edited frames (F, H, W, 3) in [-1, 1], and their latents.
+        words: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """Returns the edited frames (F, H, W, 3) in [-1, 1], their latents, and heatmaps.
 
         batches: of the source's request and of the edit's. path, maps: of `invert`. arrays: of a
-        PromptEdit; None without fusion.
+        PromptEdit; None without fusion. words (W, L): 1 for the tokens of each word of the edit
+        that heatmaps (F, m, n, W) are asked of; they are of the U-Net, and of the adapter.
         """
         (source, _), (text, null) = (self.text(frozen, batch) for batch in batches)
         contexts = {SOURCE: source, EDIT: text, NULL: null}
@@ -160,8 +165,10 @@ class ClipNetwork:
         blend = None
         if fusion is not None and fusion.blend_latents:
             blend = LatentBlend(fusion, self.mask_size, len(self.times) - 1, maps, arrays)
+        if words is not None:
+            blend = HeatSum(blend or NoBlend(), words, self.mask_size)
         fused = 0 if fusion is None else fusion.fused_steps(len(self.times) - 1)
-        x0 = edit(
+        x0, state = observed_edit(
             self.process(params, frozen, text, batches[1]),
             predict,
             path,
@@ -171,7 +178,26 @@ class ClipNetwork:
             fused=fused,
             blend=blend,
         )
-        return self.space(frozen).decode(x0), x0
+        heat = {}
+        if words is not None:
+            heat["unet"] = state[1] / (len(self.times) - 1)
+            if self.adapter is not None:
+                heat["adapter"] = self._adapters_heat(params, frozen, text, batches[1], x0, words)
+        return self.space(frozen).decode(x0), x0, heat
+
+    def _adapters_heat(
+        self, params: Any, frozen: Any, text: jax.Array, batch: Arrays, x0: jax.Array, words
+    ) -> jax.Array:
+        """Returns the adapter's attention to words over the frames of x0, (F, m, n, W)."""
+        told = text, jnp.asarray(batch["text_mask"])
+        times = [share * self.task.schedule.num_steps for share in _ASKED]
+        maps = [
+            self.adapter.maps(params["adapter"], frozen, *told, x0, jnp.full(len(x0), time))
+            for time in times
+        ]
+        patch = self.adapter.module.config.patch_size
+        size = x0.shape[1] // patch, x0.shape[2] // patch
+        return (sum(maps) / len(maps) @ words.T).reshape(len(x0), *size, len(words))
 
     def coverage(self, maps: jax.Array, words: jax.Array) -> jax.Array:
         """Returns the share of each frame that may change, by fused step, (n, F)."""
@@ -194,7 +220,7 @@ class ClipNetwork:
         """Returns what each fused step is told, (n, ...)."""
         fusion, found = self.config.fusion, {"self_on": arrays["self_on"]}
         found["weight"] = arrays["weight"]
-        if self.kept and fusion.blend_self:
+        if self.config.reads_masks and fusion.blend_self:
             words, size = arrays["source_words"], self.mask_size
             heat = jax.vmap(lambda each: word_heat(each, words, size))
             found["heat"] = heat(maps[: len(found["self_on"])])
@@ -246,3 +272,23 @@ class LatentBlend(NoBlend):
         active = (first < number + 1) & (number + 1 < last)
         mask = jnp.where(active, free[0] | free[1], True)[..., None]
         return jnp.where(mask, x, source), summed
+
+
+@dataclasses.dataclass(frozen=True)
+class HeatSum(NoBlend):
+    """Sums the edit's attention to words over the steps, beside another blend.
+
+    words: (W, L). size: (m, n) of the maps.
+    """
+
+    inner: Blend
+    words: jax.Array
+    size: tuple[int, int]
+
+    def init(self, x: jax.Array) -> tuple[Any, jax.Array]:
+        return self.inner.init(x), jnp.zeros((len(x), *self.size, len(self.words)))
+
+    def after(self, x, source, observed, number, state):
+        x, inner = self.inner.after(x, source, observed, number, state[0])
+        heat = (observed @ self.words.T).reshape(state[1].shape)
+        return x, (inner, state[1] + heat)

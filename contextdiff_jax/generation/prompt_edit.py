@@ -41,6 +41,15 @@ class Words:
     positions: tuple[tuple[int, ...], ...]
     ids: tuple[int, ...]
 
+    @property
+    def folded(self) -> tuple[str, ...]:
+        """The words without case and punctuation."""
+        return tuple(map(_folded, self.words))
+
+    def has(self, asked: str) -> bool:
+        """Whether the prompt has a word, or each of several."""
+        return all(_folded(part) in self.folded for part in asked.split() or [asked])
+
     def tokens(self, asked: str, where: str) -> list[int]:
         """Returns the positions of a word, or of each of several; case and punctuation are one.
 
@@ -57,7 +66,7 @@ class Words:
             if not same:
                 raise ValueError(
                     f"{where} has {part!r}, which is not in the prompt {self.prompt!r}: must be of "
-                    f"{', '.join(dict.fromkeys(map(_folded, self.words)))}"
+                    f"{', '.join(dict.fromkeys(self.folded))}"
                 )
             found += same
         return found

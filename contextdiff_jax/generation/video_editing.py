@@ -6,6 +6,7 @@
     FOLDER/NN/frames/000.png     the edit of prompt NN, frame by frame
     FOLDER/NN/clip.webp          lossless; clip.mp4 where PyAV is, clip.gif where asked for
     FOLDER/NN/beside.webp        the source beside the edit; strip.png has all frames of both
+    FOLDER/NN/heatmaps/          of chosen words, see word_heatmaps.py
     FOLDER/NN/edit.json          prompt, settings, coverage of the mask; written last
 
 The same command goes on where it was stopped: edits that are there are left alone.
@@ -15,6 +16,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -36,6 +38,11 @@ from contextdiff_jax.generation.cascade import Placed, Stage
 from contextdiff_jax.generation.clip_programs import ClipNetwork
 from contextdiff_jax.generation.editing_config import EditingConfig
 from contextdiff_jax.generation.prompt_edit import PromptEdit, prompt_edit
+from contextdiff_jax.generation.word_heatmaps import (
+    check_heatmaps,
+    marked_words,
+    write_heatmaps,
+)
 from contextdiff_jax.networks.adapter import Adapter
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import MeshConfig
@@ -82,8 +89,7 @@ class Editor:
         self.stage, self.config = stage, config
         times = stage.sampler.timesteps(stage.task.schedule)
         self.network = ClipNetwork(stage.task, config, times, adapter)
-        if config.fusion is not None:
-            _ = self.network.kept  # refuses a resolution that attention does not have
+        _ = self.network.kept  # refuses a resolution that attention does not have
         self._invert = jit_on_mesh(self.network.invert, stage.mesh)
         self._edit = jit_on_mesh(self.network.edit, stage.mesh)
         self._colours = jit_on_mesh(self.network.colours, stage.mesh)
@@ -134,15 +140,15 @@ class Editor:
             )
         return path, maps
 
-    def edit(
-        self, inverted: tuple[jax.Array, Any], source: str, prompt: str
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Returns frames uint8 (F, H, W, 3), and how much of each the mask leaves free, (n, F)."""
+    def edit(self, inverted: tuple[jax.Array, Any], source: str, prompt: str) -> "Edited":
+        """Returns the edit of an inverted clip; raises NotFinite where a number is none."""
         path, maps = inverted
         changes = self.changes(source, prompt)
         arrays = None if changes is None else dataclasses.asdict(changes)
         batches = self._batch(source), self._batch(prompt)
-        drawn, latents = self._edit(*self._weights(), batches, path, maps, arrays)
+        words, marks = marked_words(self.tokenizer, self.config.heatmaps, prompt)
+        given = (batches, path, maps, arrays, marks if words else None)
+        drawn, latents, heat = self._edit(*self._weights(), *given)
         finite = np.isfinite(distributed.to_host(latents)).all(axis=(1, 2, 3))
         if not finite.all():
             raise NotFinite(
@@ -150,9 +156,10 @@ class Editor:
                 "nothing was written"
             )
         coverage = None
-        if self.network.kept:
+        if self.config.reads_masks:
             coverage = distributed.to_host(self._coverage(maps, changes.source_words))
-        return to_uint8(distributed.to_host(drawn)), coverage
+        heat = {kind: distributed.to_host(each) for kind, each in heat.items()}
+        return Edited(to_uint8(distributed.to_host(drawn)), coverage, words, heat)
 
     def _weights(self) -> tuple[Any, Any]:
         return self.stage.params, self.stage.frozen
@@ -161,12 +168,28 @@ class Editor:
         return self.stage.task.collate_requests([{"text": prompt}], warn=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Edited:
+    """An edit. frames: uint8 (F, H, W, 3). coverage: what the mask leaves free, (n, F), or None.
+
+    heat: attention to `words`, (F, m, n, W) each, see word_heatmaps.py.
+    """
+
+    frames: np.ndarray
+    coverage: np.ndarray | None = None
+    words: tuple[str, ...] = ()
+    heat: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
 def check_prompts(model: str, config: EditingConfig, wanted: Wanted) -> None:
     """Reads a folder's tokenizer alone, and raises ValueError for prompts that cannot be meant."""
     wanted.check()
-    if config.fusion is None:
+    if config.fusion is None and not config.heatmaps:
         return
     tokenizer = load_tokenizer(local_folder(model) / "tokenizer")
+    check_heatmaps(tokenizer, config.heatmaps, wanted.prompts)
+    if config.fusion is None:
+        return
     for prompt in wanted.prompts:
         prompt_edit(tokenizer, wanted.source, prompt, config.fusion, config.num_steps)
 
@@ -302,10 +325,10 @@ def edit_clip(
         if vote.stop(watch.triggered):
             raise Interrupted(number, "edit")
         with phase(f"edit {number + 1} of {len(places)}: {prompt}"):
-            frames, coverage = editor.edit(inverted, wanted.source, prompt)
-        _say_what_is_odd(frames, coverage, wanted.clip, config)
+            edited = editor.edit(inverted, wanted.source, prompt)
+        _say_what_is_odd(edited.frames, edited.coverage, wanted.clip, config)
         if distributed.is_main():
-            _write(place, frames, coverage, wanted, prompt, config)
+            _write(place, edited, wanted, prompt, config)
     distributed.wait_for_all("edits")  # else JAX takes the one that writes for lost
     return places
 
@@ -342,14 +365,10 @@ def _say_what_is_odd(
 
 
 def _write(
-    place: epath.Path,
-    frames: np.ndarray,
-    coverage: np.ndarray | None,
-    wanted: Wanted,
-    prompt: str,
-    config: EditingConfig,
+    place: epath.Path, edited: Edited, wanted: Wanted, prompt: str, config: EditingConfig
 ) -> None:
     source, fps = wanted.clip.frames, wanted.clip.fps
+    frames, coverage = edited.frames, edited.coverage
     write_frames(place / "frames", frames)
     write_webp(place / "clip.webp", frames, fps)
     write_webp(place / "beside.webp", beside(source, frames), fps)
@@ -359,6 +378,7 @@ def _write(
             write_mp4(unfinished, frames, fps)
     if config.gif:
         write_gif(place / "clip.gif", frames, fps)
+    heatmaps = write_heatmaps(place, frames, edited.words, edited.heat, fps)
     record = {
         "prompt": prompt,
         "source_prompt": wanted.source,
@@ -366,6 +386,7 @@ def _write(
         "fps": fps,
         "native": list(wanted.clip.native),
         "free_of_each_frame": None if coverage is None else coverage.mean(axis=0).tolist(),
+        "heatmaps": heatmaps,
         "config": dataclasses.asdict(config),
     }
     with written_whole(place / EDIT_FILE) as unfinished:

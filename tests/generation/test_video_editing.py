@@ -59,7 +59,15 @@ FUSION = FusionConfig(
 )
 VIDEO = VideoConfig(keys_from=("mid",), temporal=None)
 ADAPTER = AdapterConfig(patch_size=4, width=16, num_blocks=1, heads=2, time_width=8)
-FUSED = dataclasses.replace(PLAIN, name="fatezero", video=VIDEO, fusion=FUSION, gif=True)
+FUSED = dataclasses.replace(
+    PLAIN,
+    name="fatezero",
+    video=VIDEO,
+    fusion=FUSION,
+    gif=True,
+    heatmaps=("circle", "Blue"),
+    heatmap_reduction=2,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -107,8 +115,9 @@ def test_every_frame_by_itself_is_diffusers(folder):
     editor = open_editor(folder, PLAIN)
     inverted = editor.invert(CLIP, SOURCE, 0)
     np.testing.assert_allclose(np.moveaxis(inverted[0][0], -1, 1), x.numpy(), atol=1e-3)
-    ours, coverage = editor.edit(inverted, SOURCE, TARGET)
-    assert coverage is None
+    edited = editor.edit(inverted, SOURCE, TARGET)
+    ours = edited.frames
+    assert edited.coverage is None and not edited.heat
     assert np.mean((theirs > 0) & (theirs < 1)) > 0.5
     assert np.abs(ours - 255 * theirs).max() < 2
 
@@ -149,6 +158,26 @@ def test_the_files_of_an_edit(edits):
     )
 
 
+def test_heatmaps_of_words(edits):
+    """Every prompt shows those of the words that it has; all tokens together have attention 1."""
+    output, editor, _ = edits
+    names = [sorted(p.stem for p in (output / n / "heatmaps").glob("*.png")) for n in ("00", "01")]
+    assert names == [["00_circle"], ["00_circle", "01_blue"]]
+    sheet = np.asarray(Image.open(output / "00/heatmaps/00_circle.png"))
+    assert sheet.shape == (2 * SIDE, FRAMES * SIDE, 3)
+    frames = [np.asarray(Image.open(output / f"00/frames/{n:03d}.png")) for n in range(FRAMES)]
+    np.testing.assert_array_equal(sheet[:SIDE], np.concatenate(frames, axis=1))
+    record = json.loads((output / "01/edit.json").read_text())["heatmaps"]
+    assert record["Blue"]["unet"]["file"] == "heatmaps/01_blue.png"
+    assert 0 < record["circle"]["unet"]["least"] < record["circle"]["unet"]["largest"] < 1
+    inverted = editor.invert(CLIP, SOURCE, 0)
+    arrays = dataclasses.asdict(editor.changes(SOURCE, TARGET))
+    batches = editor._batch(SOURCE), editor._batch(TARGET)
+    given = (*editor._weights(), batches, *inverted, arrays)
+    heat = editor._edit(*given, np.ones((1, 77), np.float32))[2]["unet"]
+    np.testing.assert_allclose(heat, 1, atol=1e-5)
+
+
 def test_the_same_command_draws_what_is_missing(edits, monkeypatch):
     output, editor, wanted = edits
     before = (output / "01/frames/003.png").read_bytes()
@@ -172,7 +201,8 @@ def test_where_nothing_may_change_the_edit_is_the_source(edits, tmp_path, caplog
     config = dataclasses.replace(FUSED, fusion=dataclasses.replace(FUSION, threshold=2.0))
     copying = video_editing.Editor(editor.stage, config)
     path, maps = editor.invert(CLIP, SOURCE, 0)
-    frames, coverage = copying.edit((path, maps), SOURCE, TARGET)
+    edited = copying.edit((path, maps), SOURCE, TARGET)
+    frames, coverage = edited.frames, edited.coverage
     assert not np.any(coverage)
     # The last step is outside the blend's open interval: it starts from the source's state.
     space = editor.network.space(editor.stage.frozen)
@@ -192,7 +222,10 @@ def test_an_adapter_that_is_zero_changes_nothing_and_one_that_is_not_does(
     config = dataclasses.replace(FUSED, adapter=ADAPTER)
     biased = open_editor(folder, config, image_encoder=str(clip_folder)).for_clip(CLIP)
     path, maps = biased.invert(CLIP, SOURCE, 0)
-    frames, _ = biased.edit((path, maps), SOURCE, TARGET)
+    edited = biased.edit((path, maps), SOURCE, TARGET)
+    frames = edited.frames
+    assert edited.heat["adapter"].shape == (FRAMES, 2, 2, 1)  # of 8 x 8 latents in patches of 4
+    assert edited.heat["unet"].shape == (FRAMES, 4, 4, 1)
     plain = editor.invert(CLIP, SOURCE, 0)[0]
     np.testing.assert_allclose(path, plain, atol=1e-5)
     for number, pixels in enumerate(frames):
@@ -204,7 +237,9 @@ def test_an_adapter_that_is_zero_changes_nothing_and_one_that_is_not_does(
     other._invert, other._edit = biased._invert, biased._edit  # the same programs
     moved, _ = other.invert(CLIP, SOURCE, 0)
     assert np.abs(np.asarray(moved - plain)).max() > 0.01
-    assert np.any(other.edit((path, maps), SOURCE, TARGET)[0] != frames)
+    drawn = other.edit((path, maps), SOURCE, TARGET)
+    assert np.any(drawn.frames != frames)
+    assert np.any(drawn.heat["adapter"] != edited.heat["adapter"])
 
 
 def test_colours_of_latents_are_fitted():
@@ -290,6 +325,12 @@ def test_replace_needs_as_many_words(tokenizer):
         ({"clip": {"count": 1}, "video": {}}, r"clip.count = 1: must be at least 2 with temporal"),
         ({"tuning": {"steps": 5}}, r"tuning.steps = 5: must be 0 without video"),
         ({"video": {"keys_from": ("middle",)}}, r"video.keys_from has 'middle'"),
+        ({"heatmaps": (" ",)}, r"heatmaps has ' ': must be words"),
+        ({"heatmap_reduction": 0}, r"heatmap_reduction = 0: must be at least 1"),
+        (
+            {"heatmaps": ("a",), "heatmap_reduction": 2, "fusion": {"blend_words": ("a",)}},
+            r"heatmap_reduction = 2: must be config.fusion.mask_reduction, 4",
+        ),
         ({"num_steps": 0}, r"num_steps = 0: must be 1 to 1000"),
         ({"invert_from": 1.0}, r"invert_from = 1.0: must be in 0..1"),
         ({"fusions": None}, r"config.fusions = None: unknown key.*fusion\?"),
@@ -322,7 +363,10 @@ def test_words_are_refused_before_the_weights_are_read(folder):
     config = dataclasses.replace(FUSED, fusion=FusionConfig(blend_words=("square",)))
     with pytest.raises(ValueError, match="fusion.blend_words has 'square', which is not in the pr"):
         check_prompts(folder, config, Wanted(CLIP, SOURCE, (TARGET,)))
-    check_prompts(folder, FUSED, Wanted(CLIP, SOURCE, (TARGET,)))
+    heated = dataclasses.replace(PLAIN, heatmaps=("red", "Blue"))
+    with pytest.raises(ValueError, match="config.heatmaps has 'Blue', which is in no prompt: must"):
+        check_prompts(folder, heated, Wanted(CLIP, SOURCE, (TARGET,)))
+    check_prompts(folder, FUSED, Wanted(CLIP, SOURCE, (TARGET, "a blue circle")))
 
 
 def test_frames_that_devices_cannot_share_are_refused(folder, monkeypatch):
@@ -333,9 +377,13 @@ def test_frames_that_devices_cannot_share_are_refused(folder, monkeypatch):
 
 
 def test_a_resolution_without_attention_is_refused(edits):
-    config = dataclasses.replace(FUSED, fusion=dataclasses.replace(FUSION, mask_reduction=8))
-    with pytest.raises(ValueError, match="mask_reduction = 8: must be one of 1, 2, 4"):
-        video_editing.Editor(edits[1].stage, config)
+    fusion = dataclasses.replace(FUSION, mask_reduction=8)
+    for config, key in (
+        (dataclasses.replace(FUSED, fusion=fusion), "fusion.mask_reduction"),
+        (dataclasses.replace(PLAIN, heatmaps=("a",), heatmap_reduction=8), "heatmap_reduction"),
+    ):
+        with pytest.raises(ValueError, match=f"config.{key} = 8: must be one of 1, 2, 4"):
+            video_editing.Editor(edits[1].stage, config)
 
 
 def test_numbers_that_are_none_write_nothing(edits, tmp_path):
