@@ -14,17 +14,13 @@ generation/video_editing.py. Exit codes: see contextdiff_jax/entry.py.
 from absl import flags, logging
 
 from contextdiff_jax import command_line, entry
-from contextdiff_jax.arguments import existing_folder
+from contextdiff_jax.arguments import existing, existing_folder
 from contextdiff_jax.data.clips import read_clip
 from contextdiff_jax.data.tgve import KINDS, TgveVideo, named_video, read_tgve
 from contextdiff_jax.generation.editing_config import EditingConfig, read_editing_config
+from contextdiff_jax.generation.editor import Beside, open_editor
 from contextdiff_jax.generation.tgve_submission import write_submission
-from contextdiff_jax.generation.video_editing import (
-    Wanted,
-    check_prompts,
-    edit_clip,
-    open_editor,
-)
+from contextdiff_jax.generation.video_editing import Wanted, check_prompts, edit_clip
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.system import notices
 from contextdiff_jax.system.interruption import Watch
@@ -38,6 +34,12 @@ _TUNED = flags.DEFINE_string(
 )
 _IMAGE = flags.DEFINE_string(
     "image_encoder", None, "Folder of CLIP, which a config with an adapter needs."
+)
+_CONTROLNET = flags.DEFINE_string(
+    "controlnet", None, "A ControlNet, which a config with a control_scale needs: folder or file."
+)
+_CONTROL = flags.DEFINE_string(
+    "control", None, "Folder of frames, or a video file, that it follows: edges, depth or poses."
 )
 _CLIP = flags.DEFINE_string("clip", None, "Folder of frames, or a video file.")
 _SOURCE = flags.DEFINE_string("source_prompt", None, "What the clip shows.")
@@ -57,9 +59,7 @@ flags.mark_flags_as_required(["config", "model", "clip", "output"])
 def main() -> None:
     config = read_editing_config(_CONFIG.value)
     existing_folder(_MODEL.value, "model")
-    for flag, folder in (("tuned", _TUNED.value), ("image_encoder", _IMAGE.value)):
-        if folder is not None:
-            existing_folder(folder, flag)
+    beside = _beside(config)
     video = _of_benchmark()
     wanted = _wanted(config, video, 8, 8)  # the clip's mistakes come before the weights
     check_prompts(_MODEL.value, config, wanted)
@@ -68,7 +68,7 @@ def main() -> None:
     if _SUBMISSION.value is not None:
         entry.check_writable(_SUBMISSION.value, "submission")
     notices.doing("loading the model")
-    editor = open_editor(_MODEL.value, config, _TUNED.value, _SEED.value, _IMAGE.value)
+    editor = open_editor(_MODEL.value, config, beside, _SEED.value)
     height, width, _ = editor.stage.task.space.image_shape
     wanted = _wanted(config, video, height, width)
     notices.doing("editing")
@@ -80,6 +80,22 @@ def main() -> None:
         distributed.wait_for_all("submission")
     if distributed.is_main():
         logging.info("edits are in %s", ", ".join(map(str, places)))
+
+
+def _beside(config: EditingConfig) -> Beside:
+    """Returns what the flags name beside the model; checks that it is there and is read."""
+    for flag, folder in (("tuned", _TUNED.value), ("image_encoder", _IMAGE.value)):
+        if folder is not None:
+            existing_folder(folder, flag)
+    if _CONTROLNET.value is not None:
+        existing(_CONTROLNET.value, "controlnet")
+    beside = Beside(_TUNED.value or "", _IMAGE.value or "", _CONTROLNET.value or "")
+    beside.check(config)
+    if _CONTROL.value is not None and not config.control_scale:
+        raise ValueError(f"--control={_CONTROL.value}: only together with config.control_scale")
+    if _CONTROL.value is None and config.control_scale:
+        raise ValueError("--control is missing: config.control_scale needs a clip to follow")
+    return beside
 
 
 def _of_benchmark() -> TgveVideo | None:
@@ -100,11 +116,15 @@ def _of_benchmark() -> TgveVideo | None:
 
 
 def _wanted(config: EditingConfig, video: TgveVideo | None, height: int, width: int) -> Wanted:
-    if video is None:
-        clip = read_clip(_CLIP.value, config.clip, height, width)
-        return Wanted(clip, _SOURCE.value, tuple(_PROMPT.value))
-    clip = read_clip(str(video.frames), config.clip, height, width)
-    return Wanted(clip, video.caption, tuple(video.prompts[kind] for kind in KINDS))
+    source, prompts, path = _SOURCE.value, _PROMPT.value, _CLIP.value
+    if video is not None:
+        source, prompts = video.caption, [video.prompts[kind] for kind in KINDS]
+        path = str(video.frames)
+    control = None
+    if _CONTROL.value is not None:
+        control = read_clip(_CONTROL.value, config.clip, height, width)
+    clip = read_clip(path, config.clip, height, width)
+    return Wanted(clip, source, tuple(prompts), control)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from contextdiff_jax.sampling.inversion import observed_inversion
 from contextdiff_jax.sampling.lockstep import EDIT, NULL, SOURCE, Blend, NoBlend, observed_edit
 from contextdiff_jax.spaces.pixels import from_uint8
 from contextdiff_jax.tasks.clip_adapter import ClipAdapter, fit_colours
+from contextdiff_jax.tasks.clip_control import ClipControl
 from contextdiff_jax.tasks.latent_text_to_image import LatentTextToImage
 
 Arrays = Mapping[str, Any]
@@ -33,16 +34,19 @@ class ClipNetwork:
     """The U-Net of a task for the frames of one clip, and how it is asked.
 
     task: of a folder of Stable Diffusion. config: of the edit. times: int32 (T + 1,), falling.
-    adapter: biases both ways, each by its own prompt; None is plain diffusion.
+    adapter: biases both ways, each by its own prompt; None is plain diffusion. control: a branch
+    that adds to the U-Net, in inversion and drawing, for all rows; None is none.
 
-    The programs take params {"denoiser": ..., "adapter": ...}, and frozen: the task's, and with an
-    adapter CLIP's parameters and the fit of the clip's colours.
+    The programs take params {"denoiser": ..., "adapter": ..., "control": ...}, and frozen: the
+    task's, with an adapter CLIP's parameters and the fit of the clip's colours, and the branch's
+    hints.
     """
 
     task: LatentTextToImage
     config: EditingConfig
     times: np.ndarray
     adapter: ClipAdapter | None = None
+    control: ClipControl | None = None
 
     def process(self, params: Any, frozen: Any, text: jax.Array, batch: Arrays) -> Process:
         """Returns the process under a prompt: its tokens (1, L, D), and its batch."""
@@ -82,7 +86,7 @@ class ClipNetwork:
 
     def predict(
         self,
-        params: Any,
+        weights: tuple[Any, Any],
         x: jax.Array,
         t: jax.Array,
         contexts: tuple[jax.Array, ...],
@@ -90,14 +94,18 @@ class ClipNetwork:
     ) -> tuple[jax.Array, Any]:
         """Returns the prediction for x (F * R, ...), and maps (F * R, Q, L), or () where unread.
 
-        contexts: the tokens (1, L, D) of each of a frame's R rows.
+        weights: params and frozen. contexts: the tokens (1, L, D) of each of a frame's R rows.
         """
+        params, frozen = weights
         rows = jnp.concatenate(contexts)[None]
         context = jnp.repeat(rows, len(x) // len(contexts), axis=0).reshape(-1, *rows.shape[2:])
         denoiser = self.task.denoiser
         module = LatentUNet(denoiser.config, denoiser.dtype, self.kept, self.config.inflation)
+        told: dict[str, Any] = {"fusion": fusion}
+        if self.control is not None:
+            told["residuals"] = self.control.residuals(params["control"], frozen, x, t, context)
         predicted, seen = module.apply(
-            {"params": params["denoiser"]}, x, t, context, fusion=fusion, mutable=[ATTENTION]
+            {"params": params["denoiser"]}, x, t, context, **told, mutable=[ATTENTION]
         )
         if not self.kept:
             return predicted, ()
@@ -125,7 +133,7 @@ class ClipNetwork:
         (text, _), (told, _) = (self.text(frozen, batch) for batch in batches)
 
         def denoise(x, t, keep):
-            predicted, seen = self.predict(params, x, t, (told,))
+            predicted, seen = self.predict((params, frozen), x, t, (told,))
             return predicted, seen if self.config.reads_masks else ()
 
         process = self.process(params, frozen, text, batches[0])
@@ -141,7 +149,9 @@ class ClipNetwork:
         arrays: Arrays | None,
         words: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """Returns the edited frames (F, H, W, 3) in [-1, 1], their latents, and heatmaps.
+        """Returns the edited frames (F, H, W, 3) in [-1, 1], `failed`, and heatmaps.
+
+        failed: int32 (F,), the step after which each frame's state was no finite number; 0: none.
 
         batches: of the source's request and of the edit's. path, maps: of `invert`. arrays: of a
         PromptEdit; None without fusion. words (W, L): 1 for the tokens of each word of the edit
@@ -157,7 +167,7 @@ class ClipNetwork:
             if control is not None:
                 told = self._fusion(arrays, control, len(rows))
             given = tuple(contexts[row] for row in rows)
-            predicted, seen = self.predict(params, x, t, given, told)
+            predicted, seen = self.predict((params, frozen), x, t, given, told)
             if not self.kept:
                 return predicted, ()
             return predicted, seen.reshape(-1, len(rows), *seen.shape[1:])[:, rows.index(EDIT)]
@@ -165,8 +175,9 @@ class ClipNetwork:
         blend = None
         if fusion is not None and fusion.blend_latents:
             blend = LatentBlend(fusion, self.mask_size, len(self.times) - 1, maps, arrays)
+        blend = blend or NoBlend()
         if words is not None:
-            blend = HeatSum(blend or NoBlend(), words, self.mask_size)
+            blend = HeatSum(blend, words, self.mask_size)
         fused = 0 if fusion is None else fusion.fused_steps(len(self.times) - 1)
         x0, state = observed_edit(
             self.process(params, frozen, text, batches[1]),
@@ -176,14 +187,15 @@ class ClipNetwork:
             scale=self.config.guidance_scale,
             controls=controls,
             fused=fused,
-            blend=blend,
+            blend=Finite(blend),
         )
+        state, failed = state
         heat = {}
         if words is not None:
             heat["unet"] = state[1] / (len(self.times) - 1)
             if self.adapter is not None:
                 heat["adapter"] = self._adapters_heat(params, frozen, text, batches[1], x0, words)
-        return self.space(frozen).decode(x0), x0, heat
+        return self.space(frozen).decode(x0), failed, heat
 
     def _adapters_heat(
         self, params: Any, frozen: Any, text: jax.Array, batch: Arrays, x0: jax.Array, words
@@ -272,6 +284,21 @@ class LatentBlend(NoBlend):
         active = (first < number + 1) & (number + 1 < last)
         mask = jnp.where(active, free[0] | free[1], True)[..., None]
         return jnp.where(mask, x, source), summed
+
+
+@dataclasses.dataclass(frozen=True)
+class Finite(NoBlend):
+    """Notes after which step a frame's state is no finite number, beside another blend."""
+
+    inner: Blend
+
+    def init(self, x: jax.Array) -> tuple[Any, jax.Array]:
+        return self.inner.init(x), jnp.zeros(len(x), jnp.int32)
+
+    def after(self, x, source, observed, number, state):
+        x, inner = self.inner.after(x, source, observed, number, state[0])
+        new = (state[1] == 0) & ~jnp.isfinite(x).all(tuple(range(1, x.ndim)))
+        return x, (inner, jnp.where(new, number + 1, state[1]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,6 +140,8 @@ class EditingConfig:
     adapter: biases both processes, each by its own prompt, with causal attention over 3 frames; its
         image_channels, image_dim and text_dim are those of the weights. It begins as zero, so it
         needs tuning. None is plain diffusion.
+    control_scale: factor on what a control branch adds, ControlNet over the frames of a clip that
+        the edits follow; 0 is no branch.
     heatmaps: words of the edits whose attention is drawn over the frames. heatmap_reduction: at
         which resolution it is read, as fusion.mask_reduction, which it must be where both are read.
     dtype: compute dtype. gif: whether GIFs are written too.
@@ -158,6 +160,7 @@ class EditingConfig:
     invert_from: float = 0.0
     fusion: FusionConfig | None = None
     adapter: AdapterConfig | None = None
+    control_scale: float = 0.0
     heatmaps: tuple[str, ...] = ()
     heatmap_reduction: int = 4
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -178,6 +181,8 @@ class EditingConfig:
             raise ValueError(f"{where}.guidance_scale = {self.guidance_scale}: must be above 0")
         if not 0 <= self.invert_from < 1:
             raise ValueError(f"{where}.invert_from = {self.invert_from}: must be in 0..1, below 1")
+        if not 0 <= self.control_scale < math.inf:
+            raise ValueError(f"{where}.control_scale = {self.control_scale}: must be at least 0")
         if self.adapter is not None:
             self.adapter.validate(f"{where}.adapter")
         self._validate_heatmaps(where)

@@ -15,6 +15,7 @@ from PIL import Image
 from contextdiff_jax.config import ConfigError
 from contextdiff_jax.data.clips import Clip, ClipConfig
 from contextdiff_jax.encoders.tokenizers import load_tokenizer
+from contextdiff_jax.generation import editor as editors
 from contextdiff_jax.generation import stable_diffusion, video_editing
 from contextdiff_jax.generation.editing_config import (
     EditingConfig,
@@ -22,8 +23,9 @@ from contextdiff_jax.generation.editing_config import (
     editing_config_dict,
     read_editing_config,
 )
+from contextdiff_jax.generation.editor import Beside, open_editor
 from contextdiff_jax.generation.prompt_edit import prompt_edit, words_of
-from contextdiff_jax.generation.video_editing import Wanted, check_prompts, edit_clip, open_editor
+from contextdiff_jax.generation.video_editing import Wanted, check_prompts, edit_clip
 from contextdiff_jax.networks.config import AdapterConfig
 from contextdiff_jax.networks.video_config import VideoConfig
 from contextdiff_jax.parallel.mesh import make_mesh
@@ -199,7 +201,7 @@ def test_where_nothing_may_change_the_edit_is_the_source(edits, tmp_path, caplog
     """A threshold of 2 leaves nothing free: the latents are those of the source, and it is said."""
     _, editor, _ = edits
     config = dataclasses.replace(FUSED, fusion=dataclasses.replace(FUSION, threshold=2.0))
-    copying = video_editing.Editor(editor.stage, config)
+    copying = editors.Editor(editor.stage, config)
     path, maps = editor.invert(CLIP, SOURCE, 0)
     edited = copying.edit((path, maps), SOURCE, TARGET)
     frames, coverage = edited.frames, edited.coverage
@@ -220,7 +222,7 @@ def test_an_adapter_that_is_zero_changes_nothing_and_one_that_is_not_does(
     round a pixel apart). Else each prompt has its own bias."""
     output, editor, _ = edits
     config = dataclasses.replace(FUSED, adapter=ADAPTER)
-    biased = open_editor(folder, config, image_encoder=str(clip_folder)).for_clip(CLIP)
+    biased = open_editor(folder, config, Beside(image_encoder=str(clip_folder))).for_clip(CLIP)
     path, maps = biased.invert(CLIP, SOURCE, 0)
     edited = biased.edit((path, maps), SOURCE, TARGET)
     frames = edited.frames
@@ -258,7 +260,7 @@ def test_an_adapter_needs_an_image_encoder(folder, clip_folder, monkeypatch):
     with pytest.raises(ValueError, match="--image_encoder is missing: config.adapter needs a CLIP"):
         open_editor(folder, config)
     with pytest.raises(ValueError, match="--image_encoder=.*: only together with config.adapter"):
-        open_editor(folder, PLAIN, image_encoder=str(clip_folder))
+        open_editor(folder, PLAIN, Beside(image_encoder=str(clip_folder)))
 
 
 def test_a_mask_that_is_empty_is_said(caplog):
@@ -281,6 +283,26 @@ def test_positions_of_words(tokenizer):
     assert words.tokens("red circle", "key") == [*words.positions[1], *words.positions[2]]
     with pytest.raises(ValueError, match="key has 'blue', which is not in .*: must be of a, red, "):
         words.tokens("blue", "key")
+
+
+def test_words_that_are_cut_off_are_said(tokenizer):
+    words = words_of(tokenizer, "red " * 90 + "blue")
+    assert len(words.words) == 75 and words.cut[-1] == "blue"
+    with pytest.raises(ValueError, match="key has 'blue', which is cut off: .* first 75 words"):
+        words.tokens("blue", "key")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"cross_words": ("square",), "cross_words_until": (0.5,)},
+        {"equalizer_words": ("square",), "equalizer_values": (2.0,)},
+        {"blend_edit_words": ("square",)},
+    ],
+)
+def test_words_that_the_edit_does_not_have_are_refused(words, tokenizer):
+    with pytest.raises(ValueError, match=f"fusion.{next(iter(words))} has 'square', which is not"):
+        prompt_edit(tokenizer, SOURCE, TARGET, FusionConfig(**words), 10)
 
 
 def test_steps_and_words_of_a_fusion(tokenizer):
@@ -341,9 +363,7 @@ def test_configs_that_cannot_work_are_refused(changes, sentence):
         read_editing_config({"name": "test"} | changes)
 
 
-@pytest.mark.parametrize(
-    "preset", ["", "per_frame", "fatezero", "tune_a_video", "fatezero_tuned", "contextdiff"]
-)
+@pytest.mark.parametrize("preset", importlib.import_module("configs.video_editing").PRESETS)
 def test_the_configs_of_the_methods_are_read(preset):
     module = importlib.import_module("configs.video_editing")
     config = read_editing_config(module.get_config(preset))
@@ -383,7 +403,7 @@ def test_a_resolution_without_attention_is_refused(edits):
         (dataclasses.replace(PLAIN, heatmaps=("a",), heatmap_reduction=8), "heatmap_reduction"),
     ):
         with pytest.raises(ValueError, match=f"config.{key} = 8: must be one of 1, 2, 4"):
-            video_editing.Editor(edits[1].stage, config)
+            editors.Editor(edits[1].stage, config)
 
 
 def test_numbers_that_are_none_write_nothing(edits, tmp_path):
@@ -392,10 +412,15 @@ def test_numbers_that_are_none_write_nothing(edits, tmp_path):
     _, editor, wanted = edits
     broken = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), editor.stage.params)
     stage = dataclasses.replace(editor.stage, params=broken)
-    other = video_editing.Editor.__new__(video_editing.Editor)
+    other = editors.Editor.__new__(editors.Editor)
     other.__dict__ |= editor.__dict__ | {"stage": stage}
     with pytest.raises(NotFinite, match="step 1, t = .*, frame 0 is not finite"):
         other.invert(CLIP, SOURCE, 0)
+    path, maps = editor.invert(CLIP, SOURCE, 0)
+    # The source's state of frame 2 after the second step; the blend puts it back.
+    torn = path.at[2, 2].set(np.nan)
+    with pytest.raises(NotFinite, match="edit .*: step 2, t = 501, frame . is not finite"):
+        editor.edit((torn, maps), SOURCE, TARGET)
 
 
 # -- the command ------------------------------------------------------------------------------
