@@ -100,7 +100,7 @@ def _beside(config: EditingConfig) -> Beside:
 
 def _of_benchmark() -> TgveVideo | None:
     """Returns the video of --tgve that --clip names; checks which flags go together."""
-    prompts = {"source_prompt": _SOURCE.value, "prompt": _PROMPT.value}
+    prompts = {"source_prompt": _SOURCE.value, "prompt": next(iter(_PROMPT.value or ()), None)}
     if _TGVE.value is None:
         if _SUBMISSION.value is not None:
             raise ValueError(f"--submission={_SUBMISSION.value}: only together with --tgve")

@@ -460,7 +460,7 @@ def test_the_command(forks, folder, frames_folder, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--tgve=DATA", "--clip=stunt", "--prompt=x"], "--prompt=['x']: not with --tgve, which"),
+        (["--tgve=DATA", "--clip=stunt", "--prompt=x"], "--prompt=x: not with --tgve, which has"),
         (["--clip=stunt", "--submission=OUT"], "--submission=OUT: only together with --tgve"),
         (["--tgve=DATA", "--clip=stun"], "--clip=stun: with --tgve, must be one of its 2 videos"),
         (["--tgve=no", "--clip=stunt"], "--tgve=no: no such folder"),
