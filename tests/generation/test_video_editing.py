@@ -383,7 +383,8 @@ def test_empty_prompts_are_refused_and_equal_ones_said(caplog):
 
 
 def test_words_are_refused_before_the_weights_are_read(folder):
-    config = dataclasses.replace(FUSED, fusion=FusionConfig(blend_words=("square",)))
+    wrong = FusionConfig(blend_words=("square",))
+    config = dataclasses.replace(FUSED, fusion=wrong, heatmaps=())
     with pytest.raises(ValueError, match="fusion.blend_words has 'square', which is not in the pr"):
         check_prompts(folder, config, Wanted(CLIP, SOURCE, (TARGET,)))
     heated = dataclasses.replace(PLAIN, heatmaps=("red", "Blue"))
@@ -422,7 +423,7 @@ def test_numbers_that_are_none_write_nothing(edits, tmp_path):
     path, maps = editor.invert(CLIP, SOURCE, 0)
     # The source's state of frame 2 after the second step; the blend puts it back.
     torn = path.at[2, 2].set(np.nan)
-    with pytest.raises(NotFinite, match="edit .*: step 2, t = 501, frame . is not finite"):
+    with pytest.raises(NotFinite, match="edit .*: step 2, t = 502, frame . is not finite"):
         editor.edit((torn, maps), SOURCE, TARGET)
 
 
