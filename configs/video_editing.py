@@ -5,7 +5,8 @@
 Methods: per_frame inverts and edits every frame by itself; fatezero (the default) takes attention
 over from the source, without tuning; tune_a_video tunes the inflated U-Net on the clip first, and
 fatezero_tuned and contextdiff take over attention as well; contextdiff has the context-aware
-adapter, for which --image_encoder gives a CLIP.
+adapter, for which --image_encoder gives a CLIP; controlvideo follows edges, depth or poses
+(--control) by a ControlNet (--controlnet), controlvideo_adapter with the adapter too.
 """
 
 import dataclasses
@@ -19,9 +20,10 @@ from contextdiff_jax.generation.editing_config import (
     editing_config_dict,
 )
 from contextdiff_jax.networks.config import AdapterConfig
-from contextdiff_jax.networks.video_config import VideoConfig, tune_a_video
+from contextdiff_jax.networks.video_config import VideoConfig, control_video, tune_a_video
 
 PRESETS = ("", "per_frame", "fatezero", "tune_a_video", "fatezero_tuned", "contextdiff")
+PRESETS += ("controlvideo", "controlvideo_adapter")
 
 
 def get_config(preset: str = ""):
@@ -74,5 +76,32 @@ def _contextdiff() -> EditingConfig:
         clip=ClipConfig(stride=2),
         tuning=dataclasses.replace(config.tuning, trainable=trainable),
         num_steps=20,
+        adapter=AdapterConfig(patch_size=4),
+    )
+
+
+def _controlvideo() -> EditingConfig:
+    """300 steps are for soft edges; the authors take 80 for Canny's, 500 for depth, 1500 for
+    poses."""
+    return EditingConfig(
+        "controlvideo",
+        video=control_video(),
+        tuning=TuningConfig(
+            steps=300,
+            learning_rate=3e-5,
+            trainable=("**/self/out", "**/temporal", "**/temporal_out"),
+        ),
+        guidance_scale=12.0,
+        control_scale=1.0,
+    )
+
+
+def _controlvideo_adapter() -> EditingConfig:
+    config = _controlvideo()
+    trainable = (*config.tuning.trainable, "adapter")
+    return dataclasses.replace(
+        config,
+        name="controlvideo_adapter",
+        tuning=dataclasses.replace(config.tuning, trainable=trainable),
         adapter=AdapterConfig(patch_size=4),
     )

@@ -26,6 +26,8 @@ What can be measured, by --what (several: with commas):
   styles        of in-context exports of a folder in several styles: the share of pictures in the
                 style asked for, LPIPS (--lpips) and CLIP distance to the true ones
   directions    of the same: RMSE and Frechet distance for each pair of styles
+  video         edited clips, --edits=LABEL=FOLDER each: CLIP text alignment and frame consistency,
+                FateZero's two, PickScore, what changes outside masks, flicker
   heatmaps      the adapter's cross-attention over pictures of --prompt, drawn or given (--image)
 
 OUTPUT gets results.json, a CSV file per table, plots, pictures and report.html. Results that are
@@ -54,6 +56,7 @@ from contextdiff_jax.evaluation import (
     prompt_following,
     scene_fid,
     scores,
+    video,
 )
 from contextdiff_jax.evaluation.evaluation import Evaluation, Settings, evaluate
 from contextdiff_jax.evaluation.resizing import PROTOCOLS
@@ -75,6 +78,7 @@ PLANS = {
     "in_context": in_context_scenes.plan_in_context,
     "styles": in_context_styles.plan_styles,
     "directions": in_context_directions.plan_directions,
+    "video": video.plan_video,
 }
 
 _WHAT = flags.DEFINE_list("what", [], f"Measurements: {', '.join(PLANS)}.")
@@ -146,6 +150,16 @@ _METRIC = flags.DEFINE_multi_string("metric", [], "A metric for curves; by defau
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt for heatmaps.")
 _IMAGE = flags.DEFINE_multi_string("image", [], "An image file for heatmaps, one per --prompt.")
 _WORD = flags.DEFINE_multi_string("word", [], "A word for heatmaps; by default each prompt's own.")
+_EDITS = flags.DEFINE_multi_string(
+    "edits", [], "LABEL=FOLDER for video: what `edit` wrote, or with --tgve a submission."
+)
+_TGVE = flags.DEFINE_string("tgve", None, "LOVEU-TGVE-2023's folder, for video.")
+_MASKS = flags.DEFINE_string(
+    "masks", None, "Folder with CLIP/NNN.png for video: white is what an edit is to change."
+)
+_PICK_SCORE = flags.DEFINE_string(
+    "pick_score", None, "Folder of PickScore's CLIP for video; without it that is left out."
+)
 _TURNS = flags.DEFINE_integer("turns", 5, "How often cost times each side.", lower_bound=1)
 _PROCESSES = entry.define_process_flags()
 flags.mark_flags_as_required(["output"])
@@ -203,7 +217,7 @@ def _settings() -> Settings:
         lpips=_LPIPS.value or "",
         resize=_RESIZE.value,
         guidance=tuple(map(_scale, _GUIDANCE.value)),
-        runs=tuple(map(_labelled, _RUN.value)),
+        runs=tuple(_labelled("run", text) for text in _RUN.value),
         metrics=tuple(_METRIC.value),
         prompts=tuple(_PROMPT.value),
         images=tuple(_IMAGE.value),
@@ -213,6 +227,10 @@ def _settings() -> Settings:
         ode_steps=_ODE_STEPS.value,
         probes=_PROBES.value,
         npz=_NPZ.value or "",
+        edits=tuple(_labelled("edits", text) for text in _EDITS.value),
+        tgve=_TGVE.value or "",
+        masks=_MASKS.value or "",
+        pick_score=_PICK_SCORE.value or "",
     )
 
 
@@ -226,10 +244,10 @@ def _scale(text: str) -> float:
     raise ValueError(f"--guidance={text}: must be numbers with commas between")
 
 
-def _labelled(text: str) -> tuple[str, str]:
+def _labelled(flag: str, text: str) -> tuple[str, str]:
     label, equals, folder = text.partition("=")
     if not (label and equals and folder):
-        raise ValueError(f"--run={text}: must read LABEL=FOLDER")
+        raise ValueError(f"--{flag}={text}: must read LABEL=FOLDER")
     return label, folder
 
 

@@ -115,6 +115,23 @@ def read_clip(path: str, config: ClipConfig, height: int, width: int) -> Clip:
     return Clip(np.stack(fitted), str(path), fps, native)
 
 
+def count_frames(folder: pathlib.Path) -> int:
+    """Returns how many frames a folder has. Raises ClipError as read_clip does."""
+    return len(_numbered(folder))
+
+
+def read_frames(folder: pathlib.Path, size: tuple[int, int] | None = None) -> Clip:
+    """Returns all frames of a folder; size: height and width, of None they keep their own.
+
+    Raises ClipError as read_clip does.
+    """
+    config = ClipConfig(count=count_frames(folder))
+    pictures, fps = _read_folder(folder, config)
+    native = pictures[0].shape[:2]
+    frames = np.stack([fit(each, *(size or native)) for each in pictures])
+    return Clip(frames, str(folder), fps or DEFAULT_FPS, native)
+
+
 def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     """Returns uint8 (H, W, 3) scaled to cover height x width (Lanczos), and cut centrally."""
     own_height, own_width = picture.shape[:2]

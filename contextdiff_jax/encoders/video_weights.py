@@ -74,10 +74,17 @@ def video_unet_params(
 
 
 def fresh_parts(params: Any, config: LatentUNetConfig, video: VideoConfig, seed: int = 0) -> Any:
-    """Returns the parameters of the 2-D network with temporal parts drawn beside them."""
+    """Returns the parameters of the 2-D network with temporal parts drawn beside them.
+
+    Temporal attention beside self-attention begins as a copy of that (ControlVideo).
+    """
     own = traverse_util.flatten_dict(params, sep="/")
     inflated = traverse_util.flatten_dict(nn.unbox(abstract_unet(config, video)), sep="/")
-    return _nested(own | init_unet(config, video, seed, sorted(set(inflated) - set(own))))
+    drawn = init_unet(config, video, seed, sorted(set(inflated) - set(own)))
+    if video.temporal == "parallel":
+        of_self = {name: own.get(name.replace("/temporal/", "/self/")) for name in drawn}
+        drawn |= {name: leaf for name, leaf in of_self.items() if leaf is not None}
+    return _nested(own | drawn)
 
 
 def save_video_unet_folder(

@@ -67,6 +67,10 @@ class Settings:
     ode_steps: int = 0
     probes: int = 0
     npz: str = ""
+    edits: tuple[tuple[str, str], ...] = ()
+    tgve: str = ""
+    masks: str = ""
+    pick_score: str = ""
 
 
 class Evaluation:

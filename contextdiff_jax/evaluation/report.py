@@ -138,12 +138,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _inlined(path: epath.Path, alt: str) -> tuple[str, tuple[int, int]]:
-    """Returns an <img> with the PNG inside it, and its size (width, height)."""
+    """Returns an <img> with the PNG or (animated) WebP inside it, and its size (width, height)."""
     data = path.read_bytes()
-    with open_image(data, ("PNG",)) as image:
-        size = image.size
+    with open_image(data, ("PNG", "WEBP")) as image:
+        size, kind = image.size, image.format.lower()
     source = base64.b64encode(data).decode()
-    return f'<img alt="{_escape(alt)}" src="data:image/png;base64,{source}">', size
+    return f'<img alt="{_escape(alt)}" src="data:image/{kind};base64,{source}">', size
 
 
 def shown(value: Cell | list | tuple) -> str:

@@ -12,9 +12,9 @@ from etils import epath
 from contextdiff_jax.data.clips import Clip
 from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.encoders.video_weights import save_video_unet_folder
-from contextdiff_jax.generation.adapter_file import save_adapter
 from contextdiff_jax.generation.clip_programs import ClipNetwork
 from contextdiff_jax.generation.editing_config import TuningConfig
+from contextdiff_jax.generation.network_file import save_network
 from contextdiff_jax.networks.latent_unet import LatentUNet
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.programs import jit_on_mesh
@@ -22,6 +22,7 @@ from contextdiff_jax.parallel.sharding import batch_sharding
 from contextdiff_jax.system.interruption import Interrupted, Vote, Watch
 from contextdiff_jax.system.progress import Progress, duration
 from contextdiff_jax.tasks.clip_adapter import COLOURS
+from contextdiff_jax.tasks.clip_control import HINTS
 from contextdiff_jax.tasks.video_editing import ClipTask
 from contextdiff_jax.training.failure import NotFinite
 from contextdiff_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -54,6 +55,7 @@ class Tuning:
         frames = distributed.place(self.clip.frames, sharding)
         encoded = jit_on_mesh(self._encoded, self.mesh)(self.frozen, frames, self.batch)
         denoiser, adapter = self.network.task.denoiser, self.network.adapter
+        control = self.network.control
         sizes = dataclasses.replace(denoiser.config, remat="blocks")
         video = self.network.config.inflation
         module = LatentUNet(sizes, denoiser.dtype, video=video)
@@ -62,8 +64,14 @@ class Tuning:
         read = {}
         if adapter is not None:
             read = {name: self.frozen[name] for name in (adapter.image.identity, COLOURS)}
+        if control is not None:
+            read |= {HINTS: self.frozen[HINTS]}
+            unet = dataclasses.replace(control.sizes.unet, remat="blocks")
+            control = dataclasses.replace(
+                control, sizes=dataclasses.replace(control.sizes, unet=unet)
+            )
         mask = jnp.asarray(self.batch["text_mask"])
-        return ClipTask(module, process, *encoded, mask, adapter, read)
+        return ClipTask(module, process, *encoded, mask, adapter, control, read)
 
     def _encoded(self, frozen: Any, frames: jax.Array, batch: Any) -> tuple:
         mean, deviation = self.network.space(frozen).mean_and_deviation(frames)
@@ -78,7 +86,7 @@ def check_trainable(task: ClipTask, config: TuningConfig) -> Any:
 def tune(tuning: Tuning, folder: epath.Path, seed: int, watch: Watch) -> Any:
     """Returns the tuned parameters, and writes them to `folder` as a U-Net's folder.
 
-    An adapter's are beside it, in adapter.safetensors.
+    Those of an adapter and of a control branch are beside it, see network_file.py.
 
     Raises NotFinite where the loss or its gradient is not; Interrupted once the watch was
     triggered: tuning then begins anew.
@@ -141,7 +149,7 @@ def _save(folder: epath.Path, tuning: Tuning, params: Any) -> None:
     host = jax.tree.map(distributed.to_host, params)
     if distributed.is_main():
         sizes, video = tuning.network.task.denoiser.config, tuning.network.config.inflation
-        if "adapter" in host:
-            save_adapter(folder, host["adapter"])
+        for name in sorted(set(host) - {"denoiser"}):
+            save_network(folder, name, host[name])
         save_video_unet_folder(folder, sizes, video, host["denoiser"])  # config.json comes last
     distributed.wait_for_all(f"{folder} is written")

@@ -140,6 +140,10 @@ class EditingConfig:
     adapter: biases both processes, each by its own prompt, with causal attention over 3 frames; its
         image_channels, image_dim and text_dim are those of the weights. It begins as zero, so it
         needs tuning. None is plain diffusion.
+    control_scale: factor on what a control branch adds, ControlNet over the frames of a clip that
+        the edits follow; 0 is no branch.
+    heatmaps: words of the edits whose attention is drawn over the frames. heatmap_reduction: at
+        which resolution it is read, as fusion.mask_reduction, which it must be where both are read.
     dtype: compute dtype. gif: whether GIFs are written too.
     """
 
@@ -156,6 +160,9 @@ class EditingConfig:
     invert_from: float = 0.0
     fusion: FusionConfig | None = None
     adapter: AdapterConfig | None = None
+    control_scale: float = 0.0
+    heatmaps: tuple[str, ...] = ()
+    heatmap_reduction: int = 4
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     gif: bool = False
 
@@ -174,12 +181,40 @@ class EditingConfig:
             raise ValueError(f"{where}.guidance_scale = {self.guidance_scale}: must be above 0")
         if not 0 <= self.invert_from < 1:
             raise ValueError(f"{where}.invert_from = {self.invert_from}: must be in 0..1, below 1")
+        if not 0 <= self.control_scale < math.inf:
+            raise ValueError(f"{where}.control_scale = {self.control_scale}: must be at least 0")
         if self.adapter is not None:
             self.adapter.validate(f"{where}.adapter")
+        self._validate_heatmaps(where)
         if self.video is not None:
             self._validate_video(where)
         elif self.tuning.steps:
             raise ValueError(f"{where}.tuning.steps = {self.tuning.steps}: must be 0 without video")
+
+    def _validate_heatmaps(self, where: str) -> None:
+        key, own = f"{where}.heatmap_reduction", self.heatmap_reduction
+        if own < 1:
+            raise ValueError(f"{key} = {own}: must be at least 1")
+        if self.heatmaps and self.reads_masks and own != self.fusion.mask_reduction:
+            raise ValueError(
+                f"{key} = {own}: must be {where}.fusion.mask_reduction, "
+                f"{self.fusion.mask_reduction}"
+            )
+        for word in self.heatmaps:
+            if not word.strip():
+                raise ValueError(f"{where}.heatmaps has {word!r}: must be words")
+
+    @property
+    def reads_masks(self) -> bool:
+        """Whether masks are made of attention to words."""
+        return self.fusion is not None and self.fusion.reads_maps
+
+    @property
+    def read_reduction(self) -> int | None:
+        """Factor of the resolution at which attention to words is read; None where it is not."""
+        if self.reads_masks:
+            return self.fusion.mask_reduction
+        return self.heatmap_reduction if self.heatmaps else None
 
     def _validate_video(self, where: str) -> None:
         self.video.validate(f"{where}.video")

@@ -33,13 +33,23 @@ class PromptEdit:
 class Words:
     """A prompt's words, split at spaces, each with the positions of its tokens.
 
-    ids: of the prompt's tokens up to the last real one.
+    ids: of the prompt's tokens up to the last real one. cut: the words that the tokenizer cuts off.
     """
 
     prompt: str
     words: tuple[str, ...]
     positions: tuple[tuple[int, ...], ...]
     ids: tuple[int, ...]
+    cut: tuple[str, ...] = ()
+
+    @property
+    def folded(self) -> tuple[str, ...]:
+        """The words without case and punctuation."""
+        return tuple(map(_folded, self.words))
+
+    def has(self, asked: str) -> bool:
+        """Whether the prompt has a word, or each of several."""
+        return all(_folded(part) in self.folded for part in asked.split() or [asked])
 
     def tokens(self, asked: str, where: str) -> list[int]:
         """Returns the positions of a word, or of each of several; case and punctuation are one.
@@ -54,10 +64,15 @@ class Words:
                 if _folded(word) == _folded(part)
                 for place in places
             ]
+            if not same and _folded(part) in map(_folded, self.cut):
+                raise ValueError(
+                    f"{where} has {part!r}, which is cut off: the prompt {self.prompt!r} has more "
+                    f"tokens than are read, must have it among the first {len(self.words)} words"
+                )
             if not same:
                 raise ValueError(
                     f"{where} has {part!r}, which is not in the prompt {self.prompt!r}: must be of "
-                    f"{', '.join(dict.fromkeys(map(_folded, self.words)))}"
+                    f"{', '.join(dict.fromkeys(self.folded))}"
                 )
             found += same
         return found
@@ -83,7 +98,8 @@ def words_of(tokenizer: Tokenizer, prompt: str) -> Words:
             kept.append(word)
             positions.append(places)
         start += int(length)
-    return Words(prompt, tuple(kept), tuple(positions), tuple(ids[: last + 1].tolist()))
+    cut = tuple(words[len(kept) :])
+    return Words(prompt, tuple(kept), tuple(positions), tuple(ids[: last + 1].tolist()), cut)
 
 
 def prompt_edit(

@@ -193,18 +193,30 @@ def _check(folder: epath.PathLike, settings: Settings) -> _Checked:
     unet, stage = read_unet_config(found / "unet"), read_stage_config(found / "vae")
     _check_parts(found, unet, stage, read_clip_text_config(found / "text_encoder"))
     tokenizer = load_tokenizer(found / "tokenizer")
-    branch = None if settings.control is None else _branch(settings.control, unet, stage)
+    branch = None if settings.control is None else _asked_branch(settings.control, unet, stage)
     size = _size(settings, unet, stage)
     return _Checked(found, unet, stage, tokenizer, scheduler, sampler, size, settings, branch)
 
 
-def _branch(
+def _asked_branch(
     asked: ControlSettings, unet: LatentUNetConfig, stage: FirstStageConfig
 ) -> ControlNetConfig:
-    """Returns the sizes of a branch. Raises ValueError where it is for another U-Net."""
     if not math.isfinite(asked.scale):
         raise ValueError(f"--control_scale={asked.scale}: must be a finite number")
-    where, branch = f"--controlnet={asked.path}", read_controlnet(asked.path, unet)
+    return branch_of(asked.path, unet, stage)
+
+
+def check_branch(folder: epath.PathLike, path: epath.PathLike) -> None:
+    """Raises ValueError where a branch is for another U-Net than a folder's; reads no weights."""
+    found = local_folder(folder)
+    branch_of(path, read_unet_config(found / "unet"), read_stage_config(found / "vae"))
+
+
+def branch_of(
+    path: epath.PathLike, unet: LatentUNetConfig, stage: FirstStageConfig
+) -> ControlNetConfig:
+    """Returns the sizes of a branch. Raises ValueError where it is for another U-Net."""
+    where, branch = f"--controlnet={path}", read_controlnet(path, unet)
     for key, field in (
         ("in_channels", "image_channels"),
         ("block_out_channels", "channels"),

@@ -58,6 +58,13 @@ class NoBlend:
 
 
 def edit(
+    process: Process, predict: Predict, path: jax.Array, timesteps: np.ndarray, **settings: Any
+) -> jax.Array:
+    """Returns the edited x0 (F, ...) of `observed_edit`, whose settings these are."""
+    return observed_edit(process, predict, path, timesteps, **settings)[0]
+
+
+def observed_edit(
     process: Process,
     predict: Predict,
     path: jax.Array,
@@ -67,8 +74,10 @@ def edit(
     controls: Any = None,
     fused: int = 0,
     blend: Blend | None = None,
-) -> jax.Array:
+) -> tuple[jax.Array, Any]:
     """Returns the edited x0 (F, ...), by deterministic DDIM from the first state of the path.
+
+    The second value is the blend's state after the last step.
 
     process: its relation is of the edit's condition. path: (n + 1, F, ...), the inversion's states
     at the timesteps, falling. scale: of guidance; at 1 there is no row without the condition.
@@ -106,7 +115,7 @@ def edit(
         carry = part(carry, 0, fused, (SOURCE, *guided), controls)
     if fused < steps:
         carry = part(carry, fused, steps, guided, None)
-    return carry[0]
+    return carry
 
 
 def _full(x: jax.Array, t: jax.Array) -> jax.Array:

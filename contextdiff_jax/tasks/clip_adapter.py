@@ -72,10 +72,32 @@ class ClipAdapter:
         """
 
         def relation(x0: jax.Array, times: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            pictures = colours_of(frozen[COLOURS], x0)
-            tokens = self.image.tokens(frozen[self.image.identity], pictures)
-            read = (jnp.repeat(each, len(x0), axis=0) for each in (text, mask))
-            given = (tokens, *read)
+            given = self._given(frozen, text, mask, x0)
             return tuple(self.module.apply({"params": params}, x0, t, *given) for t in times)
 
         return relation
+
+    def maps(
+        self,
+        params: Params,
+        frozen: Mapping[str, Any],
+        text: jax.Array,
+        mask: jax.Array,
+        x0: jax.Array,
+        time: jax.Array,
+    ) -> jax.Array:
+        """Returns the attention of image to text tokens over x0 at a time, (F, Q, L).
+
+        The mean over blocks and heads; the arguments are those of `relation`.
+        """
+        given = self._given(frozen, text, mask, x0)
+        maps = self.module.apply({"params": params}, x0, time, *given, return_maps=True)[1]
+        return maps.mean((1, 2))
+
+    def _given(
+        self, frozen: Mapping[str, Any], text: jax.Array, mask: jax.Array, x0: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """Returns what the adapter reads beside x0 and the time."""
+        pictures = colours_of(frozen[COLOURS], x0)
+        tokens = self.image.tokens(frozen[self.image.identity], pictures)
+        return tokens, *(jnp.repeat(each, len(x0), axis=0) for each in (text, mask))

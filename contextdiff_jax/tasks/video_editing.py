@@ -15,6 +15,7 @@ import numpy as np
 from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.networks.latent_unet import LatentUNet
 from contextdiff_jax.tasks.clip_adapter import ClipAdapter
+from contextdiff_jax.tasks.clip_control import ClipControl
 from contextdiff_jax.training.task import Batch, Metrics, Params
 
 
@@ -25,7 +26,7 @@ class ClipTask:
     denoiser: with `video`. process: without a relation. mean, deviation: of the clip's latents
     (F, h, w, c), in the units of x0; deviation None where the first stage has none. context, mask:
     tokens (1, L, D) of the prompt, and which are of its words. They are frozen, encoded once.
-    adapter: trained beside, or None; encoded: what it reads that is frozen.
+    adapter, control: trained beside, or None; encoded: what they read that is frozen.
     """
 
     denoiser: LatentUNet
@@ -35,6 +36,7 @@ class ClipTask:
     context: jax.Array
     mask: jax.Array | None = None
     adapter: ClipAdapter | None = None
+    control: ClipControl | None = None
     encoded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -42,7 +44,9 @@ class ClipTask:
         """The encoded clip and prompt, and what the adapter reads."""
         found = {"mean": self.mean, "context": self.context}
         if self.adapter is not None:
-            found |= {"mask": self.mask, "adapter": dict(self.encoded)}
+            found["mask"] = self.mask
+        if self.encoded:
+            found["encoded"] = dict(self.encoded)
         return found if self.deviation is None else found | {"deviation": self.deviation}
 
     def boxed_frozen(self) -> Any:
@@ -62,13 +66,19 @@ class ClipTask:
         return {}
 
     def init(self, key: jax.Array) -> Params:
-        """Returns {"denoiser": ..., "adapter": ...}, boxed with logical axis names."""
+        """Returns {"denoiser": ..., "adapter": ..., "control": ...}, boxed with logical names."""
         frames = self.denoiser.video.frames
         x = jnp.zeros((frames, *self.mean.shape[1:]))
         context = jnp.zeros((frames, *self.context.shape[1:]))
         params = {"denoiser": self.denoiser.init(key, x, jnp.ones(frames), context)["params"]}
         if self.adapter is not None:
             params["adapter"] = self.adapter.init(key, self.mean.shape[1:])
+        if self.control is not None:
+            side = self.control.sizes.reduction
+            height, width, _ = self.mean.shape[1:]
+            hints = jnp.zeros((frames, height * side, width * side, 3))
+            module = self.control.module
+            params["control"] = module.init(key, x, jnp.ones(frames), context, hints)["params"]
         return params
 
     def loss(
@@ -85,7 +95,12 @@ class ClipTask:
         x_t = process.diffuse(x0, bias, t, jax.random.normal(noise_key, x0.shape))
         context = jnp.repeat(frozen["context"], len(x0), axis=0)
         times = jnp.full(len(x0), t, jnp.float32)
-        predicted = self.denoiser.apply({"params": params["denoiser"]}, x_t, times, context)
+        inputs, residuals = (x_t, times, context), None
+        if self.control is not None:
+            residuals = self.control.residuals(params["control"], frozen["encoded"], *inputs)
+        predicted = self.denoiser.apply(
+            {"params": params["denoiser"]}, *inputs, residuals=residuals
+        )
         target = process.target(x0, x_t, t)
         return jnp.mean(jnp.square(predicted.astype(jnp.float32) - target)), {}
 
@@ -93,7 +108,7 @@ class ClipTask:
         if self.adapter is None:
             return self.process
         text = frozen["context"], frozen["mask"]
-        relation = self.adapter.relation(params["adapter"], frozen["adapter"], *text)
+        relation = self.adapter.relation(params["adapter"], frozen["encoded"], *text)
         return dataclasses.replace(self.process, relation=relation)
 
     def diagnose(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Metrics:

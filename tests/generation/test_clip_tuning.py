@@ -9,9 +9,10 @@ import pytest
 from contextdiff_jax.data.clips import Clip, ClipConfig
 from contextdiff_jax.encoders.video_weights import load_video_unet
 from contextdiff_jax.generation import clip_tuning, stable_diffusion
-from contextdiff_jax.generation.adapter_file import load_adapter
 from contextdiff_jax.generation.editing_config import EditingConfig, TuningConfig
-from contextdiff_jax.generation.video_editing import Wanted, edit_clip, open_editor
+from contextdiff_jax.generation.editor import Beside, open_editor
+from contextdiff_jax.generation.network_file import load_network
+from contextdiff_jax.generation.video_editing import Wanted, edit_clip
 from contextdiff_jax.networks.config import AdapterConfig
 from contextdiff_jax.networks.video_config import VideoConfig
 from contextdiff_jax.parallel.mesh import make_mesh
@@ -48,7 +49,7 @@ def test_a_tuned_network_denoises_its_clip_better(
     (tmp_path / "model").mkdir()
     model = str(stable_diffusion_folder.write(tmp_path / "model"))
     clip = str(clip_folder)
-    editor = open_editor(model, CONFIG, image_encoder=clip).for_clip(CLIP)
+    editor = open_editor(model, CONFIG, Beside(image_encoder=clip)).for_clip(CLIP)
     wanted = Wanted(CLIP, "a red circle", ("a circle of red",))
     output = tmp_path / "edits"
     edit_clip(editor, wanted, output, 0, Watch())
@@ -69,7 +70,7 @@ def test_a_tuned_network_denoises_its_clip_better(
             lambda key: task.loss(params, task.frozen, {}, key)[0], keys
         ).mean()
     )
-    adapter = load_adapter(output / "tuned", stage.params["adapter"])
+    adapter = load_network(output / "tuned", "adapter", stage.params["adapter"])
     kernels = [by_name(each)["out/kernel"] for each in (stage.params["adapter"], adapter)]
     assert [bool(np.any(kernel)) for kernel in kernels] == [False, True]
     learned = float(loss({"denoiser": tuned, "adapter": adapter}))
@@ -81,7 +82,7 @@ def test_a_tuned_network_denoises_its_clip_better(
     first = (output / "00/frames/000.png").read_bytes()
     edit_clip(editor, wanted, output, 0, Watch())
     assert (output / "00/frames/000.png").read_bytes() == first
-    other = open_editor(model, CONFIG, tuned=str(output / "tuned"), image_encoder=clip)
+    other = open_editor(model, CONFIG, Beside(str(output / "tuned"), clip))
     assert other.config.tuning.steps == 0
     given = by_name({"denoiser": tuned, "adapter": adapter})
     for name, leaf in by_name(other.stage.params).items():

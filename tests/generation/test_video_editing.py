@@ -15,6 +15,7 @@ from PIL import Image
 from contextdiff_jax.config import ConfigError
 from contextdiff_jax.data.clips import Clip, ClipConfig
 from contextdiff_jax.encoders.tokenizers import load_tokenizer
+from contextdiff_jax.generation import editor as editors
 from contextdiff_jax.generation import stable_diffusion, video_editing
 from contextdiff_jax.generation.editing_config import (
     EditingConfig,
@@ -22,13 +23,15 @@ from contextdiff_jax.generation.editing_config import (
     editing_config_dict,
     read_editing_config,
 )
+from contextdiff_jax.generation.editor import Beside, open_editor
 from contextdiff_jax.generation.prompt_edit import prompt_edit, words_of
-from contextdiff_jax.generation.video_editing import Wanted, check_prompts, edit_clip, open_editor
+from contextdiff_jax.generation.video_editing import Wanted, check_prompts, edit_clip
 from contextdiff_jax.networks.config import AdapterConfig
 from contextdiff_jax.networks.video_config import VideoConfig
 from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.system.interruption import Watch
 from contextdiff_jax.tasks.clip_adapter import colours_of, fit_colours
+from tests.data.test_tgve import write as write_tgve
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -58,7 +61,15 @@ FUSION = FusionConfig(
 )
 VIDEO = VideoConfig(keys_from=("mid",), temporal=None)
 ADAPTER = AdapterConfig(patch_size=4, width=16, num_blocks=1, heads=2, time_width=8)
-FUSED = dataclasses.replace(PLAIN, name="fatezero", video=VIDEO, fusion=FUSION, gif=True)
+FUSED = dataclasses.replace(
+    PLAIN,
+    name="fatezero",
+    video=VIDEO,
+    fusion=FUSION,
+    gif=True,
+    heatmaps=("circle", "Blue"),
+    heatmap_reduction=2,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -106,8 +117,9 @@ def test_every_frame_by_itself_is_diffusers(folder):
     editor = open_editor(folder, PLAIN)
     inverted = editor.invert(CLIP, SOURCE, 0)
     np.testing.assert_allclose(np.moveaxis(inverted[0][0], -1, 1), x.numpy(), atol=1e-3)
-    ours, coverage = editor.edit(inverted, SOURCE, TARGET)
-    assert coverage is None
+    edited = editor.edit(inverted, SOURCE, TARGET)
+    ours = edited.frames
+    assert edited.coverage is None and not edited.heat
     assert np.mean((theirs > 0) & (theirs < 1)) > 0.5
     assert np.abs(ours - 255 * theirs).max() < 2
 
@@ -148,6 +160,29 @@ def test_the_files_of_an_edit(edits):
     )
 
 
+def test_heatmaps_of_words(edits):
+    """Every prompt shows those of the words that it has; all tokens together have attention 1.
+
+    The latter of the identity edit: what is taken over for another prompt does not sum to 1.
+    """
+    output, editor, _ = edits
+    names = [sorted(p.stem for p in (output / n / "heatmaps").glob("*.png")) for n in ("00", "01")]
+    assert names == [["00_circle"], ["00_circle", "01_blue"]]
+    sheet = np.asarray(Image.open(output / "00/heatmaps/00_circle.png"))
+    assert sheet.shape == (2 * SIDE, FRAMES * SIDE, 3)
+    frames = [np.asarray(Image.open(output / f"00/frames/{n:03d}.png")) for n in range(FRAMES)]
+    np.testing.assert_array_equal(sheet[:SIDE], np.concatenate(frames, axis=1))
+    record = json.loads((output / "01/edit.json").read_text())["heatmaps"]
+    assert record["Blue"]["unet"]["file"] == "heatmaps/01_blue.png"
+    assert 0 < record["circle"]["unet"]["least"] < record["circle"]["unet"]["largest"] < 1
+    inverted = editor.invert(CLIP, SOURCE, 0)
+    arrays = dataclasses.asdict(editor.changes(SOURCE, SOURCE))
+    batches = editor._batch(SOURCE), editor._batch(SOURCE)
+    given = (*editor._weights(), batches, *inverted, arrays)
+    heat = editor._edit(*given, np.ones((1, 77), np.float32))[2]["unet"]
+    np.testing.assert_allclose(heat, 1, atol=1e-5)
+
+
 def test_the_same_command_draws_what_is_missing(edits, monkeypatch):
     output, editor, wanted = edits
     before = (output / "01/frames/003.png").read_bytes()
@@ -169,9 +204,10 @@ def test_where_nothing_may_change_the_edit_is_the_source(edits, tmp_path, caplog
     """A threshold of 2 leaves nothing free: the latents are those of the source, and it is said."""
     _, editor, _ = edits
     config = dataclasses.replace(FUSED, fusion=dataclasses.replace(FUSION, threshold=2.0))
-    copying = video_editing.Editor(editor.stage, config)
+    copying = editors.Editor(editor.stage, config)
     path, maps = editor.invert(CLIP, SOURCE, 0)
-    frames, coverage = copying.edit((path, maps), SOURCE, TARGET)
+    edited = copying.edit((path, maps), SOURCE, TARGET)
+    frames, coverage = edited.frames, edited.coverage
     assert not np.any(coverage)
     # The last step is outside the blend's open interval: it starts from the source's state.
     space = editor.network.space(editor.stage.frozen)
@@ -189,9 +225,12 @@ def test_an_adapter_that_is_zero_changes_nothing_and_one_that_is_not_does(
     round a pixel apart). Else each prompt has its own bias."""
     output, editor, _ = edits
     config = dataclasses.replace(FUSED, adapter=ADAPTER)
-    biased = open_editor(folder, config, image_encoder=str(clip_folder)).for_clip(CLIP)
+    biased = open_editor(folder, config, Beside(image_encoder=str(clip_folder))).for_clip(CLIP)
     path, maps = biased.invert(CLIP, SOURCE, 0)
-    frames, _ = biased.edit((path, maps), SOURCE, TARGET)
+    edited = biased.edit((path, maps), SOURCE, TARGET)
+    frames = edited.frames
+    assert edited.heat["adapter"].shape == (FRAMES, 2, 2, 1)  # of 8 x 8 latents in patches of 4
+    assert edited.heat["unet"].shape == (FRAMES, 4, 4, 1)
     plain = editor.invert(CLIP, SOURCE, 0)[0]
     np.testing.assert_allclose(path, plain, atol=1e-5)
     for number, pixels in enumerate(frames):
@@ -203,7 +242,9 @@ def test_an_adapter_that_is_zero_changes_nothing_and_one_that_is_not_does(
     other._invert, other._edit = biased._invert, biased._edit  # the same programs
     moved, _ = other.invert(CLIP, SOURCE, 0)
     assert np.abs(np.asarray(moved - plain)).max() > 0.01
-    assert np.any(other.edit((path, maps), SOURCE, TARGET)[0] != frames)
+    drawn = other.edit((path, maps), SOURCE, TARGET)
+    assert np.any(drawn.frames != frames)
+    assert np.any(drawn.heat["adapter"] != edited.heat["adapter"])
 
 
 def test_colours_of_latents_are_fitted():
@@ -222,7 +263,7 @@ def test_an_adapter_needs_an_image_encoder(folder, clip_folder, monkeypatch):
     with pytest.raises(ValueError, match="--image_encoder is missing: config.adapter needs a CLIP"):
         open_editor(folder, config)
     with pytest.raises(ValueError, match="--image_encoder=.*: only together with config.adapter"):
-        open_editor(folder, PLAIN, image_encoder=str(clip_folder))
+        open_editor(folder, PLAIN, Beside(image_encoder=str(clip_folder)))
 
 
 def test_a_mask_that_is_empty_is_said(caplog):
@@ -245,6 +286,26 @@ def test_positions_of_words(tokenizer):
     assert words.tokens("red circle", "key") == [*words.positions[1], *words.positions[2]]
     with pytest.raises(ValueError, match="key has 'blue', which is not in .*: must be of a, red, "):
         words.tokens("blue", "key")
+
+
+def test_words_that_are_cut_off_are_said(tokenizer):
+    words = words_of(tokenizer, "red " * 90 + "blue")
+    assert len(words.words) == 75 and words.cut[-1] == "blue"
+    with pytest.raises(ValueError, match="key has 'blue', which is cut off: .* first 75 words"):
+        words.tokens("blue", "key")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"cross_words": ("square",), "cross_words_until": (0.5,)},
+        {"equalizer_words": ("square",), "equalizer_values": (2.0,)},
+        {"blend_edit_words": ("square",)},
+    ],
+)
+def test_words_that_the_edit_does_not_have_are_refused(words, tokenizer):
+    with pytest.raises(ValueError, match=f"fusion.{next(iter(words))} has 'square', which is not"):
+        prompt_edit(tokenizer, SOURCE, TARGET, FusionConfig(**words), 10)
 
 
 def test_steps_and_words_of_a_fusion(tokenizer):
@@ -289,6 +350,12 @@ def test_replace_needs_as_many_words(tokenizer):
         ({"clip": {"count": 1}, "video": {}}, r"clip.count = 1: must be at least 2 with temporal"),
         ({"tuning": {"steps": 5}}, r"tuning.steps = 5: must be 0 without video"),
         ({"video": {"keys_from": ("middle",)}}, r"video.keys_from has 'middle'"),
+        ({"heatmaps": (" ",)}, r"heatmaps has ' ': must be words"),
+        ({"heatmap_reduction": 0}, r"heatmap_reduction = 0: must be at least 1"),
+        (
+            {"heatmaps": ("a",), "heatmap_reduction": 2, "fusion": {"blend_words": ("a",)}},
+            r"heatmap_reduction = 2: must be config.fusion.mask_reduction, 4",
+        ),
         ({"num_steps": 0}, r"num_steps = 0: must be 1 to 1000"),
         ({"invert_from": 1.0}, r"invert_from = 1.0: must be in 0..1"),
         ({"fusions": None}, r"config.fusions = None: unknown key.*fusion\?"),
@@ -299,9 +366,7 @@ def test_configs_that_cannot_work_are_refused(changes, sentence):
         read_editing_config({"name": "test"} | changes)
 
 
-@pytest.mark.parametrize(
-    "preset", ["", "per_frame", "fatezero", "tune_a_video", "fatezero_tuned", "contextdiff"]
-)
+@pytest.mark.parametrize("preset", importlib.import_module("configs.video_editing").PRESETS)
 def test_the_configs_of_the_methods_are_read(preset):
     module = importlib.import_module("configs.video_editing")
     config = read_editing_config(module.get_config(preset))
@@ -318,10 +383,14 @@ def test_empty_prompts_are_refused_and_equal_ones_said(caplog):
 
 
 def test_words_are_refused_before_the_weights_are_read(folder):
-    config = dataclasses.replace(FUSED, fusion=FusionConfig(blend_words=("square",)))
+    wrong = FusionConfig(blend_words=("square",))
+    config = dataclasses.replace(FUSED, fusion=wrong, heatmaps=())
     with pytest.raises(ValueError, match="fusion.blend_words has 'square', which is not in the pr"):
         check_prompts(folder, config, Wanted(CLIP, SOURCE, (TARGET,)))
-    check_prompts(folder, FUSED, Wanted(CLIP, SOURCE, (TARGET,)))
+    heated = dataclasses.replace(PLAIN, heatmaps=("red", "Blue"))
+    with pytest.raises(ValueError, match="config.heatmaps has 'Blue', which is in no prompt: must"):
+        check_prompts(folder, heated, Wanted(CLIP, SOURCE, (TARGET,)))
+    check_prompts(folder, FUSED, Wanted(CLIP, SOURCE, (TARGET, "a blue circle")))
 
 
 def test_frames_that_devices_cannot_share_are_refused(folder, monkeypatch):
@@ -332,9 +401,13 @@ def test_frames_that_devices_cannot_share_are_refused(folder, monkeypatch):
 
 
 def test_a_resolution_without_attention_is_refused(edits):
-    config = dataclasses.replace(FUSED, fusion=dataclasses.replace(FUSION, mask_reduction=8))
-    with pytest.raises(ValueError, match="mask_reduction = 8: must be one of 1, 2, 4"):
-        video_editing.Editor(edits[1].stage, config)
+    fusion = dataclasses.replace(FUSION, mask_reduction=8)
+    for config, key in (
+        (dataclasses.replace(FUSED, fusion=fusion), "fusion.mask_reduction"),
+        (dataclasses.replace(PLAIN, heatmaps=("a",), heatmap_reduction=8), "heatmap_reduction"),
+    ):
+        with pytest.raises(ValueError, match=f"config.{key} = 8: must be one of 1, 2, 4"):
+            editors.Editor(edits[1].stage, config)
 
 
 def test_numbers_that_are_none_write_nothing(edits, tmp_path):
@@ -343,10 +416,15 @@ def test_numbers_that_are_none_write_nothing(edits, tmp_path):
     _, editor, wanted = edits
     broken = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), editor.stage.params)
     stage = dataclasses.replace(editor.stage, params=broken)
-    other = video_editing.Editor.__new__(video_editing.Editor)
+    other = editors.Editor.__new__(editors.Editor)
     other.__dict__ |= editor.__dict__ | {"stage": stage}
     with pytest.raises(NotFinite, match="step 1, t = .*, frame 0 is not finite"):
         other.invert(CLIP, SOURCE, 0)
+    path, maps = editor.invert(CLIP, SOURCE, 0)
+    # The source's state of frame 2 after the second step; the blend puts it back.
+    torn = path.at[2, 2].set(np.nan)
+    with pytest.raises(NotFinite, match="edit .*: step 2, t = 502, frame . is not finite"):
+        editor.edit((torn, maps), SOURCE, TARGET)
 
 
 # -- the command ------------------------------------------------------------------------------
@@ -381,3 +459,21 @@ def test_the_command(forks, folder, frames_folder, tmp_path):
         refused = forks("edit", *asked, *flags)
         assert refused.returncode == 2
         assert sentence in refused.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--tgve=DATA", "--clip=stunt", "--prompt=x"], "--prompt=x: not with --tgve, which has"),
+        (["--clip=stunt", "--submission=OUT"], "--submission=OUT: only together with --tgve"),
+        (["--tgve=DATA", "--clip=stun"], "--clip=stun: with --tgve, must be one of its 2 videos"),
+        (["--tgve=no", "--clip=stunt"], "--tgve=no: no such folder"),
+        (["--tgve=DATA", "--clip=stunt"], "has 3 frames: 4 at stride 1 from 0 need 4"),
+    ],
+)
+def test_videos_of_the_benchmark(flags, sentence, forks, tmp_path):
+    data = write_tgve(tmp_path)
+    asked = [*COMMAND, f"--model={tmp_path}", f"--output={tmp_path}/out"]
+    refused = forks("edit", *asked, *(flag.replace("DATA", data) for flag in flags))
+    assert refused.returncode == 2
+    assert sentence in refused.stderr.splitlines()[-1]
