@@ -20,7 +20,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import logging  # noqa: E402
 
-from benchmarks import torchvision_import  # noqa: E402
+from tests.oracles import torchvision_import  # noqa: E402
 
 # Several oracles import torchvision.
 torchvision_import.make_importable()

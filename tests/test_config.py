@@ -11,6 +11,7 @@ import pytest
 from contextdiff_jax import config as cfg
 from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.runs.validation import validate
+from tests.fixtures.presets import load_preset as load
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = [
@@ -19,10 +20,6 @@ FILES = [
     if path.stem != "video_editing"  # no pipeline: tests/generation/test_video_editing.py
     for preset in importlib.import_module(f"configs.{path.stem}").PRESETS
 ]
-
-
-def load(name, preset=""):
-    return importlib.import_module(f"configs.{name}").get_config(preset)
 
 
 @pytest.mark.parametrize(("name", "preset"), FILES)
