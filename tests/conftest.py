@@ -20,7 +20,11 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import logging  # noqa: E402
 
+from tests.fixtures import checked_shapes  # noqa: E402
 from tests.oracles import torchvision_import  # noqa: E402
+
+# Before anything of the package is imported.
+checked_shapes.install()
 
 # Several oracles import torchvision.
 torchvision_import.make_importable()

@@ -180,8 +180,8 @@ def check_sanity(found):
         ),
     ],
 )
-def test_what_cannot_be_compiled_is_refused_in_a_sentence(flags, sentence):
-    done = compile_command(*CLIP, *flags)
+def test_what_cannot_be_compiled_is_refused_in_a_sentence(flags, sentence, forks):
+    done = forks("compile", *CLIP, *flags)
     assert done.returncode == 2
     assert sentence in done.stderr.splitlines()[-1]
 
@@ -194,15 +194,15 @@ def test_what_cannot_be_compiled_is_refused_in_a_sentence(flags, sentence):
         (("--batch_size=-4",), "--batch_size=-4: must be at least 1 and below 2^31, or 0 for"),
     ],
 )
-def test_flags_that_cannot_be_are_refused_in_a_sentence(flags, sentence):
-    done = compile_command(*CLIP, "--topology=cpu:4", *flags)
+def test_flags_that_cannot_be_are_refused_in_a_sentence(flags, sentence, forks):
+    done = forks("compile", *CLIP, "--topology=cpu:4", *flags)
     assert done.returncode == 2, done.stderr
     assert sentence in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
-def test_a_wrong_flag_is_refused_with_the_code_of_refusals():
-    done = compile_command(*CLIP, "--topology=cpu:4", "--effort=3")
+def test_a_wrong_flag_is_refused_with_the_code_of_refusals(forks):
+    done = forks("compile", *CLIP, "--topology=cpu:4", "--effort=3")
     assert done.returncode == 2
     assert "effort" in done.stderr
 

@@ -3,11 +3,10 @@
 import collections
 import tarfile
 
-import pytest
-
 from benchmarks import mutations
 from contextdiff_jax.data import json_object, tar_index
 from tests.data import mutated_data
+from tests.data.judged_data import judge
 
 
 def totals(counts: collections.Counter) -> dict[str, int]:
@@ -44,4 +43,4 @@ def test_what_does_not_end_is_counted(monkeypatch, tmp_path):
     monkeypatch.setattr(mutations, "make_input", lambda *_: ("tar", found))
     assert mutations.run_one(0, 0, 1.0) == ("tar", "hung")
     monkeypatch.undo()
-    mutations.judge(found)
+    judge(found)
