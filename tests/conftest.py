@@ -49,6 +49,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = pathlib.Path(os.environ.get("CONTEXTDIFF_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 
+def pytest_configure(config):
+    """The fast half compiles with few optimizations, or that would be most of its time.
+
+    The slow half, and tests by themselves, run what users run; their children too.
+    """
+    if config.getoption("markexpr") == "not slow":
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        fewer = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+        jax.config.update("jax_disable_most_optimizations", fewer)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """With `-n 2`: a file's tests share a worker, those of integration/ one finished pipeline."""
