@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from contextdiff_jax.diffusion.process import Process, checked_prediction
+from contextdiff_jax.diffusion.shapes import Array
 
 SOURCE, EDIT, NULL = "source", "edit", "null"  # rows of a frame, in this order
 
@@ -60,14 +62,14 @@ class NoBlend:
 def edit(
     process: Process,
     predict: Predict,
-    path: jax.Array,
+    path: Float[Array, "states frames *data"],
     timesteps: np.ndarray,
     *,
     scale: float,
     controls: Any = None,
     fused: int = 0,
     blend: Blend | None = None,
-) -> jax.Array:
+) -> Float[Array, "frames *data"]:
     """Returns the edited x0 (F, ...), by deterministic DDIM from the first state of the path.
 
     process: its relation is of the edit's condition. path: (n + 1, F, ...), the inversion's states

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from contextdiff_jax.networks.autoencoder import Autoencoder
 from contextdiff_jax.networks.tiny_autoencoder import TinyAutoencoder
@@ -181,7 +183,9 @@ class LatentSpace:
             return self.normalized(latents), None
         return self.normalized(latents), jnp.exp(0.5 * log_variance) / self._statistics()[1]
 
-    def decode(self, x0: jax.Array) -> jax.Array:
+    def decode(
+        self, x0: Float[ArrayLike, "batch h w latent"]
+    ) -> Float[ArrayLike, "batch height width c"]:
         """Returns the pictures (B, H, W, C) float32 in [-1, 1] that x0 (B, h, w, c) stands for."""
         latents = self.raw(x0)
 
@@ -206,12 +210,12 @@ class LatentSpace:
         latents = self.raw(x0) * self.stage.config.scaling_factor
         return jnp.clip(self._apply("cheap", "decode", latents), -1.0, 1.0)
 
-    def normalized(self, latents: jax.Array) -> jax.Array:
+    def normalized(self, latents: Float[ArrayLike, "*shape"]) -> Float[ArrayLike, "*shape"]:
         """Returns x0 of the stage's own latents, float32."""
         mean, std = self._statistics()
         return (latents.astype(jnp.float32) - mean) / std
 
-    def raw(self, x0: jax.Array) -> jax.Array:
+    def raw(self, x0: Float[ArrayLike, "*shape"]) -> Float[ArrayLike, "*shape"]:
         """Returns the stage's own latents of x0, float32; ValueError for those of another."""
         channels = self.stage.config.latent_channels
         if x0.shape[-1] != channels:
