@@ -37,7 +37,6 @@ CALLS = {
     "diffuse, noise": (marginals.diffuse, (SCHEDULE, X, 0.0, TS, X), 4, OTHER),
     "diffuse, times": (marginals.diffuse, (SCHEDULE, X, X[:1], T, X), 3, THREE),
     "diffuse, float time": (marginals.diffuse, (SCHEDULE, X, X, T, X), 3, jnp.float32(3)),
-    "diffuse, bias": (marginals.diffuse, (SCHEDULE, X, X[:, :1], T, X), 2, OTHER),
     "posterior": (
         marginals.posterior,
         (SCHEDULE, X, Biased(X, 0.0, 0.0), TS, TS - 1),
@@ -83,6 +82,8 @@ def test_results_are_checked():
     process = Process(SCHEDULE, "x0", bounds=None)
     with pytest.raises(TypeCheckError, match="return value"):
         process.changed(X, T, lambda x0: x0[:, :1])
+    with pytest.raises(TypeCheckError, match="return value"):
+        marginals.diffuse(SCHEDULE, X, X[None], T, X)  # a bias that does not broadcast to x0
 
 
 def test_every_room_names_shapes():

@@ -127,7 +127,7 @@ def bound_term(
 
 
 def dequantize(
-    pixels: UInt8[Array, "*data"], uniform: Float[Array, "*data"]
+    pixels: UInt8[Array, "*data"], uniform: Float[ArrayLike, "*#data"]
 ) -> Float[Array, "*data"]:
     """Returns float32 data in [-1, 1) from 8-bit pixels and uniform noise in [0, 1)."""
     return (pixels.astype(jnp.float32) + uniform) / 128 - 1

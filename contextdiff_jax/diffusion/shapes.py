@@ -11,7 +11,8 @@ from jaxtyping import Float, Int, Shaped
 Array = jax.Array | np.ndarray  # what is not traced may be NumPy's
 
 Data = Float[Array, "batch *data"]  # x0, x_t, noise, a prediction: (B, ...)
-Bias = Float[Array, "#batch *#data"] | Float[ArrayLike, ""]  # broadcasts to data; 0.0 for none
+Bias = Float[ArrayLike, "..."]  # broadcasts to data, as the checked result shows; 0.0 for none
+Values = Float[ArrayLike, "*values"]  # alike, of any shape
 PerExample = Float[Array, "batch"]
 Time = Int[ArrayLike, ""] | Int[ArrayLike, "batch"]  # one for all, or one per example
 Factor = Float[Array, ""] | Float[Array, "batch *#data"]  # of a Time, as data takes it
