@@ -34,11 +34,11 @@ class Normalization:
             value = getattr(self, key)
             if len(value) != channels or not np.isfinite(value).all():
                 raise ValueError(
-                    f"{where}.{key} = {value} is not allowed: {channels} numbers are, one for "
-                    "each channel of the latents."
+                    f"{where}.{key} = {value}: must be {channels} numbers, one for each channel of "
+                    "the latents"
                 )
         if min(self.std) <= 0:
-            raise ValueError(f"{where}.std = {self.std} is not allowed: positive numbers are.")
+            raise ValueError(f"{where}.std = {self.std}: must be positive numbers")
 
 
 def scaled(channels: int, factor: float) -> Normalization:
@@ -112,7 +112,7 @@ class LatentSpace:
             side = getattr(self, key)
             if side is not None and (side < config.reduction or side % config.reduction):
                 raise ValueError(
-                    f"{where}.{key} = {side} is not allowed: a multiple of {config.reduction} is."
+                    f"{where}.{key} = {side}: must be a multiple of {config.reduction}"
                 )
         if self.normalization is not None:
             self.normalization.validate(config.latent_channels, f"{where}.normalization")
@@ -131,15 +131,14 @@ class LatentSpace:
     def _validate_tiles(self, where: str) -> None:
         if self.stage.config.tiles == "none":
             raise ValueError(
-                f"{where}.tile = {self.tile} is not allowed for this stage: its norms span the "
-                "picture, of which tiles would see parts; None is."
+                f"{where}.tile = {self.tile}: must be None for this stage, whose norms span the "
+                "picture: tiles would see parts of it"
             )
         if self.tile < 1:
-            raise ValueError(f"{where}.tile = {self.tile} is not allowed: >= 1 or None is.")
+            raise ValueError(f"{where}.tile = {self.tile}: must be at least 1, or None")
         if not 0 <= self.overlap < self.tile:
             raise ValueError(
-                f"{where}.overlap = {self.overlap} is not allowed: 0 to tile - 1 = "
-                f"{self.tile - 1} are."
+                f"{where}.overlap = {self.overlap}: must be from 0 to tile - 1 = {self.tile - 1}"
             )
 
     def bind(self, params: Any) -> "LatentSpace":

@@ -252,7 +252,7 @@ WRONG = {
     ),
     "resolution": (
         {"runs__base__data__resolution": 40},
-        "data.resolution / 4 of the first stage .for latent_unet. = 10 is not allowed",
+        "data.resolution / 4 of the first stage .for latent_unet. = 10: must be a multiple of",
     ),
     "threshold": (
         {f"{TASK}__sampler__threshold": "static"},
