@@ -163,7 +163,7 @@ def make_schedule(
     if name not in get_args(ScheduleName):
         raise ValueError(f"schedule {name!r}: must be one of {', '.join(get_args(ScheduleName))}")
     if num_steps < 2:
-        raise ValueError(f"num_steps = {num_steps}: a schedule needs at least 2 steps")
+        raise ValueError(f"num_steps = {num_steps}: must be at least 2")
     if name == "cosine":
         angle = (np.arange(num_steps + 1) / num_steps + 0.008) / 1.008 * np.pi / 2
         level = np.cos(angle) ** 2
@@ -204,9 +204,7 @@ def sampling_timesteps(
     Raises ValueError where num_sample is not in 1..T or the times do not fall strictly in T..final.
     """
     if not 1 <= num_sample <= num_train:
-        raise ValueError(
-            f"num_sample = {num_sample}: the number of sampling steps must be in 1..{num_train}"
-        )
+        raise ValueError(f"num_sample = {num_sample}: must be in 1..{num_train}")
     if offset and spacing != "leading":
         raise ValueError(f"offset = {offset}: only read with spacing leading, not {spacing}")
     if skip_last and spacing == "trailing":
