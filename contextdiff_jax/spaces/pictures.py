@@ -5,13 +5,13 @@ import math
 import numpy as np
 from etils import epath
 from jax.typing import ArrayLike
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 from PIL import Image
 
 from contextdiff_jax.system.atomic_write import written_whole
 
 
-def to_uint8(images: Float[ArrayLike, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+def to_uint8(images: Num[ArrayLike, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     """Maps [-1, 1] to 0..255, rounding; values outside are clipped."""
     return np.clip(np.round((np.asarray(images, np.float32) + 1.0) * 127.5), 0, 255).astype(
         np.uint8
