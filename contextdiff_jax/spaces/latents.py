@@ -153,7 +153,7 @@ class LatentSpace:
         """
         return self.drawn(*self.moments(images), key)
 
-    def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    def moments(self, images: ArrayLike) -> tuple[jax.Array, jax.Array | None]:
         """Returns the stage's own latents of pictures, and the logarithm of their variance.
 
         Both (B, h, w, c) float32; None for the latter where the stage's encoder gives no Gaussian.
