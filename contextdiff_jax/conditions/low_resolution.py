@@ -57,8 +57,8 @@ class LowResolution(Condition):
         draw = lambda key: jax.random.normal(jax.random.fold_in(key, _AUGMENT), images.shape[1:])  # noqa: E731
         levels = jnp.full(images.shape[:1], level, jnp.float32)
         low = jnp.clip(images, -1.0, 1.0)
-        low = augment(self.schedule, low, levels, jax.vmap(draw)(keys))
-        return {"low_res": low, "aug_level": levels}
+        noised = augment(self.schedule, low, levels, jax.vmap(draw)(keys))
+        return {"low_res": noised, "aug_level": levels}
 
     def encode(self, params: Any, frozen: Mapping[str, Any], batch: Batch) -> Given:
         """Returns the picture and its level as inputs of the denoiser."""
