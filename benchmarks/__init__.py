@@ -1,5 +1,5 @@
 """What is compared with what, one command each."""
 
-from benchmarks.torchvision_import import make_importable
+from tests.oracles.torchvision_import import make_importable
 
 make_importable()

@@ -18,7 +18,6 @@ Exits with 1 unless all are found.
 import argparse
 import collections
 import contextlib
-import dataclasses
 import pathlib
 import random
 import sys
@@ -27,16 +26,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from configs import quickstart
-from contextdiff_jax.config import from_config_dict
-from contextdiff_jax.runs.export import export_pipeline, load_stage, read_export
 from contextdiff_jax.training.checkpoints import CheckpointError, Checkpoints
-from contextdiff_jax.training.state import TrainState
-
-STEPS = (8, 12)
+from tests.fixtures.tiny_export import STEPS, make_run, read_whole_export, state_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,35 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if missed else 0
 
 
-def make_run(workdir: pathlib.Path) -> None:
-    """Writes two checkpoints of a run "base", an encoder's folder, and the export."""
-    config = from_config_dict(quickstart.get_config("test"))
-    metadata = {
-        "run": "base",
-        "config": dataclasses.asdict(config),
-        "encoders": {"text": "x"},
-        "versions": {},
-    }
-    with contextlib.closing(Checkpoints(workdir / "base/checkpoints")) as checkpoints:
-        for step in STEPS:
-            checkpoints.save(_state(step), step, metadata)
-        checkpoints.wait()
-    encoder = workdir / "clip/encoder"
-    encoder.mkdir(parents=True)
-    (encoder / "model.safetensors").write_bytes(np.random.default_rng(0).bytes(2000))
-    export_pipeline(config, workdir, workdir / "export")
-
-
-def _state(step: int) -> TrainState:
-    keys = jax.random.split(jax.random.key(step), 4)
-    w, ema, first, second = ({"w": jax.random.normal(key, (96, 96))} for key in keys)
-    return TrainState(jnp.int32(step), w, ema, {"m": first, "v": second}, jnp.int32(-1))
-
-
 def read_checkpoint(folder: pathlib.Path) -> Any:
     """Returns the newest state; raises CheckpointError when another than the last step was read."""
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _state(0)
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state_of(0)
     )
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         restored = checkpoints.restore(abstract)
@@ -98,14 +66,6 @@ def read_checkpoint(folder: pathlib.Path) -> Any:
     if int(restored.state.step) == STEPS[0]:
         raise CheckpointError("passed over")
     return restored.state, restored.metadata
-
-
-def read_whole_export(folder: pathlib.Path) -> Any:
-    """Returns everything of the export that sampling reads."""
-    content, locate = read_export(folder)
-    encoder = locate(content.config.encoders.clip)
-    weights = (pathlib.Path(encoder) / "model.safetensors").read_bytes()
-    return content, {name: load_stage(folder, name) for name in content.stages}, weights
 
 
 def count(

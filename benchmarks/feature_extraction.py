@@ -22,12 +22,12 @@ import jax
 import numpy as np
 import torch
 
-from benchmarks.torch_inception import RandomInception
 from benchmarks.turns import Side, compare, cores, load, seconds_of, take_turns, use_cores
 from contextdiff_jax.encoders.inception import check_features
 from contextdiff_jax.evaluation.extraction import Extraction, collect
 from contextdiff_jax.evaluation.extractors import inception_extractor
 from contextdiff_jax.system.host_memory import keep_freed_memory
+from tests.oracles.torch_inception import RandomInception
 
 _TOLERANCE = 1e-4
 

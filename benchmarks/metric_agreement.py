@@ -34,8 +34,6 @@ from torchmetrics.functional.multimodal import clip_score as torchmetrics_clip_s
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
-from benchmarks.torch_clip import CAPTIONS, save_random_clip
-from benchmarks.torch_inception import RandomInception, from_graph_weights
 from contextdiff_jax.encoders.inception import FEATURES, IMAGE_SIZE, SPATIAL
 from contextdiff_jax.evaluation.extraction import Extraction, collect
 from contextdiff_jax.evaluation.extractors import CLIP_LAYER, clip_extractors, inception_extractor
@@ -45,6 +43,8 @@ from contextdiff_jax.evaluation.precision_recall import precision_recall
 from contextdiff_jax.evaluation.resizing import PROTOCOLS
 from contextdiff_jax.evaluation.similarity import clip_score
 from contextdiff_jax.evaluation.statistics import FeatureIdentity, FeatureStatistics
+from tests.oracles.torch_clip import CAPTIONS, save_random_clip
+from tests.oracles.torch_inception import RandomInception, from_graph_weights
 
 TOLERANCE = 1e-4
 _IDENTITY = FeatureIdentity("drawn", "features", "none", "none")

@@ -6,7 +6,9 @@
 Then train with --config.runs.base.data.embeddings=embeddings. The same command resumes, and adds
 preview prompts that are new. On a cluster, Apache Beam does it; its options come after --:
 
-  python -m contextdiff_jax.prepare ... --runner=DataflowRunner -- --project=P --region=R
+  pip wheel --no-deps --wheel-dir=dist .
+  python -m contextdiff_jax.prepare ... --runner=DataflowRunner -- --project=P --region=R \
+      --extra_package=dist/contextdiff_jax-VERSION-py3-none-any.whl
 
 Pictures of a run in latents become latents, and those mirrored where data.flip is True:
 
@@ -26,6 +28,7 @@ from etils import epath
 
 from contextdiff_jax import command_line, entry
 from contextdiff_jax.config import from_config_dict
+from contextdiff_jax.runs.beam_packages import check_packages
 from contextdiff_jax.runs.prepare import Job, ShardWorker, Worker, prepare
 from contextdiff_jax.runs.prepare_latents import LatentWorker, check_latent_run
 from contextdiff_jax.runs.validation import check_text_run, validate
@@ -52,6 +55,8 @@ flags.mark_flags_as_required(["config", "run", "output"])
 def main(options: Sequence[str]) -> None:
     if options and _RUNNER.value is None:
         raise ValueError(f"{options[0]!r}: only a --runner takes options of its own")
+    if _RUNNER.value is not None:
+        check_packages(_RUNNER.value, options)
     config = from_config_dict(_CONFIG.value)
     validate(config, _RUN.value, platform=None)
     of_latents = _WHAT.value == "latents"

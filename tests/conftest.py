@@ -20,7 +20,11 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import logging  # noqa: E402
 
-from benchmarks import torchvision_import  # noqa: E402
+from tests.fixtures import checked_shapes  # noqa: E402
+from tests.oracles import torchvision_import  # noqa: E402
+
+# Before anything of the package is imported.
+checked_shapes.install()
 
 # Several oracles import torchvision.
 torchvision_import.make_importable()
@@ -43,6 +47,17 @@ pytest_plugins = [
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = pathlib.Path(os.environ.get("CONTEXTDIFF_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+
+def pytest_configure(config):
+    """The fast half compiles with few optimizations, or that would be most of its time.
+
+    The slow half, and tests by themselves, run what users run; their children too.
+    """
+    if config.getoption("markexpr") == "not slow":
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        fewer = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+        jax.config.update("jax_disable_most_optimizations", fewer)
 
 
 @pytest.hookimpl(optionalhook=True)

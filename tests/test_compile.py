@@ -1,6 +1,5 @@
 """The compile command, as a user runs it: on virtual CPUs, and for a slice that is not there."""
 
-import contextlib
 import importlib.util
 import json
 import pathlib
@@ -8,8 +7,6 @@ import subprocess
 import sys
 
 import pytest
-
-from benchmarks import scale
 
 ROOT = pathlib.Path(__file__).parent.parent
 CLIP = ("--config=configs/laion.py:tiny", "--run=clip")
@@ -183,8 +180,8 @@ def check_sanity(found):
         ),
     ],
 )
-def test_what_cannot_be_compiled_is_refused_in_a_sentence(flags, sentence):
-    done = compile_command(*CLIP, *flags)
+def test_what_cannot_be_compiled_is_refused_in_a_sentence(flags, sentence, forks):
+    done = forks("compile", *CLIP, *flags)
     assert done.returncode == 2
     assert sentence in done.stderr.splitlines()[-1]
 
@@ -197,15 +194,15 @@ def test_what_cannot_be_compiled_is_refused_in_a_sentence(flags, sentence):
         (("--batch_size=-4",), "--batch_size=-4: must be at least 1 and below 2^31, or 0 for"),
     ],
 )
-def test_flags_that_cannot_be_are_refused_in_a_sentence(flags, sentence):
-    done = compile_command(*CLIP, "--topology=cpu:4", *flags)
+def test_flags_that_cannot_be_are_refused_in_a_sentence(flags, sentence, forks):
+    done = forks("compile", *CLIP, "--topology=cpu:4", *flags)
     assert done.returncode == 2, done.stderr
     assert sentence in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
-def test_a_wrong_flag_is_refused_with_the_code_of_refusals():
-    done = compile_command(*CLIP, "--topology=cpu:4", "--effort=3")
+def test_a_wrong_flag_is_refused_with_the_code_of_refusals(forks):
+    done = forks("compile", *CLIP, "--topology=cpu:4", "--effort=3")
     assert done.returncode == 2
     assert "effort" in done.stderr
 
@@ -227,32 +224,3 @@ command.run()
     )
     assert done.returncode == 70, done.stderr
     assert "KeyError: 'nobody expected this'" in done.stderr
-
-
-FIGURES = {"fits": False, "peak_bytes": 1}
-
-
-@pytest.mark.parametrize(
-    ("code", "written", "error"),
-    [
-        (0, FIGURES | {"fits": True}, None),
-        (1, FIGURES, None),  # it does not fit: a result
-        (1, {"fits": False, "compiler": "RESOURCE_EXHAUSTED: all"}, "case: RESOURCE_EXHAUSTED"),
-        (1, None, "case: compile ended with exit code 1"),
-        (70, FIGURES, "case: compile ended with exit code 70"),
-    ],
-)
-def test_the_benchmark_keeps_figures_and_nothing_else(code, written, error, tmp_path, monkeypatch):
-    def run(command, **_):
-        if written:
-            path = next(flag for flag in command if flag.startswith("--output="))
-            pathlib.Path(path.partition("=")[2]).write_text(json.dumps(written))
-        return subprocess.CompletedProcess(command, code)
-
-    before = tmp_path / "case.json"
-    before.write_text('"before"')
-    monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(RuntimeError, match=error) if error else contextlib.nullcontext():
-        scale.compile_case(scale.Case("case", ()), tmp_path)
-    assert list(tmp_path.iterdir()) == [before]
-    assert json.loads(before.read_text()) == ("before" if error else written)

@@ -11,6 +11,7 @@ import pytest
 from contextdiff_jax import config as cfg
 from contextdiff_jax.data.sources import open_source
 from contextdiff_jax.runs.validation import validate
+from tests.fixtures.presets import load_preset as load
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = [
@@ -19,10 +20,6 @@ FILES = [
     if path.stem != "video_editing"  # no pipeline: tests/generation/test_video_editing.py
     for preset in importlib.import_module(f"configs.{path.stem}").PRESETS
 ]
-
-
-def load(name, preset=""):
-    return importlib.import_module(f"configs.{name}").get_config(preset)
 
 
 @pytest.mark.parametrize(("name", "preset"), FILES)
@@ -69,18 +66,22 @@ def test_an_unknown_preset_lists_the_known(name):
         ),
         ("runs.base.data.resolution", 17, r"runs.base.data.resolution.*= 17 .*multiple of 2"),
         ("runs.base.task.unet.multipliers", 2, r"unet.multipliers = 2: must be a tuple"),
-        ("runs.base.task.unet.groups", 5, r"unet.groups = 5 is not allowed"),
+        ("runs.base.task.unet.groups", 5, r"unet.groups = 5: must divide"),
         (
             "runs.base.task.unet.attention_implementation",
             "flash",
-            r"config.runs.base.task.unet.attention_implementation = 'flash' is not allowed on cpu",
+            r"base.task.unet.attention_implementation = 'flash': must be 'auto' or 'xla' on cpu",
         ),
         (
             "runs.sr.task.adapter.attention_implementation",
             "fused",
             r"adapter.attention_implementation = 'fused': must be one of auto, xla, cudnn, flash",
         ),
-        ("runs.base.task.adapter.limit", -1.0, r"adapter.limit = -1.0 is not allowed"),
+        (
+            "runs.base.task.adapter.limit",
+            -1.0,
+            r"adapter.limit = -1.0: must be a positive number or None",
+        ),
         (
             "runs.base.task.adapter",
             None,
@@ -207,7 +208,7 @@ def test_kernels_are_checked_for_where_the_networks_will_run():
     config = cfg.from_config_dict(values)
     validate(config, platform="tpu")
     validate(config, platform=None)
-    with pytest.raises(ValueError, match="'flash' is not allowed on cpu"):
+    with pytest.raises(ValueError, match="'flash': must be 'auto' or 'xla' on cpu"):
         validate(config)
 
 

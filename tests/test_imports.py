@@ -154,6 +154,51 @@ def test_nobody_outside_tasks_asks_which_task_a_run_is():
     assert found == []
 
 
+def out_of_place(name, imported):
+    """Returns what a file below tests/ imports and should have as a fixture, or from elsewhere.
+
+    A benchmark (tests/benchmarks tests those), another file of tests, another folder's conftest.
+    What tests share lies in tests/fixtures, tests/oracles and files beside them.
+    """
+    found = set()
+    for each in imported:
+        first, last = each.partition(".")[0], each.rpartition(".")[2]
+        if first == "benchmarks" and not name.startswith("tests.benchmarks."):
+            found.add(each)
+        if first == "tests" and last.startswith("test_"):
+            found.add(each)
+        if last == "conftest" and not name.startswith(each.removesuffix("conftest")):
+            found.add(each)
+    return found
+
+
+TESTS = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in (ROOT / "tests").rglob("*.py")
+}
+
+
+@pytest.mark.parametrize("name", sorted(TESTS))
+def test_tests_share_fixtures_and_oracles_and_no_benchmarks(name):
+    assert out_of_place(name, imports(name, TESTS[name], TESTS)) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "imported", "wrong"),
+    [
+        ("tests.data.test_decode", "benchmarks.scale", True),
+        ("tests.benchmarks.test_scale", "benchmarks.scale", False),
+        ("tests.data.test_decode", "tests.data.test_shards", True),
+        ("tests.data.test_decode", "tests.runs.conftest", True),
+        ("tests.data.test_decode", "tests.data.conftest", False),
+        ("tests.data.test_decode", "tests.conftest", False),
+        ("tests.data.test_decode", "tests.oracles.torch_clip", False),
+    ],
+)
+def test_what_a_test_may_not_import_is_seen(name, imported, wrong):
+    assert bool(out_of_place(name, {imported})) == wrong
+
+
 def test_only_checkpoints_uses_orbax():
     users = {name for name, found in IMPORTS.items() if any("orbax" in each for each in found)}
     assert users == {"contextdiff_jax.training.checkpoints"}
@@ -207,11 +252,15 @@ def test_what_is_private_is_seen(text, needed):
     assert bool(needed_private(ast.parse(text))) == needed
 
 
-@pytest.mark.parametrize("entry", ["main", "sample", "edit", "prepare"])
-def test_no_entry_point_needs_tensorflow_torch_or_beam(entry):
-    code = (
-        f"import sys, contextdiff_jax.{entry}\n"
-        "loaded = {'tensorflow', 'torch', 'diffusers', 'apache_beam', 'av'} & set(sys.modules)\n"
-        "assert not loaded, loaded"
-    )
+def test_no_entry_point_needs_tensorflow_torch_or_beam():
+    """One after the other in one process, without the flags, which exclude each other."""
+    code = """
+import importlib, sys
+from absl import flags
+for entry in ("main", "sample", "edit", "prepare"):
+    flags.FLAGS.__init__()
+    importlib.import_module(f"contextdiff_jax.{entry}")
+    loaded = {"tensorflow", "torch", "diffusers", "apache_beam", "av"} & set(sys.modules)
+    assert not loaded, (entry, loaded)
+"""
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

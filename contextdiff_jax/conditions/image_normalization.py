@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Num
+
+from contextdiff_jax.diffusion.shapes import Array
 
 FLOOR = 0.05
 """Least deviation that a picture in [-1, 1] is divided by: flat ones must not blow up."""
@@ -24,7 +27,7 @@ class Normalized(NamedTuple):
         return self.pictures * self.deviation + self.mean
 
 
-def normalized(pictures: jax.Array, floor: float = FLOOR) -> Normalized:
+def normalized(pictures: Num[Array, "*batch h w c"], floor: float = FLOOR) -> Normalized:
     """Normalizes pictures (..., H, W, C), each over its pixels and channels together.
 
     Colours keep their relations, as channels are not normalized apart. The deviation is at least

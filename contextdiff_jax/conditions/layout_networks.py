@@ -12,8 +12,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Num, Shaped
 
 from contextdiff_jax.conditions.class_label import Embedding
+from contextdiff_jax.diffusion.shapes import Array
 from contextdiff_jax.networks import axes
 from contextdiff_jax.networks.blocks import ResBlock
 from contextdiff_jax.networks.layers import Conv, Dense, GroupNorm, LayerNorm
@@ -154,7 +156,12 @@ class LayoutTokens(nn.Module):
         return MapTokens(self.config, self.dtype, name="blocks")(painted(classes, boxes, real))
 
 
-def paint(vectors: jax.Array, boxes: jax.Array, real: jax.Array, side: int) -> jax.Array:
+def paint(
+    vectors: Float[Array, "batch n depth"],
+    boxes: Num[Array, "batch n 4"],
+    real: Shaped[Array, "batch n"],
+    side: int,
+) -> Float[Array, "batch {side} {side} painted"]:
     """Returns vectors (B, N, D) painted over their boxes, (B, side, side, D + PAINTED) float32.
 
     Each pixel has the mean over the boxes on it, weighted by the share of it that they cover; where

@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Num
 
 from contextdiff_jax.conditions.condition import Batch, Condition, Given
 from contextdiff_jax.diffusion.schedules import Schedule, expand
+from contextdiff_jax.diffusion.shapes import Array, Data, PerExample
 from contextdiff_jax.spaces.pil_resizing import pil_lanczos, resize_square, round_to_levels
 
 _AUGMENT = 0x7FFFFFFF  # a stream beside the sampler's, which folds in step numbers
@@ -55,8 +57,8 @@ class LowResolution(Condition):
         draw = lambda key: jax.random.normal(jax.random.fold_in(key, _AUGMENT), images.shape[1:])  # noqa: E731
         levels = jnp.full(images.shape[:1], level, jnp.float32)
         low = jnp.clip(images, -1.0, 1.0)
-        low = augment(self.schedule, low, levels, jax.vmap(draw)(keys))
-        return {"low_res": low, "aug_level": levels}
+        noised = augment(self.schedule, low, levels, jax.vmap(draw)(keys))
+        return {"low_res": noised, "aug_level": levels}
 
     def encode(self, params: Any, frozen: Mapping[str, Any], batch: Batch) -> Given:
         """Returns the picture and its level as inputs of the denoiser."""
@@ -68,7 +70,9 @@ class LowResolution(Condition):
         return {"low resolution": "PIL's Lanczos, 8 bits"}
 
 
-def downsample(images: jax.Array, side: int) -> jax.Array:
+def downsample(
+    images: Num[Array, "batch h w c"], side: int
+) -> Float[Array, "batch {side} {side} c"]:
     """Resizes pictures (B, H, W, C) to (B, side, side, C) as the data pipeline does: PIL's Lanczos.
 
     Both in [-1, 1], float32. What a base learns to draw are 8-bit pictures made by PIL, so this
@@ -81,7 +85,7 @@ def downsample(images: jax.Array, side: int) -> jax.Array:
     return resize_square(levels, side, pil_lanczos) / 127.5 - 1.0
 
 
-def augment(schedule: Schedule, low: jax.Array, level: jax.Array, noise: jax.Array) -> jax.Array:
+def augment(schedule: Schedule, low: Data, level: PerExample, noise: Data) -> Data:
     """Diffuses `low` to time level * T; level 0 returns it unchanged."""
     t = jnp.round(level * schedule.num_steps).astype(jnp.int32)
     return expand(schedule.signal(t), low) * low + expand(schedule.sigma(t), low) * noise

@@ -8,14 +8,15 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Num, UInt8
 
 from contextdiff_jax.data import decode
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.example import DamagedSample
 from contextdiff_jax.data.listed_files import NotReadable, read_listed
+from contextdiff_jax.diffusion.shapes import Array
 from contextdiff_jax.system.scalars import shown
 from contextdiff_jax.system.suggestions import nearest_path
 
@@ -35,7 +36,7 @@ def check_path(value: Any) -> None:
         raise ValueError(f"{value}: is no regular file: must be the path of a picture file")
 
 
-def read_picture(path: str, side: int) -> np.ndarray:
+def read_picture(path: str, side: int) -> UInt8[np.ndarray, "{side} {side} 4"]:
     """Returns the picture of a file, uint8 (side, side, 4), opaque; cut to its central square.
 
     Nothing but a regular file of a picture is read, up to the limits of `data.max_pixels`. Raises
@@ -54,7 +55,9 @@ def read_picture(path: str, side: int) -> np.ndarray:
     return np.concatenate([pixels, np.full((side, side, 1), 255, np.uint8)], axis=-1)
 
 
-def read_pictures(paths: Sequence[str], count: int, side: int) -> np.ndarray:
+def read_pictures(
+    paths: Sequence[str], count: int, side: int
+) -> UInt8[np.ndarray, "{side} {side} {count} 4"]:
     """Returns `count` pictures, uint8 (side, side, count, 4); those without a path are not there.
 
     Raises as `read_picture` does.
@@ -65,6 +68,6 @@ def read_pictures(paths: Sequence[str], count: int, side: int) -> np.ndarray:
     return pictures
 
 
-def is_there(pictures: jax.Array) -> jax.Array:
+def is_there(pictures: Num[Array, "batch h w *counts 4"]) -> Bool[Array, "batch *counts"]:
     """Returns which of the pictures (B, H, W, ..., 4) are there, bool (B, ...)."""
     return jnp.any(pictures[..., 3] > 0, axis=(1, 2))

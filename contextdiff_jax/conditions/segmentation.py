@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jaxtyping import Int32, Integer
 
 from contextdiff_jax.conditions.class_label import Embedding
 from contextdiff_jax.conditions.condition import Batch, Condition, Given, Shapes
@@ -208,7 +209,9 @@ class SegmentedSource:
         return self._source.captions(index)
 
 
-def places_of(numbers: np.ndarray, key: str, labels: Sequence[int]) -> np.ndarray:
+def places_of(
+    numbers: Integer[np.ndarray, "*shape"], key: str, labels: Sequence[int]
+) -> Int32[np.ndarray, "*shape"]:
     """Returns the place among `labels` of every number, int32; NO_LABEL stays.
 
     Raises DamagedSample for a number that is none of them.

@@ -17,9 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr
+from jax.typing import ArrayLike
+from jaxtyping import Float, UInt8
 
 from contextdiff_jax.diffusion.marginals import Biased, posterior_coefficients
 from contextdiff_jax.diffusion.schedules import Schedule, expand
+from contextdiff_jax.diffusion.shapes import Array, Bias, Data, PerExample, Time
 
 _HALF_BIN = 1 / 255  # of 8-bit values mapped to [-1, 1]
 
@@ -28,9 +31,9 @@ def step_kl(
     schedule: Schedule,
     true: Biased,
     estimate: Biased,
-    t: jax.Array,
-    s: jax.Array | None = None,
-) -> jax.Array:
+    t: Time,
+    s: Time | None = None,
+) -> PerExample:
     """Returns the KL of the step from t to s < t; s is t - 1 if not given.
 
     With A, B the factors of x0 and x_t - b_t in eq. 3 and v its variance,
@@ -49,7 +52,7 @@ def step_kl(
     return 0.5 * precision * _sum_example(jnp.square(difference))
 
 
-def prior_kl(schedule: Schedule, x0: jax.Array, bias_last: jax.Array) -> jax.Array:
+def prior_kl(schedule: Schedule, x0: Data, bias_last: Bias) -> PerExample:
     """Returns L_T = KL(q(x_T | x0, c) || N(0, I)), with the bias b_T at the last time."""
     alpha_bar = schedule.alpha_bar[-1]
     spread = np.float32(-alpha_bar - np.log1p(-alpha_bar))  # v - ln v - 1 with v = 1 - ab_T
@@ -67,7 +70,7 @@ def decoder_std(schedule: Schedule, before: int = 2, last: int = 1) -> float:
     return float(np.sqrt((1 - first) * (1 - second / first) / (1 - second)))
 
 
-def discretized_nll(x0: jax.Array, mean: jax.Array, std: float) -> jax.Array:
+def discretized_nll(x0: Data, mean: Data, std: float) -> PerExample:
     """Returns L_0 = -log P(x0) where P integrates N(mean, std^2) over the 8-bit bin of x0.
 
     x0: float32 8-bit values mapped by v / 127.5 - 1. The bins of 0 and 255 are open outwards
@@ -88,7 +91,7 @@ def discretized_nll(x0: jax.Array, mean: jax.Array, std: float) -> jax.Array:
     return -_sum_example(log_probability)
 
 
-def continuous_nll(x0: jax.Array, mean: jax.Array, std: float) -> jax.Array:
+def continuous_nll(x0: Data, mean: Data, std: float) -> PerExample:
     """Returns L_0 = -log N(x0; mean, std^2 I), a density: for data from `dequantize` only."""
     constant = np.float32(np.log(std) + 0.5 * np.log(2 * np.pi))
     return _sum_example(0.5 * jnp.square((x0 - mean) / std) + constant)
@@ -98,11 +101,11 @@ def bound_term(
     schedule: Schedule,
     true: Biased,
     estimate: Biased,
-    t: jax.Array,
+    t: Time,
     nll: Callable[[jax.Array, jax.Array, float], jax.Array],
-    s: jax.Array | None = None,
+    s: Time | None = None,
     std: float | None = None,
-) -> jax.Array:
+) -> PerExample:
     """Returns the bound's term from t to s: the KL, or L_0 by `nll` (one of the two) where s = 0.
 
     s: t - 1 if not given. std: the decoder's, `decoder_std` of the times visited; of all times if
@@ -123,17 +126,21 @@ def bound_term(
     return jnp.where(s == 0, decoder(), kl())
 
 
-def dequantize(pixels: jax.Array, uniform: jax.Array) -> jax.Array:
+def dequantize(
+    pixels: UInt8[Array, "*data"], uniform: Float[ArrayLike, "*#data"]
+) -> Float[Array, "*data"]:
     """Returns float32 data in [-1, 1) from 8-bit pixels and uniform noise in [0, 1)."""
     return (pixels.astype(jnp.float32) + uniform) / 128 - 1
 
 
-def bits_per_dim(nats: jax.Array, num_dims: int) -> jax.Array:
+def bits_per_dim(nats: Float[ArrayLike, "*nats"], num_dims: int) -> Float[ArrayLike, "*nats"]:
     """Converts nats per example of a bound with `discretized_nll` to bits per dimension."""
     return nats / (num_dims * np.float32(np.log(2)))
 
 
-def dequantized_bits_per_dim(nats: jax.Array, num_dims: int) -> jax.Array:
+def dequantized_bits_per_dim(
+    nats: Float[ArrayLike, "*nats"], num_dims: int
+) -> Float[ArrayLike, "*nats"]:
     """Converts nats per example of a bound with `continuous_nll` on `dequantize`d data.
 
     A bin has the width 2^-7, which adds 7 bits per dimension.

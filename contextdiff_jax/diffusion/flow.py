@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.relations import Affine
 from contextdiff_jax.diffusion.schedules import expand
+from contextdiff_jax.diffusion.shapes import Bias, Data, Time
 
 # (x0, eps) -> (z like them, KL(z || N(0, I)) per value, ()).
 Couple = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -65,9 +66,7 @@ class FlowProcess(Process):
         """Whether x_t given x0 is plain noise around it, as ancestral steps need it."""
         return self.context is None and self.couple is None
 
-    def between(
-        self, x0: jax.Array, noise: jax.Array, t: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array | float]:
+    def between(self, x0: Data, noise: Data, t: Time) -> tuple[Data, Data, Bias]:
         """Returns x_t, u and r for noise (or z) like x0; t: integers (B,)."""
         time, signal = (expand(f(t), x0) for f in (self.schedule.sigma, self.schedule.signal))
         if self.context is None:
@@ -76,9 +75,7 @@ class FlowProcess(Process):
         x_t = signal * x0 + time * signal * r + time * noise
         return x_t, noise - x0 + (1 - 2 * time) * r, r
 
-    def error_of(
-        self, predicted: jax.Array, x_t: jax.Array, u: jax.Array, t: jax.Array
-    ) -> jax.Array:
+    def error_of(self, predicted: Data, x_t: Data, u: Data, t: Time) -> Data:
         """Returns by how much the velocity of a prediction at (x_t, t) misses u, to learn by.
 
         Of a predicted landing it is less where t < 0.05: that error over t would make these times
@@ -89,26 +86,24 @@ class FlowProcess(Process):
         time = expand(self.schedule.sigma(t), x_t)
         return (x_t - time * u - predicted) / jnp.maximum(time, _LEAST_TIME)
 
-    def x0_of(self, predicted: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    def x0_of(self, predicted: Data, x_t: Data, t: Time) -> Data:
         """Returns the landing x_t - t v."""
         if self.prediction == "x0":
             return predicted
         return x_t - expand(self.schedule.sigma(t), x_t) * predicted
 
-    def eps_of(self, predicted: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    def eps_of(self, predicted: Data, x_t: Data, t: Time) -> Data:
         """Returns where a straight line from x_t would be at t = 1: x_t + (1 - t) v. t >= 1."""
         landing = self.x0_of(predicted, x_t, t)
         return landing + (x_t - landing) / expand(self.schedule.sigma(t), x_t)
 
-    def target(self, x0: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    def target(self, x0: Data, x_t: Data, t: Time) -> Data:
         """Returns the prediction at (x_t, t) that stands for the landing x0. t >= 1."""
         if self.prediction == "x0":
             return x0
         return (x_t - x0) / expand(self.schedule.sigma(t), x_t)
 
-    def changed(
-        self, x0_hat: jax.Array, t: jax.Array, change: Callable[[jax.Array], jax.Array]
-    ) -> jax.Array:
+    def changed(self, x0_hat: Data, t: Time, change: Callable[[jax.Array], jax.Array]) -> Data:
         """Returns the landing after a change of the estimate of x0 that it holds."""
         if self.context is None:
             return change(x0_hat)
@@ -119,11 +114,11 @@ class FlowProcess(Process):
         r_before, r_after = self.context(before), self.context(after)
         return x0_hat + after - before + jnp.square(time) * (r_after - r_before)
 
-    def raised(self, predicted: jax.Array, x_s: jax.Array, s: jax.Array, t: jax.Array) -> jax.Array:
+    def raised(self, predicted: Data, x_s: Data, s: Time, t: Time) -> Data:
         """Returns x_t for t > s along the velocity; predicted: at x_s, told the time t."""
         time, before = (expand(self.schedule.sigma(each), x_s) for each in (t, s))
         return x_s + (time - before) * self.velocity(predicted, x_s, time)
 
-    def velocity(self, predicted: jax.Array, x: jax.Array, time: jax.Array) -> jax.Array:
+    def velocity(self, predicted: Data, x: Data, time: jax.Array) -> Data:
         """Returns the velocity at x that a prediction stands for; time: t above 0, () or like x."""
         return predicted if self.prediction == "v" else (x - predicted) / time

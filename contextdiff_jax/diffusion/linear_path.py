@@ -32,7 +32,7 @@ class LinearPath:
 
     def __post_init__(self):
         if self.num_steps < 2:
-            raise ValueError(f"num_steps = {self.num_steps}: a path needs at least 2 steps")
+            raise ValueError(f"num_steps = {self.num_steps}: must be at least 2")
         if not 0 < self.shift < np.inf:
             raise ValueError(f"shift = {self.shift}: must be above 0")
 

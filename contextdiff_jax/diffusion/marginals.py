@@ -7,35 +7,33 @@ to x0. Eqs. 2 and 3 hold for any s < t, so respaced processes need no formulas o
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from contextdiff_jax.diffusion.schedules import Schedule, expand
+from contextdiff_jax.diffusion.shapes import At, Bias, Data, Factor, Time, Times
 
 
 class Biased(NamedTuple):
     """x0 (B, ...), true or estimated, with its biases at both times t > s of a step."""
 
-    x0: jax.Array
-    bias_t: jax.Array | float
-    bias_s: jax.Array | float
+    x0: Data
+    bias_t: Bias
+    bias_s: Bias
 
 
-def diffuse(
-    schedule: Schedule, x0: jax.Array, bias_t: jax.Array, t: jax.Array, noise: jax.Array
-) -> jax.Array:
+def diffuse(schedule: Schedule, x0: Data, bias_t: Bias, t: Time, noise: Data) -> Data:
     """Draws x_t of q(x_t | x0, c) = N(sqrt(ab_t) x0 + b_t, (1 - ab_t) I), eq. 1, from N(0, I)."""
     return expand(schedule.signal(t), x0) * x0 + bias_t + expand(schedule.sigma(t), x0) * noise
 
 
 def transition(
     schedule: Schedule,
-    x_s: jax.Array,
-    bias_s: jax.Array,
-    bias_t: jax.Array,
-    s: jax.Array,
-    t: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+    x_s: Data,
+    bias_s: Bias,
+    bias_t: Bias,
+    s: Time,
+    t: Time,
+) -> tuple[Data, Factor]:
     """Returns mean and variance (broadcastable) of q(x_t | x_s, x0, c), s < t, eq. 2."""
     root = expand(jnp.exp(0.5 * schedule.log_ratio(t, s)), x_s)
     return root * (x_s - bias_s) + bias_t, expand(schedule.beta(t, s), x_s)
@@ -43,11 +41,11 @@ def transition(
 
 def posterior(
     schedule: Schedule,
-    x_t: jax.Array,
+    x_t: Data,
     given: Biased,
-    t: jax.Array,
-    s: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+    t: Time,
+    s: Time,
+) -> tuple[Data, Factor]:
     """Returns mean and variance (broadcastable) of q(x_s | x_t, x0, c), s < t, eq. 3."""
     of_x0, of_x_t, variance = posterior_coefficients(schedule, t, s)
     x0, bias_t, bias_s = given
@@ -55,9 +53,7 @@ def posterior(
     return mean, expand(variance, x_t)
 
 
-def posterior_coefficients(
-    schedule: Schedule, t: jax.Array, s: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def posterior_coefficients(schedule: Schedule, t: Times, s: Times) -> tuple[At, At, At]:
     """Returns the factors of x0 and of x_t - b_t in the mean of eq. 3, and its variance."""
     share = schedule.variance(s) / schedule.variance(t)
     beta = schedule.beta(t, s)

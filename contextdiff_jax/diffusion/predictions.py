@@ -14,9 +14,8 @@ Here kind is a `PredictionKind`; prediction, x_t, x0: (B, ...) float32; t: integ
 
 from typing import Literal, get_args
 
-import jax
-
 from contextdiff_jax.diffusion.schedules import Schedule, expand
+from contextdiff_jax.diffusion.shapes import Data, Time
 
 PredictionKind = Literal["x0", "eps", "v"]
 
@@ -32,10 +31,10 @@ def check_kind(kind: str) -> None:
 def to_x0(
     kind: PredictionKind,
     schedule: Schedule,
-    prediction: jax.Array,
-    x_t: jax.Array,
-    t: jax.Array,
-) -> jax.Array:
+    prediction: Data,
+    x_t: Data,
+    t: Time,
+) -> Data:
     """Returns the estimate of x0 that a prediction at (x_t, t) stands for."""
     check_kind(kind)
     if kind == "x0":
@@ -49,10 +48,10 @@ def to_x0(
 def to_eps(
     kind: PredictionKind,
     schedule: Schedule,
-    prediction: jax.Array,
-    x_t: jax.Array,
-    t: jax.Array,
-) -> jax.Array:
+    prediction: Data,
+    x_t: Data,
+    t: Time,
+) -> Data:
     """Returns the estimate of eps' that a prediction at (x_t, t) stands for."""
     check_kind(kind)
     if kind == "eps":
@@ -63,9 +62,7 @@ def to_eps(
     return sigma * x_t + signal * prediction
 
 
-def target(
-    kind: PredictionKind, schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: jax.Array
-) -> jax.Array:
+def target(kind: PredictionKind, schedule: Schedule, x0: Data, x_t: Data, t: Time) -> Data:
     """Returns what a network of this kind should predict at (x_t, t): x0, eps' or v'."""
     check_kind(kind)
     if kind == "x0":

@@ -17,6 +17,7 @@ from contextdiff_jax.diffusion import marginals, predictions, steps
 from contextdiff_jax.diffusion.marginals import Biased
 from contextdiff_jax.diffusion.predictions import PredictionKind
 from contextdiff_jax.diffusion.schedules import Schedule, expand
+from contextdiff_jax.diffusion.shapes import Bias, Data, Time
 
 Keep = jax.Array | Mapping[str, jax.Array]
 Denoise = Callable[[jax.Array, jax.Array, Keep], jax.Array]
@@ -45,17 +46,15 @@ class Process:
         """T."""
         return self.schedule.num_steps
 
-    def bounded(self, x0: jax.Array) -> jax.Array:
+    def bounded(self, x0: Data) -> Data:
         """Returns an estimate of x0 within its bounds, or as it is where there are none."""
         return x0 if self.bounds is None else jnp.clip(x0, *self.bounds)
 
-    def changed(
-        self, x0_hat: jax.Array, t: jax.Array, change: Callable[[jax.Array], jax.Array]
-    ) -> jax.Array:
+    def changed(self, x0_hat: Data, t: Time, change: Callable[[jax.Array], jax.Array]) -> Data:
         """Returns the estimate of x0 at t (() or (B,)) after a change, as a threshold makes it."""
         return change(x0_hat)
 
-    def biases(self, x0: jax.Array, *times: jax.Array) -> tuple[jax.Array | float, ...]:
+    def biases(self, x0: Data, *times: Time) -> tuple[Bias, ...]:
         """Returns b at each of the times, like x0 (B, ...), or zeros without a relation.
 
         times: integers, each () or (B,).
@@ -76,48 +75,46 @@ class Process:
             for time, r in zip(times, relations, strict=True)
         )
 
-    def biased(self, x0: jax.Array, t: jax.Array, s: jax.Array) -> Biased:
+    def biased(self, x0: Data, t: Time, s: Time) -> Biased:
         """Returns x0, true or estimated, with its biases at t and s, from one call."""
         return Biased(x0, *self.biases(x0, t, s))
 
-    def diffuse(
-        self, x0: jax.Array, bias_t: jax.Array | float, t: jax.Array, noise: jax.Array
-    ) -> jax.Array:
+    def diffuse(self, x0: Data, bias_t: Bias, t: Time, noise: Data) -> Data:
         """Draws x_t (eq. 1) from N(0, I) noise like x0, with the bias of x0 at t."""
         return marginals.diffuse(self.schedule, x0, bias_t, t, noise)
 
     @staticmethod
-    def predict(denoise: Denoise, x: jax.Array, t: jax.Array, keep: Keep) -> jax.Array:
+    def predict(denoise: Denoise, x: Data, t: Time, keep: Keep) -> Data:
         """Returns the denoiser's prediction in float32 for x (B, ...), integer t () or (B,)."""
         return checked_prediction(denoise(x, jnp.full(x.shape[:1], t, jnp.float32), keep), x)
 
-    def target(self, x0: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    def target(self, x0: Data, x_t: Data, t: Time) -> Data:
         """Returns what the denoiser should predict at (x_t, t)."""
         return predictions.target(self.prediction, self.schedule, x0, x_t, t)
 
-    def x0_of(self, predicted: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    def x0_of(self, predicted: Data, x_t: Data, t: Time) -> Data:
         """Returns the estimate of x0 that a prediction at (x_t, t) stands for."""
         return predictions.to_x0(self.prediction, self.schedule, predicted, x_t, t)
 
-    def eps_of(self, predicted: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    def eps_of(self, predicted: Data, x_t: Data, t: Time) -> Data:
         """Returns the estimate of eps' (which contains the bias) that a prediction stands for."""
         return predictions.to_eps(self.prediction, self.schedule, predicted, x_t, t)
 
     def step(
         self,
-        x_t: jax.Array,
-        x0_hat: jax.Array,
-        t: jax.Array,
-        s: jax.Array,
+        x_t: Data,
+        x0_hat: Data,
+        t: Time,
+        s: Time,
         *,
         eta: float,
-        noise: jax.Array | None,
-    ) -> jax.Array:
+        noise: Data | None,
+    ) -> Data:
         """Returns x_s for s < t from an estimate and its biases; see `steps.step`."""
         estimate = self.biased(x0_hat, t, s)
         return steps.step(self.schedule, x_t, estimate, t, s, eta=eta, noise=noise)
 
-    def raised(self, predicted: jax.Array, x_s: jax.Array, s: jax.Array, t: jax.Array) -> jax.Array:
+    def raised(self, predicted: Data, x_s: Data, s: Time, t: Time) -> Data:
         """Returns x_t for t > s: the deterministic step read backwards, see `inversion`.
 
         predicted: the denoiser's for x_s (B, ...), told the time t.

@@ -14,6 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
+
+from contextdiff_jax.diffusion.shapes import Array
 
 _LEAST = 0.1  # of a mode's factor in x0 + t^2 r: nearer to 0, x0 can hardly be told from it
 
@@ -24,7 +27,7 @@ class Affine(NamedTuple):
     slope: jax.Array
     offset: jax.Array
 
-    def __call__(self, x0: jax.Array) -> jax.Array:
+    def __call__(self, x0: Float[Array, "*batch h w c"]) -> Float[Array, "*batch h w c"]:
         """Returns r like x0 (B, H, W, C)."""
         return from_modes(self.slope * to_modes(x0)) + self.offset
 
@@ -44,7 +47,7 @@ def bounded(slope: jax.Array, offset: jax.Array, limit: float) -> Affine:
     return Affine(*(limit * jnp.tanh(raw / limit) for raw in (slope, offset)))
 
 
-def whitened(mean: jax.Array, std: jax.Array) -> Affine:
+def whitened(mean: Float[Array, "h w c"], std: Float[Array, "h w c"]) -> Affine:
     """Returns r = rho (x0 - mean) with rho = 1.2 std^-0.8 of each mode's standard deviation.
 
     mean: in pixels. std: of the modes; both (H, W, C). Were the data Gaussian, the least kinetic
@@ -55,13 +58,13 @@ def whitened(mean: jax.Array, std: jax.Array) -> Affine:
     return Affine(slope, -from_modes(slope * to_modes(mean[None]))[0])
 
 
-def to_modes(x: jax.Array) -> jax.Array:
+def to_modes(x: Float[Array, "*batch h w c"]) -> Float[Array, "*batch h w c"]:
     """Returns the orthonormal DCT-II of (..., H, W, C) over its last three axes."""
     height, width, channels = (cosines(side) for side in x.shape[-3:])
     return jnp.einsum("uh,vw,kc,...hwc->...uvk", height, width, channels, x, precision="highest")
 
 
-def from_modes(modes: jax.Array) -> jax.Array:
+def from_modes(modes: Float[Array, "*batch h w c"]) -> Float[Array, "*batch h w c"]:
     """Returns the inverse of `to_modes`."""
     height, width, channels = (cosines(side) for side in modes.shape[-3:])
     spread = "uh,vw,kc,...uvk->...hwc"
@@ -69,7 +72,7 @@ def from_modes(modes: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def cosines(side: int) -> np.ndarray:
+def cosines(side: int) -> Float[np.ndarray, "{side} {side}"]:
     """Returns the orthonormal DCT-II of `side` values as a matrix, float32 (modes, places)."""
     mode, place = np.mgrid[:side, :side]
     matrix = np.cos(np.pi * mode * (place + 0.5) / side) * np.sqrt(2 / side)

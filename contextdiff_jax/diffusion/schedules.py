@@ -12,9 +12,12 @@ import dataclasses
 import functools
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Shaped
+
+from contextdiff_jax.diffusion.shapes import At, Times
 
 ScheduleName = Literal["cosine", "linear", "scaled_linear"]
 Spacing = Literal["trailing", "leading", "linspace"]
@@ -64,7 +67,7 @@ class Schedule:
         """T."""
         return len(self.alpha_bar) - 1
 
-    def alpha_bar_at(self, t: jax.Array) -> jax.Array:
+    def alpha_bar_at(self, t: Times) -> At:
         """alpha_bar_t."""
         return at_time(self._tables["alpha_bar"], t)
 
@@ -72,32 +75,32 @@ class Schedule:
         """Returns what tells it from others; repr tells it."""
         return self.name, self.alpha_bar[1], self.alpha_bar[-1]
 
-    def signal(self, t: jax.Array) -> jax.Array:
+    def signal(self, t: Times) -> At:
         """sqrt(alpha_bar_t), the factor of x0 in x_t."""
         return at_time(self._tables["signal"], t)
 
-    def variance(self, t: jax.Array) -> jax.Array:
+    def variance(self, t: Times) -> At:
         """1 - alpha_bar_t, the variance of x_t given x0."""
         return at_time(self._tables["variance"], t)
 
-    def sigma(self, t: jax.Array) -> jax.Array:
+    def sigma(self, t: Times) -> At:
         """sqrt(1 - alpha_bar_t), the factor of the noise in x_t."""
         return at_time(self._tables["sigma"], t)
 
-    def gain(self, t: jax.Array) -> jax.Array:
+    def gain(self, t: Times) -> At:
         """k_t = sqrt(alpha_bar_t) (1 - sqrt(alpha_bar_t)), the factor of r in the bias b_t."""
         return at_time(self._tables["gain"], t)
 
-    def snr(self, t: jax.Array) -> jax.Array:
+    def snr(self, t: Times) -> At:
         """alpha_bar_t / (1 - alpha_bar_t); infinite at t = 0."""
         return at_time(self._tables["snr"], t)
 
-    def log_ratio(self, t: jax.Array, s: jax.Array) -> jax.Array:
+    def log_ratio(self, t: Times, s: Times) -> At:
         """log(alpha_bar_t / alpha_bar_s), accurate even where the two nearly agree."""
         high, low = self._tables["log_high"], self._tables["log_low"]
         return (at_time(high, t) - at_time(high, s)) + (at_time(low, t) - at_time(low, s))
 
-    def beta(self, t: jax.Array, s: jax.Array) -> jax.Array:
+    def beta(self, t: Times, s: Times) -> At:
         """1 - alpha_bar_t / alpha_bar_s for s <= t: beta_t of the paper where s = t - 1."""
         return -jnp.expm1(self.log_ratio(t, s))
 
@@ -134,7 +137,7 @@ class Schedule:
         return {name: table.astype(np.float32) for name, table in tables.items()}
 
 
-def at_time(table: np.ndarray, t: jax.Array) -> jax.Array:
+def at_time(table: Float[np.ndarray, "entries"], t: Times) -> At:
     """Returns float32 table[t] for integers t of any shape; NaN for a time outside the table."""
     t = jnp.asarray(t)
     if not jnp.issubdtype(t.dtype, jnp.integer):
@@ -164,7 +167,7 @@ def make_schedule(
     if name not in get_args(ScheduleName):
         raise ValueError(f"schedule {name!r}: must be one of {', '.join(get_args(ScheduleName))}")
     if num_steps < 2:
-        raise ValueError(f"num_steps = {num_steps}: a schedule needs at least 2 steps")
+        raise ValueError(f"num_steps = {num_steps}: must be at least 2")
     if name == "cosine":
         angle = (np.arange(num_steps + 1) / num_steps + 0.008) / 1.008 * np.pi / 2
         level = np.cos(angle) ** 2
@@ -205,9 +208,7 @@ def sampling_timesteps(
     Raises ValueError where num_sample is not in 1..T or the times do not fall strictly in T..final.
     """
     if not 1 <= num_sample <= num_train:
-        raise ValueError(
-            f"num_sample = {num_sample}: the number of sampling steps must be in 1..{num_train}"
-        )
+        raise ValueError(f"num_sample = {num_sample}: must be in 1..{num_train}")
     if offset and spacing != "leading":
         raise ValueError(f"offset = {offset}: only read with spacing leading, not {spacing}")
     if skip_last and spacing == "trailing":
@@ -230,7 +231,7 @@ def sampling_timesteps(
     return times
 
 
-def expand(a: jax.Array, like: jax.Array) -> jax.Array:
+def expand(a: Shaped[ArrayLike, "..."], like: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:
     """Appends axes to a, so that (B,) broadcasts over (B, ...); a scalar stays one."""
     a = jnp.asarray(a)
     return a.reshape(a.shape + (1,) * (jnp.ndim(like) - a.ndim)) if a.ndim else a

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.diffusion.schedules import Schedule
+from contextdiff_jax.diffusion.shapes import Bias, Values
 
 _LOWER_ORDER_BELOW = 15  # steps, as in diffusers
 
@@ -72,19 +73,17 @@ def solver_coefficients(schedule: Schedule, timesteps: np.ndarray) -> SolverCoef
     return SolverCoefficients(*(jnp.asarray(a, jnp.float32) for a in (decay, gain, slope)))
 
 
-def midpoint_estimate(
-    coefficients: SolverCoefficients, x0_hat: jax.Array, previous: jax.Array
-) -> jax.Array:
+def midpoint_estimate(coefficients: SolverCoefficients, x0_hat: Values, previous: Values) -> Values:
     """Returns D, extrapolated from this step's estimate and the previous step's (first: any)."""
     return x0_hat + coefficients.slope * (x0_hat - previous)
 
 
 def solver_step(
     coefficients: SolverCoefficients,
-    x_t: jax.Array,
-    midpoint: jax.Array,
-    bias_t: jax.Array,
-    bias_s: jax.Array,
-) -> jax.Array:
+    x_t: Values,
+    midpoint: Values,
+    bias_t: Bias,
+    bias_s: Bias,
+) -> Values:
     """Returns x_s from x_t (B, ...), the midpoint estimate D and its biases b_t(D), b_s(D)."""
     return coefficients.decay * (x_t - bias_t) + coefficients.gain * midpoint + bias_s

@@ -11,16 +11,14 @@ eta = 1 samples the posterior of eq. 3 (context-aware DDPM, eq. 7); eta = 0 is d
 broadcastable to x_t, 0.0 for none. The estimate and its biases come as one `Biased`.
 """
 
-import jax
 import jax.numpy as jnp
 
 from contextdiff_jax.diffusion.marginals import Biased, diffuse
 from contextdiff_jax.diffusion.schedules import Schedule, expand
+from contextdiff_jax.diffusion.shapes import Bias, Data, Time
 
 
-def noise_estimate(
-    schedule: Schedule, x_t: jax.Array, x0_hat: jax.Array, bias_t: jax.Array, t: jax.Array
-) -> jax.Array:
+def noise_estimate(schedule: Schedule, x_t: Data, x0_hat: Data, bias_t: Bias, t: Time) -> Data:
     """Returns e, the noise in x_t if x0_hat is right, without the bias. t >= 1."""
     return (x_t - expand(schedule.signal(t), x_t) * x0_hat - bias_t) / expand(
         schedule.sigma(t), x_t
@@ -29,14 +27,14 @@ def noise_estimate(
 
 def step(
     schedule: Schedule,
-    x_t: jax.Array,
+    x_t: Data,
     estimate: Biased,
-    t: jax.Array,
-    s: jax.Array,
+    t: Time,
+    s: Time,
     *,
     eta: float,
-    noise: jax.Array | None,
-) -> jax.Array:
+    noise: Data | None,
+) -> Data:
     """Returns x_s for s < t. With s = 0 it is x0_hat + bias_s, without noise.
 
     eta: in 0..1. noise: N(0, I) like x_t; None is allowed where eta = 0.
@@ -60,13 +58,13 @@ def step(
 
 def inversion_step(
     schedule: Schedule,
-    x_s: jax.Array,
+    x_s: Data,
     estimate: Biased,
-    t: jax.Array,
-    s: jax.Array,
+    t: Time,
+    s: Time,
     *,
-    noise_at_zero: jax.Array,
-) -> jax.Array:
+    noise_at_zero: Data,
+) -> Data:
     """Returns x_t for t > s: the deterministic step read backwards.
 
     noise_at_zero: the noise e to use where s = 0, for clean data does not determine it.

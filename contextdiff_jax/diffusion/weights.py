@@ -23,18 +23,20 @@ docs/evidence.md, "Loss weights". x0, snr_plus_1 and min_snr_5_plus_1 are at lea
 
 from typing import Literal, get_args
 
-import jax
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 
 from contextdiff_jax.diffusion.predictions import PredictionKind, check_kind
 from contextdiff_jax.diffusion.schedules import Schedule, at_time
+from contextdiff_jax.diffusion.shapes import Array
 
 WeightName = Literal["x0", "snr", "snr_plus_1", "min_snr_5", "min_snr_5_plus_1", "p2"]
 
 
 def loss_weight(
-    name: WeightName, kind: PredictionKind, schedule: Schedule, t: jax.Array
-) -> jax.Array:
+    name: WeightName, kind: PredictionKind, schedule: Schedule, t: Int[ArrayLike, "*times"]
+) -> Float[Array, "*times"]:
     """Returns the weight, float32 like t (integers in 1..T), on the squared error of `kind`.
 
     NaN at t = 0, where nothing is left to predict.

@@ -130,8 +130,7 @@ class Adapter(nn.Module):
         grid = 1 if image_tokens is None else image_tokens.shape[1] - 1
         if grid < 1 or math.isqrt(grid) ** 2 != grid:
             raise ValueError(
-                f"image_tokens: {grid + 1} tokens are not allowed: 1 + g*g are (CLS and a square "
-                "grid)."
+                f"image_tokens = {grid + 1} tokens: must be 1 + g*g (CLS and a square grid)"
             )
         for name, value, allowed in (
             ("channels of x0", x0.shape[-1], config.image_channels),
@@ -139,7 +138,7 @@ class Adapter(nn.Module):
             ("width of text_tokens", text_tokens.shape[-1], config.text_dim),
         ):
             if value != allowed:
-                raise ValueError(f"{name} = {value} is not allowed: the adapter takes {allowed}.")
+                raise ValueError(f"{name} = {value}: must be {allowed}, which the adapter takes")
 
 
 class AdapterBlock(nn.Module):

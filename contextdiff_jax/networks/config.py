@@ -69,13 +69,12 @@ class AnyUNetConfig:
             check_choice(self, where, key, allowed)
         if not 0 <= self.remat_levels <= len(channels):
             raise ValueError(
-                f"{where}.remat_levels = {self.remat_levels} is not allowed: 0 (all levels) "
-                f"to {len(channels)} are."
+                f"{where}.remat_levels = {self.remat_levels}: must be from 0 (all levels) to "
+                f"{len(channels)}"
             )
         if not set(levels) <= set(range(len(channels))):
             raise ValueError(
-                f"{where}.attention_levels = {levels} is not allowed: levels 0 to "
-                f"{len(channels) - 1} are."
+                f"{where}.attention_levels = {levels}: must be levels from 0 to {len(channels) - 1}"
             )
         for level, number in enumerate(channels):
             check_divides(where, "groups", self.groups, number, f"channels of level {level}")
@@ -104,8 +103,7 @@ class DenoiserConfig(AnyUNetConfig):
             check_positive(self, where, "text_dim")
         elif self.text_width is not None:
             raise ValueError(
-                f"{where}.text_width = {self.text_width} is not allowed with text_dim = None: "
-                "None is."
+                f"{where}.text_width = {self.text_width}: must be None, as text_dim is"
             )
 
     def _check_heads(self, where: str, key: str, channels: dict[int, int]) -> None:
@@ -193,15 +191,13 @@ class EfficientUNetConfig(DenoiserConfig):
         for key in ("num_blocks", "strides"):
             if len(getattr(self, key)) != len(self.channels):
                 raise ValueError(
-                    f"{where}.{key} = {getattr(self, key)} is not allowed: {len(self.channels)} "
-                    "entries are, one for each entry of channels."
+                    f"{where}.{key} = {getattr(self, key)}: must have {len(self.channels)} "
+                    "entries, one for each of channels"
                 )
         if not set(self.strides) <= {1, 2}:
-            raise ValueError(
-                f"{where}.strides = {self.strides} is not allowed: entries 1 and 2 are."
-            )
+            raise ValueError(f"{where}.strides = {self.strides}: must be of 1 and 2")
         if self.residual and not self.low_res:
-            raise ValueError(f"{where}.residual = True is not allowed without {where}.low_res.")
+            raise ValueError(f"{where}.residual = True: must be False without {where}.low_res")
         self._validate_common(where, self.channels, self.attention_levels)
         self._check_heads(where, "heads", {i: self.channels[i] for i in self.attention_levels})
 
@@ -250,9 +246,7 @@ class AdapterConfig:
         check_multiple(f"{where}.width", self.width, 4)
         check_choice(self, where, "attention_implementation", typing.get_args(Implementation))
         if self.limit is not None and self.limit <= 0:
-            raise ValueError(
-                f"{where}.limit = {self.limit} is not allowed: a positive number or None is."
-            )
+            raise ValueError(f"{where}.limit = {self.limit}: must be a positive number or None")
 
     def check_resolution(self, resolution: int, where: str = "resolution") -> None:
         """Raises ValueError unless images of resolution x resolution fit; `where` names the key."""

@@ -252,19 +252,19 @@ def check_implementation(
     """Raises ValueError, naming the key `where`, for what this platform or dtype does not have."""
     if name == "flash" and platform != "tpu":
         raise ValueError(
-            f"{where} = 'flash' is not allowed on {platform}: it is a TPU kernel; 'auto' and 'xla' "
-            "are allowed everywhere."
+            f"{where} = 'flash': must be 'auto' or 'xla' on {platform}, for flash is a TPU kernel"
         )
     if name != "cudnn":
         return
     if platform != "gpu" or not _ampere():
         raise ValueError(
-            f"{where} = 'cudnn' is not allowed on {platform}: an NVIDIA GPU of compute capability "
-            "8.0 or more has it; 'auto' and 'xla' are allowed everywhere."
+            f"{where} = 'cudnn': must be 'auto' or 'xla' on this {platform}, for cudnn needs an "
+            "NVIDIA GPU of compute capability 8.0 or more"
         )
     if jnp.dtype(dtype).itemsize != 2:
         raise ValueError(
-            f"{where} = 'cudnn' is not allowed with dtype {jnp.dtype(dtype).name}: bfloat16 is."
+            f"{where} = 'cudnn': must be 'auto' or 'xla' with dtype {jnp.dtype(dtype).name}, for "
+            "cudnn takes bfloat16"
         )
 
 

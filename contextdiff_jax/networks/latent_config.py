@@ -59,8 +59,8 @@ class LatentUNetConfig(AnyUNetConfig):
         self._validate_blocks(where, self.channels, self.attention_levels)
         if len(self.heads) != len(self.channels):
             raise ValueError(
-                f"{where}.heads = {self.heads} is not allowed: {len(self.channels)} entries are, "
-                "one for each entry of channels."
+                f"{where}.heads = {self.heads}: must have {len(self.channels)} entries, one for "
+                "each of channels"
             )
         for level in {*self.attention_levels, len(self.channels) - 1}:
             what = f"channels of level {level}"
@@ -116,21 +116,18 @@ class AutoencoderConfig:
         levels = range(len(self.channels))
         if not set(self.attention_levels) <= set(levels):
             raise ValueError(
-                f"{where}.attention_levels = {self.attention_levels} is not allowed: levels 0 to "
-                f"{levels[-1]} are."
+                f"{where}.attention_levels = {self.attention_levels}: must be levels from 0 to "
+                f"{levels[-1]}"
             )
         for level, number in enumerate(self.channels):
             check_divides(where, "groups", self.groups, number, f"channels of level {level}")
         if (self.codes > 0) != (self.kind == "vq"):
             raise ValueError(
-                f"{where}.codes = {self.codes} is not allowed with kind = {self.kind!r}: "
-                f"{'a positive number' if self.kind == 'vq' else '0'} is."
+                f"{where}.codes = {self.codes}: must be "
+                f"{'positive' if self.kind == 'vq' else '0'} with kind = {self.kind!r}"
             )
         if not self.scaling_factor > 0:
-            raise ValueError(
-                f"{where}.scaling_factor = {self.scaling_factor} is not allowed: a positive "
-                "number is."
-            )
+            raise ValueError(f"{where}.scaling_factor = {self.scaling_factor}: must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +173,8 @@ class TinyAutoencoderConfig:
         check_positive_tuple(self, where, "encoder_blocks", "decoder_blocks")
         if len(self.encoder_blocks) != len(self.decoder_blocks):
             raise ValueError(
-                f"{where}.decoder_blocks = {self.decoder_blocks} is not allowed: "
-                f"{len(self.encoder_blocks)} entries are, one for each entry of encoder_blocks."
+                f"{where}.decoder_blocks = {self.decoder_blocks}: must have "
+                f"{len(self.encoder_blocks)} entries, one for each of encoder_blocks"
             )
 
 

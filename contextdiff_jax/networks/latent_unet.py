@@ -190,9 +190,7 @@ def attention_sites(config: LatentUNetConfig) -> tuple[AttentionSite, ...]:
     Raises ValueError for scan_blocks = True, where blocks of one name share a site.
     """
     if config.scan_blocks:
-        raise ValueError(
-            "scan_blocks = True is not allowed where attention sites are named: False is."
-        )
+        raise ValueError("scan_blocks = True: must be False where attention sites are named")
     return tuple(_sites(config))
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.diffusion.process import Process
+from contextdiff_jax.diffusion.shapes import Data
 from contextdiff_jax.sampling.straightened import Scale, moved, scale_of, velocity
 
 
@@ -40,8 +41,8 @@ class AB2:
 
     def update(
         self,
-        x: jax.Array,
-        x0_hat: jax.Array,
+        x: Data,
+        x0_hat: Data,
         carried: jax.Array,
         inputs: tuple[Scale, Scale, jax.Array],
         noise: None,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.diffusion.process import Process
+from contextdiff_jax.diffusion.shapes import Data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +37,8 @@ class DDIM:
 
     def update(
         self,
-        x: jax.Array,
-        x0_hat: jax.Array,
+        x: Data,
+        x0_hat: Data,
         carried: tuple,
         inputs: tuple[jax.Array, jax.Array],
         noise: jax.Array | None,

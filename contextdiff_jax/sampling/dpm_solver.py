@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.diffusion.process import Process
+from contextdiff_jax.diffusion.shapes import Data
 from contextdiff_jax.diffusion.solvers import midpoint_estimate, solver_coefficients, solver_step
 
 
@@ -36,8 +37,8 @@ class DPMSolver:
 
     def update(
         self,
-        x: jax.Array,
-        x0_hat: jax.Array,
+        x: Data,
+        x0_hat: Data,
         carried: jax.Array,
         inputs: tuple[jax.Array, jax.Array, Any],
         noise: None,

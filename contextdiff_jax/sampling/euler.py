@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from contextdiff_jax.diffusion.process import Process
+from contextdiff_jax.diffusion.shapes import Data
 from contextdiff_jax.sampling.straightened import Scale, moved, scale_of, velocity
 
 
@@ -29,8 +30,8 @@ class Euler:
 
     def update(
         self,
-        x: jax.Array,
-        x0_hat: jax.Array,
+        x: Data,
+        x0_hat: Data,
         carried: tuple,
         inputs: tuple[Scale, Scale],
         noise: None,

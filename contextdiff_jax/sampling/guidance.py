@@ -21,6 +21,7 @@ import numpy as np
 from contextdiff_jax.diffusion.predictions import to_x0
 from contextdiff_jax.diffusion.process import Process, checked_prediction
 from contextdiff_jax.diffusion.schedules import Schedule
+from contextdiff_jax.diffusion.shapes import Data, Time
 from contextdiff_jax.sampling.config import SamplerConfig
 
 # A denoiser under control: (x, t, keep) -> (prediction like x, what rides along).
@@ -58,11 +59,11 @@ def inside_interval(schedule: Schedule, sampler: SamplerConfig, times: np.ndarra
 def guided_x0(
     process: Process,
     denoise: Controlled,
-    x: jax.Array,
-    t: jax.Array,
+    x: Data,
+    t: Time,
     sampler: SamplerConfig,
     guide: jax.Array | bool = True,
-) -> tuple[jax.Array, Any]:
+) -> tuple[Data, Any]:
     """Returns the guided and thresholded estimate of x0, like x (B, ...), at the integer t ().
 
     guide () bool: False takes the conditional estimate alone, in one undoubled call. It is not read
@@ -109,9 +110,7 @@ def _mix(doubled: jax.Array, scale: float) -> jax.Array:
     return dropped + scale * (kept - dropped)
 
 
-def threshold_x0(
-    process: Process, x0_hat: jax.Array, t: jax.Array, sampler: SamplerConfig
-) -> jax.Array:
+def threshold_x0(process: Process, x0_hat: Data, t: Time, sampler: SamplerConfig) -> Data:
     """Returns the estimate (B, ...) within the bounds of x0, or as it is with threshold none."""
     if sampler.threshold == "static":
         return process.changed(x0_hat, t, process.bounded)
@@ -121,9 +120,7 @@ def threshold_x0(
     return x0_hat
 
 
-def dynamic_threshold(
-    x0_hat: jax.Array, percentile: float, max_threshold: float | None = None
-) -> jax.Array:
+def dynamic_threshold(x0_hat: Data, percentile: float, max_threshold: float | None = None) -> Data:
     """Imagen's dynamic thresholding (Saharia et al. 2022, section 2.3), per example.
 
     s is the percentile (0..100] of |x0_hat| over an example's values, at least 1 and at most

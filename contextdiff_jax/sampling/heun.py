@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from contextdiff_jax.diffusion.process import Process
+from contextdiff_jax.diffusion.shapes import Data
 from contextdiff_jax.sampling.straightened import Scale, moved, scale_of, velocity
 
 
@@ -57,8 +58,8 @@ class Heun:
 
     def update(
         self,
-        x: jax.Array,
-        x0_hat: jax.Array,
+        x: Data,
+        x0_hat: Data,
         carried: tuple[jax.Array, jax.Array],
         inputs: tuple[Scale, Scale, Scale, jax.Array],
         noise: None,

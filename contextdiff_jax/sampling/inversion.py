@@ -16,19 +16,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from contextdiff_jax.diffusion.process import Denoise, Process, checked_prediction
+from contextdiff_jax.diffusion.shapes import Array, Data
 from contextdiff_jax.sampling.guidance import Controlled
 
 
 def invert(
     process: Process,
     denoise: Denoise,
-    x0: jax.Array,
+    x0: Data,
     timesteps: np.ndarray,
     *,
     return_path: bool = False,
-) -> jax.Array:
+) -> Float[Array, "..."]:
     """Returns the state at the first (largest) time for data x0 (B, ...), float32 like x0.
 
     process, denoise: as for `loop.sample`; keep is True throughout.
@@ -49,8 +51,8 @@ def invert(
 
 
 def observed_inversion(
-    process: Process, denoise: Controlled, x0: jax.Array, timesteps: np.ndarray
-) -> tuple[jax.Array, Any]:
+    process: Process, denoise: Controlled, x0: Data, timesteps: np.ndarray
+) -> tuple[Float[Array, "states batch *data"], Any]:
     """Returns the path of `invert` and what the denoiser observes at every step, (n, ...).
 
     denoise: (x, t, keep) -> (prediction, a tree of arrays). The entry j of what is observed belongs

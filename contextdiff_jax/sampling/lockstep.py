@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from contextdiff_jax.diffusion.process import Process, checked_prediction
+from contextdiff_jax.diffusion.shapes import Array
 
 SOURCE, EDIT, NULL = "source", "edit", "null"  # rows of a frame, in this order
 
@@ -58,8 +60,12 @@ class NoBlend:
 
 
 def edit(
-    process: Process, predict: Predict, path: jax.Array, timesteps: np.ndarray, **settings: Any
-) -> jax.Array:
+    process: Process,
+    predict: Predict,
+    path: Float[Array, "states frames *data"],
+    timesteps: np.ndarray,
+    **settings: Any,
+) -> Float[Array, "frames *data"]:
     """Returns the edited x0 (F, ...) of `observed_edit`, whose settings these are."""
     return observed_edit(process, predict, path, timesteps, **settings)[0]
 
@@ -67,14 +73,14 @@ def edit(
 def observed_edit(
     process: Process,
     predict: Predict,
-    path: jax.Array,
+    path: Float[Array, "states frames *data"],
     timesteps: np.ndarray,
     *,
     scale: float,
     controls: Any = None,
     fused: int = 0,
     blend: Blend | None = None,
-) -> tuple[jax.Array, Any]:
+) -> tuple[Float[Array, "frames *data"], Any]:
     """Returns the edited x0 (F, ...), by deterministic DDIM from the first state of the path.
 
     The second value is the blend's state after the last step.

@@ -9,8 +9,10 @@ the signal left at T (1e-4 for 1000 cosine steps, 0.06 for Stable Diffusion's), 
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Key
 
 from contextdiff_jax.diffusion.process import Denoise, Process
+from contextdiff_jax.diffusion.shapes import Array
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.control import Control, Free
 from contextdiff_jax.sampling.guidance import guided_x0, inside_interval
@@ -21,14 +23,14 @@ from contextdiff_jax.sampling.stepper import Stepper, make_stepper
 def sample(
     process: Process,
     denoise: Denoise,
-    keys: jax.Array | None,
+    keys: Key[Array, "batch"] | None,
     shape: tuple[int, ...],
     sampler: SamplerConfig,
     *,
-    x_init: jax.Array | None = None,
+    x_init: Float[Array, "batch ..."] | None = None,
     skipped: int = 0,
     control: Control | None = None,
-) -> jax.Array:
+) -> Float[Array, "batch ..."]:
     """Draws samples, float32 (B, *shape). Pure: jit a function that takes parameters and calls it.
 
     process, denoise: see `diffusion.process`. Under guidance the denoiser's batch is doubled, see

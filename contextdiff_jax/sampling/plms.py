@@ -17,6 +17,7 @@ import numpy as np
 
 from contextdiff_jax.diffusion.predictions import to_x0
 from contextdiff_jax.diffusion.process import Process
+from contextdiff_jax.diffusion.shapes import Data
 
 _KEPT = 3  # outputs of earlier times
 # Factors of an output and of those before it, by how many there are.
@@ -65,8 +66,8 @@ class PLMS:
 
     def update(
         self,
-        x: jax.Array,
-        x0_hat: jax.Array,
+        x: Data,
+        x0_hat: Data,
         carried: tuple[jax.Array, jax.Array],
         inputs: dict[str, jax.Array],
         noise: None,

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from contextdiff_jax.networks.autoencoder import Autoencoder
 from contextdiff_jax.networks.tiny_autoencoder import TinyAutoencoder
@@ -32,11 +34,11 @@ class Normalization:
             value = getattr(self, key)
             if len(value) != channels or not np.isfinite(value).all():
                 raise ValueError(
-                    f"{where}.{key} = {value} is not allowed: {channels} numbers are, one for "
-                    "each channel of the latents."
+                    f"{where}.{key} = {value}: must be {channels} numbers, one for each channel of "
+                    "the latents"
                 )
         if min(self.std) <= 0:
-            raise ValueError(f"{where}.std = {self.std} is not allowed: positive numbers are.")
+            raise ValueError(f"{where}.std = {self.std}: must be positive numbers")
 
 
 def scaled(channels: int, factor: float) -> Normalization:
@@ -110,7 +112,7 @@ class LatentSpace:
             side = getattr(self, key)
             if side is not None and (side < config.reduction or side % config.reduction):
                 raise ValueError(
-                    f"{where}.{key} = {side} is not allowed: a multiple of {config.reduction} is."
+                    f"{where}.{key} = {side}: must be a multiple of {config.reduction}"
                 )
         if self.normalization is not None:
             self.normalization.validate(config.latent_channels, f"{where}.normalization")
@@ -129,15 +131,14 @@ class LatentSpace:
     def _validate_tiles(self, where: str) -> None:
         if self.stage.config.tiles == "none":
             raise ValueError(
-                f"{where}.tile = {self.tile} is not allowed for this stage: its norms span the "
-                "picture, of which tiles would see parts; None is."
+                f"{where}.tile = {self.tile}: must be None for this stage, whose norms span the "
+                "picture: tiles would see parts of it"
             )
         if self.tile < 1:
-            raise ValueError(f"{where}.tile = {self.tile} is not allowed: >= 1 or None is.")
+            raise ValueError(f"{where}.tile = {self.tile}: must be at least 1, or None")
         if not 0 <= self.overlap < self.tile:
             raise ValueError(
-                f"{where}.overlap = {self.overlap} is not allowed: 0 to tile - 1 = "
-                f"{self.tile - 1} are."
+                f"{where}.overlap = {self.overlap}: must be from 0 to tile - 1 = {self.tile - 1}"
             )
 
     def bind(self, params: Any) -> "LatentSpace":
@@ -152,7 +153,7 @@ class LatentSpace:
         """
         return self.drawn(*self.moments(images), key)
 
-    def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    def moments(self, images: ArrayLike) -> tuple[jax.Array, jax.Array | None]:
         """Returns the stage's own latents of pictures, and the logarithm of their variance.
 
         Both (B, h, w, c) float32; None for the latter where the stage's encoder gives no Gaussian.
@@ -181,7 +182,9 @@ class LatentSpace:
             return self.normalized(latents), None
         return self.normalized(latents), jnp.exp(0.5 * log_variance) / self._statistics()[1]
 
-    def decode(self, x0: jax.Array) -> jax.Array:
+    def decode(
+        self, x0: Float[ArrayLike, "batch h w latent"]
+    ) -> Float[ArrayLike, "batch height width c"]:
         """Returns the pictures (B, H, W, C) float32 in [-1, 1] that x0 (B, h, w, c) stands for."""
         latents = self.raw(x0)
 
@@ -206,12 +209,12 @@ class LatentSpace:
         latents = self.raw(x0) * self.stage.config.scaling_factor
         return jnp.clip(self._apply("cheap", "decode", latents), -1.0, 1.0)
 
-    def normalized(self, latents: jax.Array) -> jax.Array:
+    def normalized(self, latents: Float[ArrayLike, "*shape"]) -> Float[ArrayLike, "*shape"]:
         """Returns x0 of the stage's own latents, float32."""
         mean, std = self._statistics()
         return (latents.astype(jnp.float32) - mean) / std
 
-    def raw(self, x0: jax.Array) -> jax.Array:
+    def raw(self, x0: Float[ArrayLike, "*shape"]) -> Float[ArrayLike, "*shape"]:
         """Returns the stage's own latents of x0, float32; ValueError for those of another."""
         channels = self.stage.config.latent_channels
         if x0.shape[-1] != channels:

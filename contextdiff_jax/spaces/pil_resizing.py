@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 Matrix = Callable[[int, int], np.ndarray]
 """(size, target) -> the weights (target, size) that resize a side; each row sums to one."""
@@ -60,23 +62,29 @@ def _lanczos(x: np.ndarray) -> np.ndarray:
 
 
 @jax.named_scope("pil_resizing")
-def resize_height(images: jax.Array, matrix: np.ndarray) -> jax.Array:
+def resize_height(
+    images: Float[ArrayLike, "batch h w c"], matrix: Float[ArrayLike, "target h"]
+) -> Float[ArrayLike, "batch target w c"]:
     """Resizes (B, H, W, C) to (B, target, W, C) by a matrix (target, H), in full float32."""
     return jnp.einsum("oi,biwc->bowc", matrix, images, precision=lax.Precision.HIGHEST)
 
 
 @jax.named_scope("pil_resizing")
-def resize_width(images: jax.Array, matrix: np.ndarray) -> jax.Array:
+def resize_width(
+    images: Float[ArrayLike, "batch h w c"], matrix: Float[ArrayLike, "target w"]
+) -> Float[ArrayLike, "batch h target c"]:
     """Resizes (B, H, W, C) to (B, H, target, C) by a matrix (target, W), in full float32."""
     return jnp.einsum("oi,bhic->bhoc", matrix, images, precision=lax.Precision.HIGHEST)
 
 
-def round_to_levels(levels: jax.Array) -> jax.Array:
+def round_to_levels(levels: Float[ArrayLike, "*shape"]) -> Float[ArrayLike, "*shape"]:
     """Rounds to the levels 0..255 that 8 bits hold, as PIL does; float32 stays float32."""
     return jnp.clip(jnp.floor(levels + 0.5), 0.0, 255.0)
 
 
-def resize_square(levels: jax.Array, side: int, matrix: Matrix) -> jax.Array:
+def resize_square(
+    levels: Float[ArrayLike, "batch h w c"], side: int, matrix: Matrix
+) -> Float[ArrayLike, "batch {side} {side} c"]:
     """Resizes pictures (B, H, W, C) to (B, side, side, C) as PIL resizes them in 8 bits.
 
     levels: float32, whole numbers 0..255, as is the result. A side that has the size is left

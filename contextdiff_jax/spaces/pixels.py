@@ -5,6 +5,8 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Float, Num
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,20 +31,22 @@ class Pixels:
         """The shape of one picture as the data has it, (H, W, C)."""
         return self.shape
 
-    def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def encode(
+        self, images: Num[ArrayLike, "batch h w c"], key: jax.Array | None = None
+    ) -> Float[ArrayLike, "batch h w c"]:
         """Returns x0 float32 of pictures (B, H, W, C) uint8. key: of spaces that draw; not read."""
         del key
         return from_uint8(images)
 
-    def decode(self, x0: jax.Array) -> jax.Array:
+    def decode(self, x0: Float[ArrayLike, "batch h w c"]) -> Float[ArrayLike, "batch h w c"]:
         """Returns the pictures (B, H, W, C) in [-1, 1] that x0 stands for."""
         return x0
 
-    def pixels(self, x0: jax.Array) -> jax.Array:
+    def pixels(self, x0: Float[ArrayLike, "batch h w c"]) -> Float[ArrayLike, "batch h w c"]:
         """Returns what CLIP looks at, (B, h, w, 3) in [-1, 1], differentiable in x0."""
         return x0
 
 
-def from_uint8(images: jax.Array) -> jax.Array:
+def from_uint8(images: Num[ArrayLike, "*shape"]) -> Float[ArrayLike, "*shape"]:
     """Maps 0..255 to [-1, 1] in float32."""
     return images.astype(jnp.float32) / 127.5 - 1.0

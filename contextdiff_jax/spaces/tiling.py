@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 
 def decode_in_tiles(
     decode: Callable[[jax.Array], jax.Array],
-    latents: jax.Array,
+    latents: Float[ArrayLike, "batch h w latent"],
     tile: int,
     overlap: int,
     reduction: int,
-) -> jax.Array:
+) -> Float[ArrayLike, "batch height width c"]:
     """Returns what `decode` makes of latents (B, h, w, c), put together from overlapping tiles.
 
     Where tiles overlap, one fades into the next linearly: the border of a tile, which cannot see

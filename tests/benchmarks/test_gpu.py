@@ -57,7 +57,9 @@ def test_size_and_peer():
 def test_without_a_gpu_it_says_so():
     with pytest.raises(ValueError, match="jax runs on cpu, --device=gpu: set JAX_PLATFORMS=cuda"):
         gpu_unet.main(["--what=training"])
-    with pytest.raises(ValueError, match="--attention = 'cudnn' is not allowed on cpu"):
+    with pytest.raises(
+        ValueError, match="--attention = 'cudnn': must be 'auto' or 'xla' on this cpu"
+    ):
         gpu_unet.main([*TOY, "--attention=cudnn"])
 
 

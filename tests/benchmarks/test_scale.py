@@ -1,7 +1,12 @@
 """The document of compiler figures, from reports as compile.py writes them."""
 
+import contextlib
 import dataclasses
 import json
+import pathlib
+import subprocess
+
+import pytest
 
 from benchmarks import scale
 from contextdiff_jax.compilation.report import Report
@@ -71,3 +76,32 @@ def test_aims_are_met_or_missed():
 def test_every_case_is_a_command_that_compile_knows():
     assert len({case.name for case in scale.CASES}) == len(scale.CASES)
     assert "--run=sr --topology=v6e:8x8 --batch_size=1024" in scale.commands()
+
+
+FIGURES = {"fits": False, "peak_bytes": 1}
+
+
+@pytest.mark.parametrize(
+    ("code", "written", "error"),
+    [
+        (0, FIGURES | {"fits": True}, None),
+        (1, FIGURES, None),  # it does not fit: a result
+        (1, {"fits": False, "compiler": "RESOURCE_EXHAUSTED: all"}, "case: RESOURCE_EXHAUSTED"),
+        (1, None, "case: compile ended with exit code 1"),
+        (70, FIGURES, "case: compile ended with exit code 70"),
+    ],
+)
+def test_figures_are_kept_and_nothing_else(code, written, error, tmp_path, monkeypatch):
+    def run(command, **_):
+        if written:
+            path = next(flag for flag in command if flag.startswith("--output="))
+            pathlib.Path(path.partition("=")[2]).write_text(json.dumps(written))
+        return subprocess.CompletedProcess(command, code)
+
+    before = tmp_path / "case.json"
+    before.write_text('"before"')
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(RuntimeError, match=error) if error else contextlib.nullcontext():
+        scale.compile_case(scale.Case("case", ()), tmp_path)
+    assert list(tmp_path.iterdir()) == [before]
+    assert json.loads(before.read_text()) == ("before" if error else written)

@@ -47,7 +47,6 @@ def ended(code, before="pass"):
         [sys.executable, "-c", BEGIN.format(code=code, before=before)],
         capture_output=True,
         text=True,
-        timeout=300,
     )
     if done.returncode == 127 and "thread-local data" in done.stderr:
         pytest.skip("the system's loader was refused memory first, and ended the process")

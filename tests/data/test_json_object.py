@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from benchmarks.mutated_data import strange_row
 from contextdiff_jax.data.json_object import parse_object
+from tests.data.mutated_data import strange_row
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers() | st.text(),

@@ -81,7 +81,7 @@ def test_times_per_example():
     x_t = diffuse(schedule, x0, bias, t, noise)
     together = posterior(schedule, x_t, Biased(x0, bias, bias), t, s)
     for i in range(3):
-        x_t = diffuse(schedule, x0[i : i + 1], bias[i], t[i], noise[i])
+        x_t = diffuse(schedule, x0[i : i + 1], bias[i], t[i], noise[i : i + 1])
         mean, variance = posterior(schedule, x_t, Biased(x0[i], bias[i], bias[i]), t[i], s[i])
         np.testing.assert_allclose(together[0][i], mean[0], atol=1e-6)
         np.testing.assert_allclose(together[1][i, 0, 0, 0], variance, rtol=1e-6)

@@ -18,7 +18,7 @@ pytest.importorskip("torch_fidelity", reason="the weights' names are torch-fidel
 
 @pytest.fixture(scope="module")
 def torch_module():
-    from benchmarks.torch_inception import RandomInception
+    from tests.oracles.torch_inception import RandomInception
 
     return RandomInception(["2048"])
 

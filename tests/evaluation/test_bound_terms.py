@@ -12,7 +12,7 @@ from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.evaluation.bound_terms import bound_terms, visited_times
 from contextdiff_jax.sampling.noise import sample_keys, step_noise
-from tests.sampling.conftest import GaussianData
+from tests.oracles.gaussian_data import GaussianData
 
 SHAPE = (4, 4, 3)
 KEYS = sample_keys(3, np.arange(3))

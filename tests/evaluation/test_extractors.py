@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="the oracle is transformers' torch m
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """A folder with a random CLIP and its tokenizer, and transformers' model and processor."""
-    from benchmarks.torch_clip import save_random_clip
+    from tests.oracles.torch_clip import save_random_clip
 
     folder = tmp_path_factory.mktemp("clip")
     return folder, *save_random_clip(folder)

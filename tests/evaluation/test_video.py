@@ -30,7 +30,7 @@ def clip(tmp_path_factory):
     """A CLIP's folder, transformers' model of it and its processor."""
     pytest.importorskip("torch", reason="the oracle is transformers' torch model")
     pytest.importorskip("transformers")
-    from benchmarks.torch_clip import save_random_clip
+    from tests.oracles.torch_clip import save_random_clip
 
     folder = tmp_path_factory.mktemp("clip")
     return str(folder), *save_random_clip(folder)

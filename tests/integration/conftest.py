@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 
-def run_module(module, *arguments, timeout=1500, **environment):
+def run_module(module, *arguments, **environment):
     """Runs python -m contextdiff_jax.MODULE; returns the finished process with its output."""
     return subprocess.run(
         [sys.executable, "-m", f"contextdiff_jax.{module}", *map(str, arguments)],
@@ -17,7 +17,6 @@ def run_module(module, *arguments, timeout=1500, **environment):
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=timeout,
     )
 
 

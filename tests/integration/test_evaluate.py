@@ -256,13 +256,13 @@ def test_pictures_of_other_captions_in_the_same_folder_are_refused(settings, mea
     assert (measured / "results.json").read_bytes() == before
 
 
-def test_flags_that_cannot_be_end_in_a_sentence_and_help_answers(run, tmp_path):
-    done = run("evaluate", f"--output={tmp_path}", "--what=fidd")
+def test_flags_that_cannot_be_end_in_a_sentence_and_help_answers(forks, tmp_path):
+    done = forks("evaluate", f"--output={tmp_path}", "--what=fidd")
     assert done.returncode == 2
     assert "--what=fidd: must be of scenes, boxes, scene_fid, fid, fid30k" in done.stderr
-    done = run("evaluate", f"--output={tmp_path}", "--what=fid", "--npz=samples.npz")
+    done = forks("evaluate", f"--output={tmp_path}", "--what=fid", "--npz=samples.npz")
     assert done.returncode == 2 and "only --what=adm writes it" in done.stderr
-    answer = run("evaluate", "--help").stdout
+    answer = forks("evaluate", "--help").stdout
     assert "30,000 random captions of COCO" in answer and "--caption_seed" in answer
 
 

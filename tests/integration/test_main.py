@@ -14,11 +14,6 @@ QUICK = "--config=configs/quickstart.py:test"
             [QUICK, "--config.runs.base.task.sampler.name=unipc"],
             "sampler.name = 'unipc': must be one of",
         ),
-        ([QUICK, "--config.mesh.data=3"], "does not fill the 2 devices: mesh.data = 2 would fit"),
-        (
-            [QUICK, "--config.runs.sr.batch_size=9"],  # the last run, before the first begins
-            "runs.sr.batch_size = 9: must be divisible by 2 devices",
-        ),
         ([QUICK, "--run=bsae"], "--run=bsae: must be one of clip, base, sr"),
         ([QUICK, "--workdir=/dev/null/runs"], "--workdir=/dev/null/runs: cannot be written to"),
         ([QUICK, "--config.encoders.clip.path=nowhere"], "no folder there"),
@@ -29,21 +24,38 @@ QUICK = "--config=configs/quickstart.py:test"
         ([QUICK, "--config.runs.base.steps=many"], "steps"),
     ],
 )
-def test_refuses_before_any_long_work(flags, sentence, run, tmp_path):
-    done = run("main", f"--workdir={tmp_path}", *flags, JAX_NUM_CPU_DEVICES="2")
+def test_refuses_before_any_long_work(flags, sentence, forks, tmp_path):
+    refused(forks("main", f"--workdir={tmp_path}", *flags), sentence, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--config.mesh.data=3", "does not fill the 2 devices: mesh.data = 2 would fit"),
+        # The last run, before the first begins.
+        ("--config.runs.sr.batch_size=9", "runs.sr.batch_size = 9: must be divisible by 2 devices"),
+    ],
+)
+def test_refuses_what_two_devices_cannot_do(flag, sentence, run, tmp_path):
+    done = run("main", f"--workdir={tmp_path}", QUICK, flag, JAX_NUM_CPU_DEVICES="2")
+    refused(done, sentence, tmp_path)
+
+
+def refused(done, sentence, workdir):
     assert done.returncode == 2
     assert sentence in done.stderr
-    assert not any(tmp_path.rglob("checkpoints"))
+    assert not any(workdir.rglob("checkpoints"))
 
 
-def test_help_answers(run):
-    done = run("main", "--help")
+def test_help_answers(forks):
+    done = forks("main", "--help")
     assert done.returncode == 0
     for text in ("the same command resumes", "--workdir", "--config", "--coordinator"):
         assert text in done.stdout
 
 
-def test_missing_and_mis_shaped_weights_are_named(quickstart, run, tmp_path):
+@pytest.mark.slow
+def test_missing_and_mis_shaped_weights_are_named(quickstart, forks, tmp_path):
     import shutil
 
     from safetensors.numpy import load_file, save_file
@@ -55,7 +67,7 @@ def test_missing_and_mis_shaped_weights_are_named(quickstart, run, tmp_path):
     tensors["surplus.weight"] = lost
     tensors["text_model.final_layer_norm.weight"] = lost[:3]
     save_file(tensors, folder / "model.safetensors")
-    done = run(
+    done = forks(
         "main",
         QUICK,
         f"--workdir={tmp_path}",
@@ -72,8 +84,9 @@ def test_missing_and_mis_shaped_weights_are_named(quickstart, run, tmp_path):
         assert word in done.stderr
 
 
-def test_a_checkpoint_of_another_config_names_the_keys(quickstart, run):
-    done = run(
+@pytest.mark.slow
+def test_a_checkpoint_of_another_config_names_the_keys(quickstart, forks):
+    done = forks(
         "main",
         QUICK,
         f"--workdir={quickstart[0]}",

@@ -16,6 +16,7 @@ def pixels(path):
     return np.asarray(Image.open(path)).astype(int)
 
 
+@pytest.mark.slow
 def test_one_command_leaves_what_it_promises(quickstart):
     workdir, output = quickstart
     for stage, side in (("base", 16), ("sr", 64)):
@@ -31,6 +32,7 @@ def test_one_command_leaves_what_it_promises(quickstart):
     assert not any("orbax" in line.lower() for line in output.splitlines())
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing(quickstart, run):
     workdir, _ = quickstart
     before = (workdir / "base/metrics.csv").read_text()
@@ -40,6 +42,7 @@ def test_the_same_command_again_trains_nothing(quickstart, run):
     assert (workdir / "base/metrics.csv").read_text() == before
 
 
+@pytest.mark.slow
 def test_the_trained_encoder_is_a_hugging_face_folder(quickstart):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
@@ -114,6 +117,7 @@ def test_eight_devices_draw_the_same_pictures(quickstart, run, tmp_path):
         assert np.abs(pixels(tmp_path / "1" / file) - pixels(tmp_path / "8" / file)).max() <= 1
 
 
+@pytest.mark.slow
 def test_prompts_from_a_file_long_ones_cut_with_a_warning(quickstart, run, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\n\n" + "a blue square " * 20 + "lastword\n")
@@ -129,6 +133,7 @@ def test_prompts_from_a_file_long_ones_cut_with_a_warning(quickstart, run, tmp_p
     assert len(list((tmp_path / "out/base").glob("0*.png"))) == 3
 
 
+@pytest.mark.slow
 def test_requests_from_a_file_draw_what_prompts_do(quickstart, run, tmp_path):
     flags = [f"--export={quickstart[0] / 'export'}", "--sampler=num_steps=2", "--seed=1"]
     done = run("sample", *flags, "--prompt=a red circle", "--prompt=", f"--output={tmp_path}/a")
@@ -190,6 +195,7 @@ def test_a_bfloat16_export_draws_nearly_the_same(quickstart, run, tmp_path):
     assert 0 < np.abs(pictures[0] - pictures[1]).mean() < 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "flags", "code", "sentence"),
     [
@@ -219,20 +225,22 @@ def test_a_bfloat16_export_draws_nearly_the_same(quickstart, run, tmp_path):
         ("sample", [], 2, "no requests: give --prompt=TEXT, --prompts=FILE, --label=NAME, --lay"),
     ],
 )
-def test_sampling_refuses_in_one_sentence(module, flags, code, sentence, quickstart, run, tmp_path):
-    done = run(module, f"--export={quickstart[0] / 'export'}", f"--output={tmp_path}", *flags)
+def test_sampling_refuses_in_one_sentence(
+    module, flags, code, sentence, quickstart, forks, tmp_path
+):
+    done = forks(module, f"--export={quickstart[0] / 'export'}", f"--output={tmp_path}", *flags)
     assert done.returncode == code
     assert sentence in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_folder_that_is_no_export(run, tmp_path):
-    done = run("sample", f"--export={tmp_path}", f"--output={tmp_path}", "--prompt=x")
+def test_a_folder_that_is_no_export(forks, tmp_path):
+    done = forks("sample", f"--export={tmp_path}", f"--output={tmp_path}", "--prompt=x")
     assert done.returncode == 4
     assert "is not an export: export.json is missing" in done.stderr
 
 
-def test_exporting_before_training(run, tmp_path):
-    done = run("export", f"--workdir={tmp_path}", f"--output={tmp_path / 'e'}")
+def test_exporting_before_training(forks, tmp_path):
+    done = forks("export", f"--workdir={tmp_path}", f"--output={tmp_path / 'e'}")
     assert (
         done.returncode == 4 and "holds no diffusion run with a finished checkpoint" in done.stderr
     )

@@ -78,7 +78,7 @@ def test_beam_by_the_command(flags, run, tmp_path):
         (["--run=base", "--", "--region=x"], "'--region=x': only a --runner takes options"),
     ],
 )
-def test_preparing_refuses_in_one_sentence(arguments, sentence, run, tmp_path):
-    done = run("prepare", CONFIG, f"--output={tmp_path}", *arguments)
+def test_preparing_refuses_in_one_sentence(arguments, sentence, forks, tmp_path):
+    done = forks("prepare", CONFIG, f"--output={tmp_path}", *arguments)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert sentence in done.stderr

@@ -40,7 +40,6 @@ class Launch:
             env=self.environment | more.pop("env", {}),
             capture_output=True,
             text=True,
-            timeout=60,
             **more,
         )
 

@@ -107,7 +107,7 @@ def trial(launch, tmp_path):
 def test_local_starts_two_processes_that_know_each_other(trial):
     words = ["--config=a b", "--it=it's $HOME"]
     script = trial.start(["exit 0", "exit 0"], "--port=4321", words=words)
-    output = script.communicate(timeout=30)[0]
+    output = script.communicate()[0]
     assert script.returncode == 0
     for rank, noted in enumerate(trial.started(2)):
         distributed = ["--distributed=explicit", "--coordinator=localhost:4321"]
@@ -124,7 +124,7 @@ def test_local_starts_two_processes_that_know_each_other(trial):
 @pytest.mark.parametrize("plan", [["wait", "exit 3"], ["exit 3", "wait"]])
 def test_local_ends_the_others_when_one_fails(trial, plan):
     script = trial.start(plan)
-    output = script.communicate(timeout=30)[0]
+    output = script.communicate()[0]
     assert script.returncode == 3
     rank = plan.index("exit 3")
     assert trial.ends() == {rank: (0, 3), 1 - rank: (1, 75)}
@@ -134,7 +134,7 @@ def test_local_ends_the_others_when_one_fails(trial, plan):
 
 def test_local_kills_what_does_not_end(trial):
     script = trial.start(["exit 4", "hang"], "--grace-s=1")
-    script.communicate(timeout=30)
+    script.communicate()
     assert script.returncode == 4
     assert gone(trial.started(2)[1]["pid"])
 
@@ -142,7 +142,7 @@ def test_local_kills_what_does_not_end(trial):
 def test_local_lets_the_others_save_after_an_interrupted_one(trial):
     """Exit code 75: no process is signalled while it may still be saving."""
     script = trial.start(["exit 75", "late"])
-    script.communicate(timeout=30)
+    script.communicate()
     assert script.returncode == 75
     assert trial.ends() == {0: (0, 75), 1: (0, 75)}
 
@@ -154,7 +154,7 @@ def test_local_passes_signals_to_every_process_once(trial, number):
     # Groups of their own: Ctrl-C on a terminal reaches the script alone.
     assert len(groups) == 2 and os.getpgid(script.pid) not in groups
     script.send_signal(number)
-    script.communicate(timeout=30)
+    script.communicate()
     assert script.returncode == 75
     assert trial.ends() == {0: (1, 75), 1: (1, 75)}
 
@@ -173,7 +173,7 @@ def test_local_really_joins_two_jax_processes(trial):
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     script = trial.start(["", ""], f"--port={port}", "--grace-s=5")
-    output = script.communicate(timeout=60)[0]
+    output = script.communicate()[0]
     assert script.returncode == 0, output
     assert "ranks [0 1]" in output and "ranks [0 1]" in (trial.logs / "process-1.log").read_text()
 

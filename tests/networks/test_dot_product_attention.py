@@ -192,11 +192,17 @@ def test_the_platform_is_that_of_the_ambient_mesh():
 @pytest.mark.parametrize(
     ("name", "platform", "device", "dtype", "sentence"),
     [
-        ("flash", "cpu", None, "bfloat16", "net.key = 'flash' is not allowed on cpu: .* TPU"),
-        ("flash", "gpu", Device, "bfloat16", "net.key = 'flash' is not allowed on gpu: "),
-        ("cudnn", "cpu", None, "bfloat16", "net.key = 'cudnn' is not allowed on cpu: .* NVIDIA"),
-        ("cudnn", "gpu", OldDevice, "bfloat16", "'cudnn' is not allowed on gpu: .* 8.0 or more"),
-        ("cudnn", "gpu", Device, "float32", "'cudnn' is not allowed with dtype float32: bfloat16"),
+        (
+            "flash",
+            "cpu",
+            None,
+            "bfloat16",
+            "net.key = 'flash': must be 'auto' or 'xla' on cpu, .* TPU",
+        ),
+        ("flash", "gpu", Device, "bfloat16", "net.key = 'flash': must be 'auto' or 'xla' on gpu, "),
+        ("cudnn", "cpu", None, "bfloat16", "net.key = 'cudnn': must be .* on this cpu, .* NVIDIA"),
+        ("cudnn", "gpu", OldDevice, "bfloat16", "'cudnn': must be .* on this gpu, .* 8.0 or more"),
+        ("cudnn", "gpu", Device, "float32", "'cudnn': must be .* with dtype float32, .* bfloat16"),
     ],
 )
 def test_what_the_machine_does_not_have_is_refused(
@@ -211,7 +217,9 @@ def test_what_the_machine_does_not_have_is_refused(
 
 
 def test_attend_refuses_too():
-    with pytest.raises(ValueError, match="^attention_implementation = 'flash' is not allowed"):
+    with pytest.raises(
+        ValueError, match="^attention_implementation = 'flash': must be 'auto' or 'xla'"
+    ):
         dpa.attend(*inputs(5, 12), "flash")
 
 

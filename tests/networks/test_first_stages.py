@@ -170,13 +170,16 @@ def test_published_sizes_have_as_many_parameters_as_published(preset, count):
 @pytest.mark.parametrize(
     ("config", "cause"),
     [
-        (AutoencoderConfig(kind="vq"), "s.codes = 0 is not allowed with kind = 'vq': a positive"),
-        (AutoencoderConfig(codes=8), "s.codes = 8 is not allowed with kind = 'kl': 0 is"),
-        (AutoencoderConfig(groups=48), "s.groups = 48 is not allowed: a divisor of the 128"),
-        (AutoencoderConfig(attention_levels=(4,)), "s.attention_levels = (4,) is not allowed"),
-        (AutoencoderConfig(scaling_factor=0.0), "s.scaling_factor = 0.0 is not allowed"),
-        (TinyAutoencoderConfig(decoder_blocks=(3,)), "s.decoder_blocks = (3,) is not allowed: 4"),
-        (TinyAutoencoderConfig(width=0), "s.width = 0 is not allowed"),
+        (AutoencoderConfig(kind="vq"), "s.codes = 0: must be positive with kind = 'vq'"),
+        (AutoencoderConfig(codes=8), "s.codes = 8: must be 0 with kind = 'kl'"),
+        (AutoencoderConfig(groups=48), "s.groups = 48: must divide the 128"),
+        (
+            AutoencoderConfig(attention_levels=(4,)),
+            "s.attention_levels = (4,): must be levels from 0 to",
+        ),
+        (AutoencoderConfig(scaling_factor=0.0), "s.scaling_factor = 0.0: must be positive"),
+        (TinyAutoencoderConfig(decoder_blocks=(3,)), "s.decoder_blocks = (3,): must have 4"),
+        (TinyAutoencoderConfig(width=0), "s.width = 0: must be at least 1"),
     ],
 )
 def test_what_cannot_work_is_named(config, cause):

@@ -5,8 +5,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -14,7 +12,6 @@ from configs import quickstart
 from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.runs.export import read_export
 from contextdiff_jax.training.checkpoints import CheckpointError
-from tests.conftest import ROOT
 
 STAGE = {"step": 5, "encoders": {"text": "sha256:0"}}
 CONTENT = {
@@ -238,11 +235,11 @@ def test_a_description_that_would_block_is_refused(tmp_path):
         read_export(tmp_path)
 
 
-def test_sampling_a_strangers_export_writes_nothing_outside_and_ends_with_2(export, tmp_path):
+def test_sampling_a_strangers_export_writes_nothing_outside_and_ends_with_2(
+    export, forks, tmp_path
+):
     folder = export(renamed("base", "../../x"))
-    command = [sys.executable, "-m", "contextdiff_jax.sample", f"--export={folder}"]
-    command += [f"--output={tmp_path / 'a' / 'b'}", "--prompt=x"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = forks("sample", f"--export={folder}", f"--output={tmp_path}/a/b", "--prompt=x")
     assert done.returncode == 2
     assert "has the name '../../x'" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()

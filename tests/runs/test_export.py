@@ -6,12 +6,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from benchmarks.bit_flips import make_run, read_whole_export
 from configs import quickstart
 from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.runs.export import _described, export_pipeline, read_export
 from contextdiff_jax.training import checksums
 from contextdiff_jax.training.checkpoints import CheckpointError
+from tests.fixtures.tiny_export import make_run, read_whole_export
 
 
 def metadata(step):

@@ -86,7 +86,7 @@ def test_state_and_checkpoint_hold_the_updates_alone(with_updates, sd_folder):
 
 def test_diffusers_loads_the_folder_and_draws_the_same(exported, one_device):
     """Its pipeline, from our noise; the updates change the picture."""
-    from tests.generation.test_stable_diffusion import assert_same, theirs
+    from tests.oracles.stable_diffusion import assert_same, theirs
 
     cascade = stable_diffusion.load(exported, Settings(sampler=["num_steps=3"]))
     prompts = ["a red circle", "of"]
@@ -255,7 +255,7 @@ WRONG = {
     ),
     "resolution": (
         {"runs__base__data__resolution": 40},
-        "data.resolution / 4 of the first stage .for latent_unet. = 10 is not allowed",
+        "data.resolution / 4 of the first stage .for latent_unet. = 10: must be a multiple of",
     ),
     "threshold": (
         {f"{TASK}__sampler__threshold": "static"},

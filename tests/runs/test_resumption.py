@@ -1,7 +1,6 @@
 """Which changes of a config a run that goes on takes, and that it remembers them."""
 
 import copy
-import importlib
 import json
 import pathlib
 import re
@@ -14,10 +13,11 @@ from contextdiff_jax.runs.resumption import (
     check_same_run,
     warn_of_new_length,
 )
+from tests.fixtures.presets import load_preset
 
 
 def load(name, preset=""):
-    return importlib.import_module(f"configs.{name}").get_config(preset).to_dict()
+    return load_preset(name, preset).to_dict()
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 SHAPE = (4, 4, 3)
 KEYS = sample_keys(7, jnp.arange(2))
+draw = jax.jit(lambda number: step_noise(KEYS, number, SHAPE))
+START = draw(0)
 THEIRS = {"x0": "sample", "eps": "epsilon", "v": "v_prediction"}
 
 
@@ -34,6 +36,10 @@ def network(x, t, num_steps, tanh):
 
 
 def ours(schedule, sampler, kind, x_init=None):
+    """Where no noise is added, the start is given: to draw it would be half of what is compiled."""
+    if x_init is None and not make_stepper(Process(schedule, kind), sampler).adds_noise:
+        x_init = START
+
     def denoise(x, t, keep):
         return network(x, t[:, None, None, None], schedule.num_steps, jnp.tanh)
 
@@ -66,7 +72,7 @@ def run(oracle, schedule, x, step_options=lambda number: {}):
 
 def noise(number):
     """Our noise of their step `number`, counted from 0."""
-    return torch.tensor(np.asarray(step_noise(KEYS, number + 1, SHAPE)), dtype=torch.float64)
+    return torch.tensor(np.asarray(draw(number + 1)), dtype=torch.float64)
 
 
 def assert_close(a, b):
@@ -94,7 +100,7 @@ def test_ddpm(name, kind, num_steps, spacing, monkeypatch):
     monkeypatch.setattr(
         "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: noise(next(drawn))
     )
-    theirs = run(oracle, schedule, step_noise(KEYS, 0, SHAPE))
+    theirs = run(oracle, schedule, START)
     # diffusers adds no noise at its t = 0, our s = 0; leading has its last step there as well.
     sampler = SamplerConfig("ddpm", num_steps, spacing)
     assert_close(ours(schedule, sampler, kind), theirs)
@@ -124,7 +130,7 @@ def test_ddim(name, kind, eta, num_steps, spacing):
     theirs = run(
         oracle,
         schedule,
-        step_noise(KEYS, 0, SHAPE),
+        START,
         lambda number: {"eta": eta, "variance_noise": noise(number) if eta else None},
     )
     assert_close(ours(schedule, SamplerConfig("ddim", num_steps, spacing, eta=eta), kind), theirs)
@@ -136,7 +142,7 @@ def test_ddim_as_stable_diffusion_has_it(kind):
     oracle = make(diffusers.DDIMScheduler, schedule, kind, clip_sample=False, steps_offset=1)
     oracle.final_alpha_cumprod = oracle.alphas_cumprod[0]  # set_alpha_to_one=False
     oracle.set_timesteps(20)
-    theirs = run(oracle, schedule, step_noise(KEYS, 0, SHAPE))
+    theirs = run(oracle, schedule, START)
     sampler = SamplerConfig("ddim", 20, "leading", offset=1, final_timestep=1)
     assert_close(ours(schedule, sampler, kind), theirs)
 
@@ -149,7 +155,7 @@ def test_plms_as_stable_diffusion_has_it(kind, num_steps):
     oracle.final_alpha_cumprod = oracle.alphas_cumprod[0]  # set_alpha_to_one=False
     oracle.set_timesteps(num_steps)
     assert len(oracle.timesteps) == num_steps + (num_steps > 1)
-    theirs = run(oracle, schedule, step_noise(KEYS, 0, SHAPE))
+    theirs = run(oracle, schedule, START)
     sampler = SamplerConfig("plms", num_steps, "leading", offset=1, final_timestep=1)
     stepper = make_stepper(Process(schedule, kind), sampler)
     assert (stepper.timesteps[:-1] - 1).tolist() == oracle.timesteps.tolist()
@@ -166,9 +172,7 @@ def test_ddim_with_a_threshold(threshold):
     )
     oracle = make(diffusers.DDIMScheduler, schedule, "eps", timestep_spacing="trailing", **options)
     oracle.set_timesteps(20)
-    theirs = run(
-        oracle, schedule, step_noise(KEYS, 0, SHAPE), lambda _: {"use_clipped_model_output": True}
-    )
+    theirs = run(oracle, schedule, START, lambda _: {"use_clipped_model_output": True})
     sampler = SamplerConfig(
         "ddim", 20, threshold=threshold, max_threshold=1.5 if threshold == "dynamic" else None
     )
@@ -201,7 +205,7 @@ def test_dpm_solver(name, kind, num_steps, spacing, final):
     times = sampling_timesteps(1000, num_steps, spacing, final=final)
     oracle.set_timesteps(timesteps=(times[:-1] - 1).tolist())
     # It casts the state to float32 in each step, and its sigmas.
-    theirs = run(oracle, schedule, step_noise(KEYS, 0, SHAPE))
+    theirs = run(oracle, schedule, START)
     sampler = SamplerConfig("dpm_solver++", num_steps, spacing, final_timestep=final)
     assert_close(ours(schedule, sampler, kind), theirs)
 
@@ -213,7 +217,7 @@ def test_dpm_solver_at_diffusers_own_times(spacing, offset, num_steps):
     options = {"timestep_spacing": spacing, "steps_offset": offset}
     oracle = make(diffusers.DPMSolverMultistepScheduler, schedule, "eps", **options)
     oracle.set_timesteps(num_steps)
-    theirs = run(oracle, schedule, step_noise(KEYS, 0, SHAPE))
+    theirs = run(oracle, schedule, START)
     sampler = SamplerConfig("dpm_solver++", num_steps, spacing, offset=offset, skip_last=True)
     assert_close(ours(schedule, sampler, "eps"), theirs)
 
@@ -236,7 +240,7 @@ def test_dpm_solver_with_a_threshold(threshold):
     )
     times = sampling_timesteps(1000, 12, "trailing", final=0)
     oracle.set_timesteps(timesteps=(times[:-1] - 1).tolist())
-    theirs = run(oracle, schedule, step_noise(KEYS, 0, SHAPE))
+    theirs = run(oracle, schedule, START)
     sampler = SamplerConfig(
         "dpm_solver++",
         12,
@@ -263,7 +267,7 @@ def test_inversion(kind, offset, final):
     )
     oracle.initial_alpha_cumprod = torch.tensor(schedule.alpha_bar[final])
     oracle.set_timesteps(20)
-    x0 = np.tanh(step_noise(KEYS, 0, SHAPE))
+    x0 = np.tanh(START)
     theirs = run(oracle, schedule, x0)
     times = sampling_timesteps(1000, 20, "leading", offset=offset, final=final)
 

@@ -235,7 +235,6 @@ def test_a_picture_does_not_depend_on_the_devices_and_guidance_moves_no_data():
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert child.returncode == 0, child.stderr[-2000:]
     result = json.loads(child.stdout.splitlines()[-1])

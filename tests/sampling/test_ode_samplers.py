@@ -152,7 +152,7 @@ def test_a_threshold_limits_x0_and_not_the_landing():
         ),
         (FLOW, {"guidance_space": "eps"}, "guidance_space = 'eps': must be 'x0' of kind 'flow'"),
         (FLOW, {"guidance_high": 1.5}, r"guidance_high = 1.5: must be a time in \[0, 1\]"),
-        (FLOW, {"num_steps": 5000}, r"num_sample = 5000: .* must be in 1..4096"),
+        (FLOW, {"num_steps": 5000}, r"num_sample = 5000: must be in 1..4096"),
     ],
 )
 def test_what_a_sampler_cannot_serve_is_refused(process, settings, sentence):

@@ -177,20 +177,20 @@ SD = first_stage(AutoencoderConfig())
 @pytest.mark.parametrize(
     ("space", "cause"),
     [
-        (LatentSpace(SD, 500), "s.resolution = 500 is not allowed: a multiple of 8 is"),
-        (LatentSpace(SD, 0), "s.resolution = 0 is not allowed"),
+        (LatentSpace(SD, 500), "s.resolution = 500: must be a multiple of 8"),
+        (LatentSpace(SD, 0), "s.resolution = 0: must be a multiple of 8"),
         (LatentSpace(SD, 512, scaled(3, 1.0)), "s.normalization.mean = (0.0, 0.0, 0.0) is not"),
         (
             LatentSpace(SD, 512, Normalization((0.0,) * 4, (1.0, 1.0, 1.0, 0.0))),
-            "s.normalization.std = (1.0, 1.0, 1.0, 0.0) is not allowed: positive",
+            "s.normalization.std = (1.0, 1.0, 1.0, 0.0): must be positive",
         ),
         (
             LatentSpace(SD, 512, Normalization((0.0, 0.0, 0.0, float("nan")), (1.0,) * 4)),
             "s.normalization.mean",
         ),
-        (LatentSpace(first_stage(taef2()), 512, tile=64), "s.tile = 64 is not allowed for this"),
-        (LatentSpace(SD, 512, tile=0), "s.tile = 0 is not allowed"),
-        (LatentSpace(SD, 512, tile=16), "s.overlap = 16 is not allowed: 0 to tile - 1 = 15"),
+        (LatentSpace(first_stage(taef2()), 512, tile=64), "s.tile = 64: must be None for this"),
+        (LatentSpace(SD, 512, tile=0), "s.tile = 0: must be at least 1, or None"),
+        (LatentSpace(SD, 512, tile=16), "s.overlap = 16: must be from 0 to tile - 1 = 15"),
         (LatentSpace(SD, 512, cheap=first_stage(taef2())), "s.cheap has latent_channels = 32, the"),
     ],
 )

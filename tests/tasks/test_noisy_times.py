@@ -9,16 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.configuration import load_config
+from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.runs.build import diffusion_runs
 from contextdiff_jax.tasks import objective
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
+from tests.fixtures.presets import load_preset
 
 # Not cifar10: it is for bits per dimension, to which the noisy times add little, and keeps snr.
-PRESETS = ("quickstart", "quickstart:plain", "emoji", "emoji:cpu", "laion", "laion:tiny")
-RUNS = [(preset, name) for preset in PRESETS for name in diffusion_runs(load_config(preset))]
+PRESETS = (
+    *(("quickstart", ""), ("quickstart", "plain"), ("emoji", ""), ("emoji", "cpu")),
+    *(("laion", ""), ("laion", "tiny")),
+)
+CONFIGS = {":".join(preset): from_config_dict(load_preset(*preset)) for preset in PRESETS}
+RUNS = [(preset, name) for preset, config in CONFIGS.items() for name in diffusion_runs(config)]
 
 
 def share_of_the_last_time(config: DiffusionConfig) -> float:
@@ -45,7 +50,7 @@ def share_of_the_last_time(config: DiffusionConfig) -> float:
 
 @pytest.mark.parametrize(("preset", "run"), RUNS)
 def test_the_loss_reaches_a_text_only_mean_at_the_last_time(preset, run):
-    config = load_config(preset).runs[run].task.diffusion
+    config = CONFIGS[preset].runs[run].task.diffusion
     assert config.objective == "simple"
     # From a quarter of the process on: below, weights rise without limit where that is wanted.
     assert share_of_the_last_time(config) > 0.05

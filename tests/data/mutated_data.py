@@ -1,4 +1,4 @@
-"""Damaged and hostile folders of data, for benchmarks.mutations."""
+"""Damaged and hostile folders of data, which tests and benchmarks.mutations read."""
 
 import dataclasses
 import io
