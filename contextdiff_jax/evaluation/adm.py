@@ -170,7 +170,7 @@ def _classes(evaluation: Evaluation) -> tuple[str, ...]:
     """Returns the classes that are drawn in turn; () where captions are."""
     if evaluation.settings.captions:
         return ()
-    return tuple(evaluation.config.runs[evaluation.stage].task.classes)
+    return tuple(evaluation.config.runs[evaluation.stage].task.class_names)
 
 
 def _captions(

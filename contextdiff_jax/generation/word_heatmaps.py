@@ -52,7 +52,8 @@ def write_heatmaps(
 
     heat: (F, m, n, W) each, of "unet" and "adapter".
     """
-    folder, record = place / FOLDER, {}
+    folder = place / FOLDER
+    record: dict[str, Any] = {}
     for number, word in enumerate(words):
         name = f"{number:02d}_{re.sub(r'[^a-z0-9]+', '', word.lower()) or 'word'}"
         for kind, maps in heat.items():

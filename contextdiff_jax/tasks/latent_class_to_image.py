@@ -38,6 +38,11 @@ class LatentClassToImageConfig(LatentTaskConfig):
         """The condition "label", known of the config alone."""
         return (ClassToken(self.classes, self.label),)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes."""
+        return self.classes
+
     def validate(self, where: str, data: DataConfig, use_adapter: bool) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
         self.label.validate(f"{where}.label")

@@ -80,7 +80,9 @@ def _path(
 
     Only where s = t does a relation learn of the error.
     """
-    noise, beside, metrics, seen = draw.noise, 0.0, {}, unchanged
+    noise, seen = draw.noise, unchanged
+    beside: jax.Array | float = 0.0
+    metrics: Metrics = {}
     if process.couple is not None:
         noise, kl = process.couple(draw.x0, noise)
         beside, metrics = config.flow.beta * kl, {"coupling_kl": kl}

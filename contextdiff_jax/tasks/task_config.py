@@ -88,7 +88,6 @@ class TaskConfig:
     conditions: of its pictures: each the condition itself, or its type where the config alone does
         not make it. None: they are known only once the task is built.
     scenes_measure: what evaluate.py measures of it, where it is trained on rendered scenes.
-    classes: names of the classes that its conditions know, in order; () for none.
     copies: beginnings of parameters' names, {of a copy: of what it is a copy of}. Where a run
         starts from others' weights and the copy begins anew, it begins with theirs.
     """
@@ -99,10 +98,14 @@ class TaskConfig:
     pipeline: ClassVar[str | None] = None
     conditions: ClassVar[tuple[Condition | type[Condition], ...] | None] = None
     scenes_measure: ClassVar[str] = "scenes"
-    classes: ClassVar[tuple[str, ...]] = ()
     copies: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     # -- before it is built -------------------------------------------------------------------
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes in order, where a class is all that a picture is asked for by; else ()."""
+        return ()
 
     def validate(self, where: str, data: DataConfig, use_adapter: bool) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""

@@ -42,7 +42,7 @@ class ClipTask:
     @property
     def frozen(self) -> dict[str, Any]:
         """The encoded clip and prompt, and what the adapter reads."""
-        found = {"mean": self.mean, "context": self.context}
+        found: dict[str, Any] = {"mean": self.mean, "context": self.context}
         if self.adapter is not None:
             found["mask"] = self.mask
         if self.encoded:
