@@ -188,10 +188,14 @@ def test_the_same_command_draws_what_is_missing(edits, monkeypatch):
     before = (output / "01/frames/003.png").read_bytes()
     (output / "01/edit.json").unlink()
     (output / "01/frames/003.png").unlink()
+    remains = [f"{place}/{'0' * 32}.tmp" for place in ("01", "01/frames", "00/heatmaps", "source")]
+    for name in remains:  # as a killed writer leaves them
+        (output / name).write_text("")
     kept = (output / "00/edit.json").stat().st_mtime_ns
     edit_clip(editor, wanted, output, 0, Watch())
     assert (output / "01/frames/003.png").read_bytes() == before
     assert (output / "00/edit.json").stat().st_mtime_ns == kept
+    assert not list(output.rglob("*.tmp"))
     monkeypatch.setattr(editor, "invert", None)  # nothing is missing: nothing is computed
     edit_clip(editor, wanted, output, 0, Watch())
     other = dataclasses.replace(wanted, source="a blue square")
