@@ -19,7 +19,7 @@ from contextdiff_jax.evaluation.feature_networks import FeatureNetwork
 from contextdiff_jax.evaluation.results import read_results
 from contextdiff_jax.generation.tgve_submission import write_submission
 from contextdiff_jax.spaces.clips import write_frames
-from tests.data.test_tgve import STUNT, write
+from tests.fixtures.tgve import STUNT, write
 
 FRAMES, SIDE = 3, 32
 CAPTION, PROMPT = "a red circle left of a blue square", "two cats asleep on a sofa"

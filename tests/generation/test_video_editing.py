@@ -31,7 +31,7 @@ from contextdiff_jax.networks.video_config import VideoConfig
 from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.system.interruption import Watch
 from contextdiff_jax.tasks.clip_adapter import colours_of, fit_colours
-from tests.data.test_tgve import write as write_tgve
+from tests.fixtures.tgve import write as write_tgve
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
