@@ -70,6 +70,13 @@ def test_the_table_is_of_seeds():
     assert (cells["method"], cells["seeds"], cells["edits"]) == ("per_frame", "2", "3")
 
 
+def test_what_nothing_changed_is_infinite_in_the_table():
+    """The PSNR of the bounds outside the masks, whatever the number of seeds."""
+    row = {"PSNR outside": float("inf")}
+    _, _, line = summary({"source": {"0": [row, row], "1": [row]}}).splitlines()
+    assert " inf " in line and "±" not in line
+
+
 class OneColour(video_comparison.Bench):
     """Edits every clip to nothing, and counts how often."""
 
