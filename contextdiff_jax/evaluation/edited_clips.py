@@ -16,7 +16,7 @@ from contextdiff_jax.system.json_files import read_object
 from contextdiff_jax.system.scalars import shown
 
 SOURCE = "source"
-_UNFINISHED = "manifest.json"
+_MANIFEST = "manifest.json"  # what a call of `edit` begins with, see runs/manifest.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _submitted(label: str, root: pathlib.Path, videos: Sequence[TgveVideo]) -> l
 
 def _written(label: str, root: pathlib.Path) -> list[EditedClip]:
     """Returns the edits of one call of `edit`, or of the calls whose outputs lie in the folder."""
-    calls = [root] if (root / _UNFINISHED).is_file() else sorted(root.glob(f"*/{_UNFINISHED}"))
+    calls = [root] if (root / _MANIFEST).is_file() else sorted(root.glob(f"*/{_MANIFEST}"))
     calls = [each if each == root else each.parent for each in calls]
     found = []
     for call in calls:
