@@ -1,6 +1,7 @@
 """The comparison of methods on rendered clips: its options, its base, its table. Nothing trains."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from benchmarks import clip_base, video_comparison
 from benchmarks.video_comparison import COLUMNS, METHODS, editing_config, parse, summary
 from contextdiff_jax.data.scenes_clips import make_clip
 from contextdiff_jax.encoders.latent_weights import first_stage, load_first_stage
+from contextdiff_jax.tasks.contrastive import ENCODER_FOLDER
 
 
 def test_latents_of_the_base_are_its_pixels(tmp_path):
@@ -33,6 +35,17 @@ def test_the_base_is_a_config_that_can_be_trained(tmp_path):
         folder = epath.Path(tmp_path / str(side))
         clip_base.write_pixel_stage(folder)
         validate(clip_base.base_config(folder, 0, side, 10))
+
+
+def test_clip_is_read_where_its_run_leaves_it(tmp_path, monkeypatch):
+    """Nothing is trained: a finished run of CLIP has its weights in a folder of their own."""
+    monkeypatch.setattr(clip_base, "train_run", lambda *args: None)
+    monkeypatch.setattr(clip_base, "export_pipeline", lambda *args: None)
+    cascade = types.SimpleNamespace(stages=("stage",))
+    loading = types.SimpleNamespace(load=lambda folder: cascade)
+    monkeypatch.setattr(clip_base, "Cascade", loading)
+    stage, clip = clip_base.trained_base(epath.Path(tmp_path), 0, 16, 10)
+    assert (stage, clip) == ("stage", tmp_path / clip_base.CLIP / ENCODER_FOLDER)
 
 
 @pytest.mark.parametrize("method", METHODS)
