@@ -19,6 +19,7 @@ from contextdiff_jax.system.finite import all_finite
 
 _PICTURES, _CLASSES = "arr_0", "arr_1"
 _POOLED, _SPATIAL = ("mu", "sigma"), ("mu_s", "sigma_s")
+_MOST_BYTES = 16 * 2**30  # of one array: 10,000 pictures of 512 pixels are 7.9e9
 _LARGEST = 1e9  # of any moment: Inception's features are below 1000, and products stay finite
 
 
@@ -37,7 +38,7 @@ def read_batch(path: epath.PathLike) -> Batch:
     Raises FileNotFoundError, or ValueError naming the file and the array that is missing or of
     another kind.
     """
-    arrays = read_arrays(path, (_PICTURES, *_POOLED, *_SPATIAL))
+    arrays = read_arrays(path, (_PICTURES, *_POOLED, *_SPATIAL), _MOST_BYTES)
     where = f"{str(path)!r} is no batch of ADM's evaluator"
     if _PICTURES not in arrays:
         raise ValueError(f"{where}: {_PICTURES}, its pictures, is missing")

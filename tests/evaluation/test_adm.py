@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import linalg, special
 
 from contextdiff_jax.data.config import DataConfig, ScenesConfig
-from contextdiff_jax.evaluation import adm, extraction, inception_score
+from contextdiff_jax.evaluation import adm, adm_batches, extraction, inception_score
 from contextdiff_jax.evaluation.adm_batches import read_batch, write_batch
 from contextdiff_jax.evaluation.evaluation import Settings
 from contextdiff_jax.evaluation.features import FeatureFiles
@@ -131,6 +131,15 @@ def test_moments_of_a_reference_are_read(tmp_path):
     assert found.pooled.mean.shape == (5,) and found.spatial.covariance.shape == (7, 7)
     np.testing.assert_array_equal(found.pictures, pictures)
     assert found.pictures.data.c_contiguous  # as its digest needs
+
+
+def test_a_batch_may_be_as_large_as_that_of_512_pixels(tmp_path, monkeypatch):
+    """Ten thousand of them are more than other files of arrays may have."""
+    assert adm_batches._MOST_BYTES > 10_000 * 512 * 512 * 3
+    np.savez(tmp_path / "reference.npz", **GOOD)
+    monkeypatch.setattr(adm_batches, "_MOST_BYTES", 100)
+    with pytest.raises(ValueError, match="arr_0 claims to be uint8 of .* more than 100 bytes"):
+        read_batch(tmp_path / "reference.npz")
 
 
 def test_moments_of_other_maps_are_refused(tmp_path):
