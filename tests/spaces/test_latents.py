@@ -176,7 +176,7 @@ SD = first_stage(AutoencoderConfig())
     [
         (LatentSpace(SD, 500), "s.resolution = 500: must be a multiple of 8"),
         (LatentSpace(SD, 0), "s.resolution = 0: must be a multiple of 8"),
-        (LatentSpace(SD, 512, scaled(3, 1.0)), "s.normalization.mean = (0.0, 0.0, 0.0) is not"),
+        (LatentSpace(SD, 512, scaled(3, 1.0)), "s.normalization.mean = (0.0, 0.0, 0.0): must be 4"),
         (
             LatentSpace(SD, 512, Normalization((0.0,) * 4, (1.0, 1.0, 1.0, 0.0))),
             "s.normalization.std = (1.0, 1.0, 1.0, 0.0): must be positive",
