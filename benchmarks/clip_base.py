@@ -20,6 +20,7 @@ from contextdiff_jax.encoders.name_map import from_params
 from contextdiff_jax.encoders.tensor_files import write_folder
 from contextdiff_jax.generation.cascade import Cascade, Stage
 from contextdiff_jax.networks.latent_config import LatentUNetConfig, TinyAutoencoderConfig
+from contextdiff_jax.runs.build import locate_in
 from contextdiff_jax.runs.export import export_pipeline
 from contextdiff_jax.runs.train import train_run
 from contextdiff_jax.runs.validation import validate
@@ -134,4 +135,4 @@ def trained_base(folder: epath.Path, seed: int, side: int, steps: int) -> tuple[
     if not (folder / "export" / "export.json").exists():
         export_pipeline(config, folder, folder / "export")
     cascade = Cascade.load(folder / "export")
-    return cascade.stages[-1], folder / CLIP
+    return cascade.stages[-1], locate_in(folder)(config.encoders.clip)

@@ -17,7 +17,9 @@ standard deviation over the seeds, of each seed's mean over clips and edits.
 import argparse
 import dataclasses
 import json
+import math
 import pathlib
+import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -42,6 +44,7 @@ from contextdiff_jax.networks.config import AdapterConfig
 from contextdiff_jax.networks.video_config import VideoConfig, tune_a_video
 from contextdiff_jax.spaces.clips import strip
 from contextdiff_jax.spaces.pictures import write_png
+from contextdiff_jax.system.atomic_write import written_whole
 from contextdiff_jax.system.interruption import Watch
 
 SOURCE, TARGET = "source", "target"
@@ -173,6 +176,7 @@ class Bench:
         self, config: EditingConfig, wanted: Wanted, folder: pathlib.Path
     ) -> tuple[Editor, float]:
         """Returns the editor tuned on a clip, and the processor's seconds that took."""
+        shutil.rmtree(folder, ignore_errors=True)  # of a call that was stopped: its seconds too
         stage = dataclasses.replace(
             self.stage, sampler=sampler(config.num_steps, config.guidance_scale)
         )
@@ -209,7 +213,8 @@ def measured(bench: Bench, method: str) -> list[dict[str, float]]:
         if not path.exists():
             bounds = method in (SOURCE, TARGET)
             found = bench.bound(method, number) if bounds else bench.edit(method, number, folder)
-            path.write_text(json.dumps({"asked": asked, "figures": found}, indent=1) + "\n")
+            with written_whole(epath.Path(path)) as file:
+                file.write_text(json.dumps({"asked": asked, "figures": found}, indent=1) + "\n")
             logging.info("seed %d, %s, clip %d: %s", bench.seed, method, number, found)
         kept = json.loads(path.read_text())
         if kept["asked"] != asked:
@@ -229,13 +234,17 @@ def summary(results: Mapping[str, Mapping[str, Sequence[dict[str, float]]]]) -> 
 
 
 def _spread(seeds: Mapping[str, Sequence[dict[str, float]]], name: str) -> str:
-    """Returns the mean over seeds of a figure's mean; "" where no edit has it."""
+    """Returns the mean over seeds of a figure's mean; "" where no edit has it.
+
+    An infinite one has no deviation: the PSNR of the bounds, which change nothing outside.
+    """
     found = [[row[name] for row in rows if name in row] for rows in seeds.values()]
     means = [statistics.mean(values) for values in found if values]
     if not means:
         return ""
-    deviation = f" ± {statistics.stdev(means):.2g}" if len(means) > 1 else ""
-    return f"{statistics.mean(means):.3g}{deviation}"
+    mean = statistics.mean(means)
+    spread = len(means) > 1 and math.isfinite(mean)
+    return f"{mean:.3g} ± {statistics.stdev(means):.2g}" if spread else f"{mean:.3g}"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

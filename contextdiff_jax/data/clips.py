@@ -20,7 +20,7 @@ from contextdiff_jax.system.json_files import read_object, read_regular
 METADATA = "clip.json"  # beside frames: {"fps": 8}
 DEFAULT_FPS = 8.0
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_MOST_FRAMES = 512
+MOST_FRAMES = 512
 _LEAST_FPS, _MOST_FPS = 0.002, 1000.0  # GIFs show a frame for at most 655 s
 _NUMBER = re.compile(r"(\d+)\D*$")
 
@@ -45,7 +45,7 @@ class ClipConfig:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
         for key, low, high in (
             ("start", 0, 10**6),
-            ("count", 1, _MOST_FRAMES),
+            ("count", 1, MOST_FRAMES),
             ("stride", 1, 10**4),
         ):
             if not low <= getattr(self, key) <= high:
@@ -103,12 +103,7 @@ def read_clip(path: str, config: ClipConfig, height: int, width: int) -> Clip:
         _check_length(source, there, config)
     else:
         raise ClipError(f"clip {path}: no such folder or file")
-    fps = (config.fps or fps or DEFAULT_FPS) / config.stride
-    if not _LEAST_FPS <= fps <= _MOST_FPS:
-        raise ClipError(
-            f"clip {path}: {fps:g} frames a second at stride {config.stride}: must be "
-            f"{_LEAST_FPS} to {_MOST_FPS:g}; clip.fps says another number for the source"
-        )
+    fps = _checked_fps(path, fps, config)
     native = pictures[0].shape[:2]
     _check_crop(path, native, config.crop)
     fitted = [fit(_turned(each, config), height, width) for each in pictures]
@@ -129,7 +124,7 @@ def read_frames(folder: pathlib.Path, size: tuple[int, int] | None = None) -> Cl
     pictures, fps = _read_folder(folder, config)
     native = pictures[0].shape[:2]
     frames = np.stack([fit(each, *(size or native)) for each in pictures])
-    return Clip(frames, str(folder), fps or DEFAULT_FPS, native)
+    return Clip(frames, str(folder), _checked_fps(str(folder), fps, config), native)
 
 
 def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -149,6 +144,17 @@ def _turned(picture: np.ndarray, config: ClipConfig) -> np.ndarray:
     height, width = picture.shape[:2]
     cut = picture[top : height - bottom, left : width - right]
     return np.ascontiguousarray(np.rot90(cut, config.rotation // 90))
+
+
+def _checked_fps(path: str, fps: float, config: ClipConfig) -> float:
+    """Returns the rate of the frames that a config asks for; fps: what the source says, 0: none."""
+    fps = (config.fps or fps or DEFAULT_FPS) / config.stride
+    if not _LEAST_FPS <= fps <= _MOST_FPS:
+        raise ClipError(
+            f"clip {path}: {fps:g} frames a second at stride {config.stride}: must be "
+            f"{_LEAST_FPS} to {_MOST_FPS:g}; clip.fps says another number for the source"
+        )
+    return fps
 
 
 def _check_crop(path: str, native: tuple[int, int], crop: Sequence[int]) -> None:
@@ -195,6 +201,8 @@ def _read_folder(folder: pathlib.Path, config: ClipConfig) -> tuple[list[np.ndar
 
 def _numbered(folder: pathlib.Path) -> list[pathlib.Path]:
     """Returns the frames in the order of their numbers, which must follow each other."""
+    if not folder.is_dir():
+        raise ClipError(f"clip {folder}: no such folder")
     numbers: dict[int, pathlib.Path] = {}
     for file in sorted(folder.iterdir()):
         if file.suffix.lower() not in PICTURE_SUFFIXES:

@@ -187,11 +187,17 @@ def _captions(
 
 
 def _check_width(batch: Batch, network: FeatureNetwork, path: str) -> None:
-    if batch.pooled is not None and len(batch.pooled.mean) != network.dimension:
-        raise ValueError(
-            f"--reference={path}: mu has {len(batch.pooled.mean)} features, --features gives "
-            f"{network.dimension}; FID needs weights up to the 2048"
-        )
+    if batch.pooled is None or batch.spatial is None:
+        return
+    for key, moments, width, hint in (
+        ("mu", batch.pooled, network.dimension, "; FID needs weights up to the 2048"),
+        ("mu_s", batch.spatial, network.width(SPATIAL), ""),
+    ):
+        if len(moments.mean) != width:
+            raise ValueError(
+                f"--reference={path}: {key} has {len(moments.mean)} features, --features gives "
+                f"{width}{hint}"
+            )
 
 
 def _write(evaluation: Evaluation, pictures: Pictures, classes: tuple[str, ...]) -> None:

@@ -19,6 +19,8 @@ from contextdiff_jax.system.finite import all_finite
 
 _PICTURES, _CLASSES = "arr_0", "arr_1"
 _POOLED, _SPATIAL = ("mu", "sigma"), ("mu_s", "sigma_s")
+_MOST_BYTES = 16 * 2**30  # of one array: 10,000 pictures of 512 pixels are 7.9e9
+_LARGEST = 1e9  # of any moment: Inception's features are below 1000, and products stay finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +38,11 @@ def read_batch(path: epath.PathLike) -> Batch:
     Raises FileNotFoundError, or ValueError naming the file and the array that is missing or of
     another kind.
     """
-    arrays = read_arrays(path, (_PICTURES, *_POOLED, *_SPATIAL))
+    arrays = read_arrays(path, (_PICTURES, *_POOLED, *_SPATIAL), _MOST_BYTES)
     where = f"{str(path)!r} is no batch of ADM's evaluator"
     if _PICTURES not in arrays:
         raise ValueError(f"{where}: {_PICTURES}, its pictures, is missing")
-    pictures = arrays[_PICTURES]
+    pictures = np.ascontiguousarray(arrays[_PICTURES])  # a file may have Fortran's order
     if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
         raise ValueError(
             f"{where}: {_PICTURES} is {pictures.dtype} of {pictures.shape}; must be uint8 of "
@@ -68,7 +70,14 @@ def _moments(arrays: dict[str, np.ndarray], keys: tuple[str, str], where: str) -
     for key in keys:
         if arrays[key].dtype.kind != "f" or not all_finite(arrays[key]):
             raise ValueError(f"{where}: {key} must hold finite floats")
-    return Moments(mean.astype(np.float64), covariance.astype(np.float64))
+        if np.abs(arrays[key]).max(initial=0) > _LARGEST:
+            raise ValueError(f"{where}: {key} must hold numbers of at most {_LARGEST:g}")
+    found = Moments(mean.astype(np.float64), covariance.astype(np.float64))
+    if np.diag(found.covariance).min(initial=0) < 0 or not np.allclose(
+        found.covariance, found.covariance.T
+    ):
+        raise ValueError(f"{where}: {keys[1]} must be symmetric, with variances of at least 0")
+    return found
 
 
 def write_batch(

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from contextdiff_jax.arguments import existing_folder
-from contextdiff_jax.data.clips import count_frames, read_frames
+from contextdiff_jax.data.clips import MOST_FRAMES, count_frames, read_frames
 from contextdiff_jax.data.tgve import KINDS, TgveVideo
+from contextdiff_jax.data.video_files import VIDEO_SUFFIXES
 from contextdiff_jax.generation.video_editing import EDIT_FILE
 from contextdiff_jax.system.json_files import read_object
 from contextdiff_jax.system.scalars import shown
 
 SOURCE = "source"
-_UNFINISHED = "manifest.json"
+_MANIFEST = "manifest.json"  # what a call of `edit` begins with, see runs/manifest.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +51,27 @@ def find_edits(label: str, folder: str, videos: Sequence[TgveVideo]) -> list[Edi
     """
     if label == SOURCE:
         raise ValueError(f"--edits={label}={folder}: {SOURCE!r} is what the clips are called")
+    if pathlib.PurePath(label).parts != (label,) or label == "..":
+        raise ValueError(f"--edits={label}={folder}: the label must be the name of a folder")
     existing_folder(folder, "edits")
     root = pathlib.Path(folder)
     found = _submitted(label, root, videos) if videos else _written(label, root)
     if not found:
         holds = "<group>/<video>/<edit>/00000.jpg" if videos else f"NN/{EDIT_FILE} of `edit`"
         raise ValueError(f"--edits={label}={folder}: holds no edits: must have {holds}")
+    there: dict[tuple[str, ...], EditedClip] = {}
     for each in found:
+        other = there.setdefault(each.asked, each)
+        if other is not each:
+            raise ValueError(
+                f"--edits={label}={folder}: {str(other.frames)!r} and {str(each.frames)!r} are of "
+                "one clip and prompt: must be one for each, give them two labels"
+            )
         own, source = count_frames(each.frames), count_frames(each.source)
+        if source > MOST_FRAMES:
+            raise ValueError(
+                f"{str(each.source)!r} has {source} frames: must be at most {MOST_FRAMES}"
+            )
         if own < 2 or own > source:
             raise ValueError(
                 f"{str(each.frames)!r} has {own} frames: must be 2 to {source}, as its source has"
@@ -76,7 +90,7 @@ def _submitted(label: str, root: pathlib.Path, videos: Sequence[TgveVideo]) -> l
 
 def _written(label: str, root: pathlib.Path) -> list[EditedClip]:
     """Returns the edits of one call of `edit`, or of the calls whose outputs lie in the folder."""
-    calls = [root] if (root / _UNFINISHED).is_file() else sorted(root.glob(f"*/{_UNFINISHED}"))
+    calls = [root] if (root / _MANIFEST).is_file() else sorted(root.glob(f"*/{_MANIFEST}"))
     calls = [each if each == root else each.parent for each in calls]
     found = []
     for call in calls:
@@ -95,7 +109,11 @@ def _read_record(path: pathlib.Path) -> tuple[str, str, str]:
     for key in ("clip", "source_prompt", "prompt"):
         if not isinstance(record.get(key), str):
             raise ValueError(f"{str(path)!r}: {key} = {shown(record.get(key))}: must be a text")
-    return pathlib.PurePath(record["clip"]).stem, record["source_prompt"], record["prompt"]
+    clip = pathlib.PurePath(record["clip"])
+    name = clip.stem if clip.suffix.lower() in VIDEO_SUFFIXES else clip.name
+    if name in ("", ".."):
+        raise ValueError(f"{str(path)!r}: clip = {shown(record['clip'])}: must be a clip's path")
+    return name, record["source_prompt"], record["prompt"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,9 +58,13 @@ class FeatureNetwork:
     @property
     def dimension(self) -> int:
         """Number of features."""
+        return self.width(self.layer)
+
+    def width(self, layer: str) -> int:
+        """Returns the number of features of one of the network's layers."""
         extractor = self.extractor
         pixels = jax.ShapeDtypeStruct((1, extractor.size, extractor.size, 3), np.float32)
-        return jax.eval_shape(extractor.apply, extractor.params, pixels)[self.layer].shape[1]
+        return jax.eval_shape(extractor.apply, extractor.params, pixels)[layer].shape[1]
 
     def extract(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
         """Returns {layer: (N, D) float32} of pictures (N, H, W, 3) uint8."""

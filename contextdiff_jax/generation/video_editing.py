@@ -15,6 +15,7 @@ The same command goes on where it was stopped: edits that are there are left alo
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from contextdiff_jax.generation import clip_tuning
 from contextdiff_jax.generation.editing_config import EditingConfig
 from contextdiff_jax.generation.editor import Edited, Editor, with_weights
 from contextdiff_jax.generation.prompt_edit import prompt_edit
+from contextdiff_jax.generation.word_heatmaps import FOLDER as HEATMAPS
 from contextdiff_jax.generation.word_heatmaps import check_heatmaps, write_heatmaps
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.runs import manifest
@@ -87,7 +89,7 @@ def edit_clip(
     """
     folder, config = epath.Path(folder), editor.config
     places = [folder / f"{number:02d}" for number in range(len(wanted.prompts))]
-    manifest.begin(folder, _manifest(editor, wanted, seed), "edits")
+    manifest.begin(folder, _manifest(editor, wanted, seed), "edits", _subfolders(places, config))
     missing = [place for place in places if not (place / EDIT_FILE).exists()]
     if not missing:
         return places
@@ -110,6 +112,13 @@ def edit_clip(
             _write(place, edited, wanted, prompt, config)
     distributed.wait_for_all("edits")  # else JAX takes the one that writes for lost
     return places
+
+
+def _subfolders(places: Sequence[epath.Path], config: EditingConfig) -> list[str]:
+    """Returns the folders that are written to beside that of the tuned networks."""
+    inside = ("", "/frames", f"/{HEATMAPS}") if config.heatmaps else ("", "/frames")
+    names = [place.name + part for place in places for part in inside]
+    return ["source", "source/frames", *names]
 
 
 def tuned_on(editor: Editor, wanted: Wanted, folder: epath.Path, seed: int, watch: Watch) -> Editor:

@@ -33,11 +33,11 @@ def check_packages(runner: str, options: Sequence[str]) -> None:
 def _check_wheel(path: str) -> None:
     if not os.path.exists(path):
         raise ValueError(f"--extra_package={path}: no such file{nearest_path(path)}")
-    if not path.endswith(".whl") or not zipfile.is_zipfile(path):
+    parts = os.path.basename(path).split("-")  # name, version and three tags, perhaps a build
+    if len(parts) < 5 or not path.endswith(".whl") or not zipfile.is_zipfile(path):
         raise ValueError(f"--extra_package={path}: must be a wheel, as {BUILD} builds it")
-    name, version, *_ = os.path.basename(path).split("-")
     ours = contextdiff_jax.__version__
-    if name == "contextdiff_jax" and version != ours:
+    if parts[0] == "contextdiff_jax" and parts[1] != ours:
         raise ValueError(f"--extra_package={path}: must be version {ours}, as what runs here is")
 
 

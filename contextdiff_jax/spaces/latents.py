@@ -6,7 +6,6 @@ part of the trained weights: latents of another normalization are another space.
 """
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import jax
@@ -44,28 +43,6 @@ class Normalization:
 def scaled(channels: int, factor: float) -> Normalization:
     """Returns the normalization that multiplies every channel by `factor`."""
     return Normalization((0.0,) * channels, (1.0 / factor,) * channels)
-
-
-def measured(batches: Iterable[np.ndarray]) -> Normalization:
-    """Returns mean and standard deviation of each channel of latents (B, h, w, c), over all.
-
-    Sums in float64, about the first batch's mean. Raises ValueError where there are none, or a
-    channel is constant.
-    """
-    count, offset, total, squares = 0, None, 0.0, 0.0
-    for batch in batches:
-        flat = np.asarray(batch, np.float64).reshape(-1, batch.shape[-1])
-        offset = flat.mean(0) if offset is None else offset
-        count += len(flat)
-        total += (flat - offset).sum(0)
-        squares += np.square(flat - offset).sum(0)
-    if offset is None:
-        raise ValueError("there are no latents to measure")
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - np.square(mean), 0.0))
-    if not (std > 0).all():
-        raise ValueError(f"channel {int(np.argmin(std))} of the latents is constant")
-    return Normalization(tuple(map(float, mean + offset)), tuple(map(float, std)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The comparison of methods on rendered clips: its options, its base, its table. Nothing trains."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from benchmarks import clip_base, video_comparison
 from benchmarks.video_comparison import COLUMNS, METHODS, editing_config, parse, summary
 from contextdiff_jax.data.scenes_clips import make_clip
 from contextdiff_jax.encoders.latent_weights import first_stage, load_first_stage
+from contextdiff_jax.tasks.contrastive import ENCODER_FOLDER
 
 
 def test_latents_of_the_base_are_its_pixels(tmp_path):
@@ -33,6 +35,17 @@ def test_the_base_is_a_config_that_can_be_trained(tmp_path):
         folder = epath.Path(tmp_path / str(side))
         clip_base.write_pixel_stage(folder)
         validate(clip_base.base_config(folder, 0, side, 10))
+
+
+def test_clip_is_read_where_its_run_leaves_it(tmp_path, monkeypatch):
+    """Nothing is trained: a finished run of CLIP has its weights in a folder of their own."""
+    monkeypatch.setattr(clip_base, "train_run", lambda *args: None)
+    monkeypatch.setattr(clip_base, "export_pipeline", lambda *args: None)
+    cascade = types.SimpleNamespace(stages=("stage",))
+    loading = types.SimpleNamespace(load=lambda folder: cascade)
+    monkeypatch.setattr(clip_base, "Cascade", loading)
+    stage, clip = clip_base.trained_base(epath.Path(tmp_path), 0, 16, 10)
+    assert (stage, clip) == ("stage", tmp_path / clip_base.CLIP / ENCODER_FOLDER)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -68,6 +81,13 @@ def test_the_table_is_of_seeds():
     assert cells["text"] == f"2 ± {np.std([1, 3], ddof=1):.2g}"
     assert cells["flicker"] == "2" and cells["colour"] == ""
     assert (cells["method"], cells["seeds"], cells["edits"]) == ("per_frame", "2", "3")
+
+
+def test_what_nothing_changed_is_infinite_in_the_table():
+    """The PSNR of the bounds outside the masks, whatever the number of seeds."""
+    row = {"PSNR outside": float("inf")}
+    _, _, line = summary({"source": {"0": [row, row], "1": [row]}}).splitlines()
+    assert " inf " in line and "±" not in line
 
 
 class OneColour(video_comparison.Bench):

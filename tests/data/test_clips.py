@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contextdiff_jax.data.clips import ClipConfig, read_clip
+from contextdiff_jax.data.clips import ClipConfig, read_clip, read_frames
 from contextdiff_jax.data.video_files import available, upright, write_mp4
 
 needs_av = pytest.mark.skipif(not available(), reason="PyAV is not installed")
@@ -125,6 +125,8 @@ def test_a_rate_that_no_animation_can_have_is_refused(tmp_path):
         Image.fromarray(grey(number, 6, 10)).save(tmp_path / f"{number}.png")
     (tmp_path / "clip.json").write_text('{"fps": 1e-9}')
     config = ClipConfig(count=2)
+    with pytest.raises(ValueError, match="1e-09 frames a second at stride 1: must be 0.002"):
+        read_frames(tmp_path)
     with pytest.raises(ValueError, match="1e-09 frames a second at stride 1: must be 0.002"):
         read_clip(str(tmp_path), config, 6, 10)
     assert read_clip(str(tmp_path), dataclasses.replace(config, fps=4.0), 6, 10).fps == 4

@@ -1,30 +1,11 @@
 """LOVEU-TGVE-2023's table and folders, as its own scripts read them, and what is refused."""
 
-import csv
 import pathlib
 
 import pytest
-from PIL import Image
 
 from contextdiff_jax.data.tgve import named_video, read_tgve
-
-COLUMNS = ("Video name", "Our GT caption", "Style Change Caption", "Object Change Caption")
-COLUMNS += ("Background Change Caption", "Multiple Changes Caption")
-STUNT = ("stunt", "A man, jumping.", "A man, oil.", "A dog.", "A man on the moon.", "A dog, oil. ")
-FISH = ("gold-fish", "Fish.", "Fish, oil.", "Sharks.", "Fish in a bowl.", "Sharks, oil.")
-# As the spreadsheet is: a heading above each group, and empty rows between them.
-ROWS = (("DAVIS Videos:",), STUNT, (), ("Youtube Videos:", "", ""), FISH, ("", ""))
-
-
-def write(folder, rows=ROWS, columns=COLUMNS):
-    for group, name in (("DAVIS_480p", "stunt"), ("youtube_480p", "gold-fish")):
-        frames = folder / group / "480p_frames" / name
-        frames.mkdir(parents=True)
-        for number in range(3):
-            Image.new("RGB", (48, 48), (80 * number, 90, 20)).save(frames / f"{number:05d}.jpg")
-    with (folder / "LOVEU-TGVE_2023_data.csv").open("w", encoding="utf-8-sig") as file:
-        csv.writer(file).writerows([columns, *rows])
-    return str(folder)
+from tests.fixtures.tgve import COLUMNS, FISH, STUNT, write
 
 
 def test_videos_and_prompts_of_the_table(tmp_path):

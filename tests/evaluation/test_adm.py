@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import linalg, special
 
 from contextdiff_jax.data.config import DataConfig, ScenesConfig
-from contextdiff_jax.evaluation import adm, extraction, inception_score
+from contextdiff_jax.evaluation import adm, adm_batches, extraction, inception_score
 from contextdiff_jax.evaluation.adm_batches import read_batch, write_batch
 from contextdiff_jax.evaluation.evaluation import Settings
 from contextdiff_jax.evaluation.features import FeatureFiles
@@ -125,9 +125,33 @@ GOOD = {
 
 
 def test_moments_of_a_reference_are_read(tmp_path):
-    np.savez(tmp_path / "reference.npz", **GOOD)
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 3), np.uint8)
+    np.savez(tmp_path / "reference.npz", **GOOD | {"arr_0": np.asfortranarray(pictures)})
     found = read_batch(tmp_path / "reference.npz")
     assert found.pooled.mean.shape == (5,) and found.spatial.covariance.shape == (7, 7)
+    np.testing.assert_array_equal(found.pictures, pictures)
+    assert found.pictures.data.c_contiguous  # as its digest needs
+
+
+def test_a_batch_may_be_as_large_as_that_of_512_pixels(tmp_path, monkeypatch):
+    """Ten thousand of them are more than other files of arrays may have."""
+    assert adm_batches._MOST_BYTES > 10_000 * 512 * 512 * 3
+    np.savez(tmp_path / "reference.npz", **GOOD)
+    monkeypatch.setattr(adm_batches, "_MOST_BYTES", 100)
+    with pytest.raises(ValueError, match="arr_0 claims to be uint8 of .* more than 100 bytes"):
+        read_batch(tmp_path / "reference.npz")
+
+
+def test_moments_of_other_maps_are_refused(tmp_path):
+    """Of either kind, before anything is drawn."""
+    widths = {"spatial": 7}
+    network = types.SimpleNamespace(dimension=5, width=widths.get)
+    np.savez(tmp_path / "reference.npz", **GOOD)
+    batch = read_batch(tmp_path / "reference.npz")
+    adm._check_width(batch, network, "r.npz")
+    widths["spatial"] = 2023
+    with pytest.raises(ValueError, match="r.npz: mu_s has 7 features, --features gives 2023"):
+        adm._check_width(batch, network, "r.npz")
 
 
 @pytest.mark.parametrize(
@@ -139,6 +163,9 @@ def test_moments_of_a_reference_are_read(tmp_path):
         ({"sigma_s": None}, "it has mu, but not sigma_s"),
         ({"sigma": np.eye(4)}, r"mu has shape \(5,\), sigma \(4, 4\)"),
         ({"mu_s": np.full(7, np.nan)}, "mu_s must hold finite floats"),
+        ({"sigma": np.full((5, 5), 1e300)}, r"sigma must hold numbers of at most 1e\+09"),
+        ({"sigma": np.eye(5, k=1)}, "sigma must be symmetric, with variances of at least 0"),
+        ({"sigma_s": -np.eye(7)}, "sigma_s must be symmetric, with variances of at least 0"),
     ],
 )
 def test_what_is_no_batch_is_refused(changes, sentence, tmp_path):
@@ -159,7 +186,7 @@ class Evaluation:
 
     def __init__(self, settings, classes):
         self.settings, self.output, self.watch = settings, epath.Path(settings.output), Watch()
-        task = types.SimpleNamespace(classes=classes)
+        task = types.SimpleNamespace(class_names=classes)
         self.config = types.SimpleNamespace(runs={"base": types.SimpleNamespace(task=task)})
         self.classes = classes
 

@@ -19,7 +19,7 @@ from contextdiff_jax.evaluation.feature_networks import FeatureNetwork
 from contextdiff_jax.evaluation.results import read_results
 from contextdiff_jax.generation.tgve_submission import write_submission
 from contextdiff_jax.spaces.clips import write_frames
-from tests.data.test_tgve import STUNT, write
+from tests.fixtures.tgve import STUNT, write
 
 FRAMES, SIDE = 3, 32
 CAPTION, PROMPT = "a red circle left of a blue square", "two cats asleep on a sofa"
@@ -177,6 +177,12 @@ def test_what_cannot_be_measured_is_refused_before_any_work(clip, measured, tmp_
     settings, (source, ours, _) = measured
     short = write_edit(tmp_path / "short", source, ours[:1])
     odd = write_edit(tmp_path / "odd", source, ours, clip=3)
+    away = write_edit(tmp_path / "away", source, ours, clip="clips/..")
+    gone = write_edit(tmp_path / "gone", source, ours)
+    (tmp_path / "gone/00/frames").rename(tmp_path / "moved")
+    (tmp_path / "gone/00/frames").write_text("a file")
+    for seed in "01":
+        write_edit(tmp_path / "seeds" / seed, source, ours)
     (tmp_path / "empty").mkdir()
     write_frames(tmp_path / "masks/park", source[:2])
     for change, sentence in (
@@ -187,6 +193,13 @@ def test_what_cannot_be_measured_is_refused_before_any_work(clip, measured, tmp_
         ({"edits": (("a", str(tmp_path / "empty")),)}, "holds no edits: must have NN/edit.json"),
         ({"edits": (("a", short),)}, "frames' has 1 frames: must be 2 to 3, as its source has"),
         ({"edits": (("a", odd),)}, "edit.json': clip = 3: must be a text"),
+        ({"edits": (("a", away),)}, "edit.json': clip = .*: must be a clip's path"),
+        ({"edits": (("a", gone),)}, "gone/00/frames: no such folder"),
+        ({"edits": (("../a", short),)}, "--edits=../a=.*: the label must be the name of a folder"),
+        (
+            {"edits": (("a", str(tmp_path / "seeds")),)},
+            "0/00/frames' and .*1/00/frames' are of one clip and prompt: must be one for each",
+        ),
         ({"clip": ""}, "--clip is missing: --what=video needs a CLIP folder"),
         ({"pick_score": "no/weights"}, "--pick_score=no/weights: no such folder"),
         ({"masks": str(tmp_path)}, "has no folder of a clip: must have some of park"),

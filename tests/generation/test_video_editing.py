@@ -31,7 +31,7 @@ from contextdiff_jax.networks.video_config import VideoConfig
 from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.system.interruption import Watch
 from contextdiff_jax.tasks.clip_adapter import colours_of, fit_colours
-from tests.data.test_tgve import write as write_tgve
+from tests.fixtures.tgve import write as write_tgve
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -188,10 +188,14 @@ def test_the_same_command_draws_what_is_missing(edits, monkeypatch):
     before = (output / "01/frames/003.png").read_bytes()
     (output / "01/edit.json").unlink()
     (output / "01/frames/003.png").unlink()
+    remains = [f"{place}/{'0' * 32}.tmp" for place in ("01", "01/frames", "00/heatmaps", "source")]
+    for name in remains:  # as a killed writer leaves them
+        (output / name).write_text("")
     kept = (output / "00/edit.json").stat().st_mtime_ns
     edit_clip(editor, wanted, output, 0, Watch())
     assert (output / "01/frames/003.png").read_bytes() == before
     assert (output / "00/edit.json").stat().st_mtime_ns == kept
+    assert not list(output.rglob("*.tmp"))
     monkeypatch.setattr(editor, "invert", None)  # nothing is missing: nothing is computed
     edit_clip(editor, wanted, output, 0, Watch())
     other = dataclasses.replace(wanted, source="a blue square")

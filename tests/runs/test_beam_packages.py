@@ -16,6 +16,7 @@ def dist(tmp_path):
     for name in (WHEEL, "contextdiff_jax-0.0.1-py3-none-any.whl", "other-2.0-py3-none-any.whl"):
         with zipfile.ZipFile(tmp_path / name, "w") as file:
             file.writestr("a.py", "")
+    (tmp_path / "renamed.whl").write_bytes((tmp_path / WHEEL).read_bytes())
     (tmp_path / "cut.whl").write_bytes((tmp_path / WHEEL).read_bytes()[:20])
     (tmp_path / "contextdiff_jax-0.1.0.tar.gz").write_bytes(b"")
     return tmp_path
@@ -27,6 +28,7 @@ def dist(tmp_path):
         (["--extra_package={dist}/none.whl"], "none.whl: no such file"),
         (["--extra_package", "{dist}/none.whl"], "none.whl: no such file"),
         (["--extra_package={dist}/cut.whl"], "cut.whl: must be a wheel, as pip wheel --no-deps"),
+        (["--extra_package={dist}/renamed.whl"], "renamed.whl: must be a wheel, as pip wheel"),
         (["--extra_package={dist}/contextdiff_jax-0.1.0.tar.gz"], "tar.gz: must be a wheel, as"),
         (["--extra_package={dist}"], ": must be a wheel, as"),
         (["--extra_package"], "--extra_package=: no such file"),

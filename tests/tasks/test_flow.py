@@ -31,6 +31,7 @@ from contextdiff_jax.tasks.flow_objective import draw_times, flow_loss
 from contextdiff_jax.tasks.objective import Draw
 from contextdiff_jax.tasks.whitening import NAME, fit, moments
 from contextdiff_jax.training.parameter_names import by_name
+from tests.tasks.small_denoiser import Small, random_batch
 
 # -- the objective --------------------------------------------------------------------------------
 
@@ -135,28 +136,10 @@ def flow_config(**settings):
     return dataclasses.replace(config, use_adapter=False, runs=runs)
 
 
-class Small(nn.Module):
-    """A denoiser that compiles at once: one convolution, and what it sees of the class."""
-
-    config: int = 0
-
-    @nn.compact
-    def __call__(self, x, t, text, text_mask, keep=None):
-        seen = text[:, 0] if keep is None else jnp.where(keep[:, None], text[:, 0], 0.0)
-        context = nn.Dense(x.shape[-1])(seen) + jnp.cos(t / 300)[:, None]
-        return nn.Conv(x.shape[-1], (3, 3))(x) + context[:, None, None]
-
-
 def make_flow(source=None, **settings):
     """Returns the task of a config, with a small denoiser."""
     task = build_task(flow_config(**settings), "base", None, source)
     return dataclasses.replace(task, denoiser=Small())
-
-
-def random_batch(task, count=4):
-    side = task.resolution
-    images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
-    return {"image": images} | task.collate([classes.SCENES[n] for n in range(count)])
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from contextdiff_jax.tasks.flow_config import FlowConfig, MeanFlowConfig
 from contextdiff_jax.tasks.flow_objective import flow_loss
 from contextdiff_jax.tasks.mean_flow_objective import draw_steps, mean_flow_loss
 from contextdiff_jax.tasks.objective import Draw
-from tests.tasks.test_flow import Small, random_batch
+from tests.tasks.small_denoiser import Small, random_batch
 
 T = 1000
 MEAN, STD = 0.4, 0.3  # of the data, a Gaussian at each value
