@@ -125,7 +125,9 @@ def _stage(trained: Trained, name: str) -> str:
 def _measures(trained: Trained) -> str:
     """The last logged metrics of each stage: of training, which is no evidence of quality."""
     rows = []
-    for name in trained.stages:
+    for name, metadata in trained.stages.items():
+        if not metadata["step"]:
+            continue  # not trained: what lies at its place in the folder is of another run
         last = _last_row(trained.workdir / name / METRICS)
         rows += [(f"{name}: {key}", value) for key, value in last.items()]
     note = "Of training, at the last logged step. A small loss is no evidence of good pictures."

@@ -35,6 +35,12 @@ def test_the_last_logged_metrics_are_shown(trained):
     assert "| step | 4 of 4, 8 pictures each |" in text and "| samples | 9 |" in text
 
 
+def test_an_untrained_stage_has_no_metrics_of_another_run_there(trained):
+    begun = {"base": {**trained.stages["base"], "step": 0}}
+    text = card(dataclasses.replace(trained, stages=begun), "contextdiff")
+    assert "| step | 0 of 4" in text and "None was logged." in text and "0.25" not in text
+
+
 def test_a_card_is_replaced_until_somebody_makes_it_theirs(trained, tmp_path, caplog):
     output = epath.Path(tmp_path / "export")
     output.mkdir()
