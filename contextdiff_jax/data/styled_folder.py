@@ -96,7 +96,7 @@ class StyledFolderSource:
         target, size = self._folder.with_size(self._rows[index])
         query, context = self.chosen(index)
         [(picture, other)] = self._read([query], target.key)
-        if not _same_shape(size, other):
+        if self._config.resize_mode != "stretch" and not _same_shape(size, other):
             raise DamagedSample(target.key, SHAPE)
         shown = [picture for picture, _ in self._read(context, target.key)]
         maps = {"query": picture, "context": np.stack(shown, axis=2)}

@@ -17,7 +17,7 @@ from contextdiff_jax.diffusion import marginals, predictions, steps
 from contextdiff_jax.diffusion.marginals import Biased
 from contextdiff_jax.diffusion.predictions import PredictionKind
 from contextdiff_jax.diffusion.schedules import Schedule, expand
-from contextdiff_jax.diffusion.shapes import Bias, Data, Time
+from contextdiff_jax.diffusion.shapes import Bias, Data, Time, Told
 
 Keep = jax.Array | Mapping[str, jax.Array]
 Denoise = Callable[[jax.Array, jax.Array, Keep], jax.Array]
@@ -84,8 +84,8 @@ class Process:
         return marginals.diffuse(self.schedule, x0, bias_t, t, noise)
 
     @staticmethod
-    def predict(denoise: Denoise, x: Data, t: Time, keep: Keep) -> Data:
-        """Returns the denoiser's prediction in float32 for x (B, ...), integer t () or (B,)."""
+    def predict(denoise: Denoise, x: Data, t: Told, keep: Keep) -> Data:
+        """Returns the denoiser's prediction in float32 for x (B, ...), t () or (B,) in 1..T."""
         return checked_prediction(denoise(x, jnp.full(x.shape[:1], t, jnp.float32), keep), x)
 
     def target(self, x0: Data, x_t: Data, t: Time) -> Data:

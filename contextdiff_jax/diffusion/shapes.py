@@ -15,6 +15,7 @@ Bias = Float[ArrayLike, "..."]  # broadcasts to data, as the checked result show
 Values = Float[ArrayLike, "*values"]  # alike, of any shape
 PerExample = Float[Array, "batch"]
 Time = Int[ArrayLike, ""] | Int[ArrayLike, "batch"]  # one for all, or one per example
+Told = Shaped[ArrayLike, ""] | Shaped[ArrayLike, "batch"]  # a Time, or one between two of them
 Factor = Float[Array, ""] | Float[Array, "batch *#data"]  # of a Time, as data takes it
 
 Times = Shaped[ArrayLike, "*#times"]  # of any shape

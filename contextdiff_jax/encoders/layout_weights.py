@@ -19,6 +19,7 @@ from contextdiff_jax.networks.layout_transformer import LayoutTransformer, Layou
 
 PREFIX = "cond_stage_model.transformer."
 _TOKENS, _POSITIONS = f"{PREFIX}token_emb.weight", f"{PREFIX}pos_emb.emb.weight"
+_MOST_LAYERS = 256  # published ones have 16
 _LAYER = re.compile(re.escape(f"{PREFIX}attn_layers.layers.") + r"(\d{1,4})\.")
 
 
@@ -52,6 +53,8 @@ def load_layout_transformer(tensors: Mapping[str, Tensor], where: str) -> dict[s
         raise ValueError(f"{where}: {_TOKENS} and {_POSITIONS} must be there, of two axes each")
     found = (_LAYER.match(name) for name in tensors)
     layers = max((int(match[1]) // 2 + 1 for match in found if match), default=0)
+    if layers > _MOST_LAYERS:
+        raise ValueError(f"{where} has {layers} layers of a layout: must be {_MOST_LAYERS} or less")
     (rows, width), (length, _) = shapes[_TOKENS], shapes[_POSITIONS]
     # How many heads there are shows in no shape.
     config = LayoutTransformerConfig(rows, length, width, layers, heads=1)

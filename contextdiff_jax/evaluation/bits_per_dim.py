@@ -150,7 +150,7 @@ def _measure_of(stage: Stage, settings: LikelihoodSettings) -> BoundMeasure | Od
     if flow is None:
         return BoundMeasure(schedule, visited_times(schedule, settings.num_terms), settings.clip)
     steps, probes = settings.ode_steps or STEPS, settings.probes or PROBES
-    return OdeMeasure(schedule, flow.config.relation, steps, probes)
+    return OdeMeasure(schedule, flow.config.relation, steps, probes, flow.config.mean.guidance)
 
 
 def _check_kind(kind: str, stage: str, settings: LikelihoodSettings) -> None:

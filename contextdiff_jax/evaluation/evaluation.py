@@ -20,7 +20,7 @@ from contextdiff_jax.evaluation.report import write_report
 from contextdiff_jax.evaluation.results import Result, read_results, write_results
 from contextdiff_jax.generation.cascade import Cascade
 from contextdiff_jax.generation.generate import Noise, Pictures, describe, generate
-from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
+from contextdiff_jax.generation.sampler_flags import asked_samplers
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.runs.build import Locate, asked_conditions
 from contextdiff_jax.runs.description import Export
@@ -123,13 +123,18 @@ class Evaluation:
         check_seed(self.settings.seed, "--seed")
         check_seed(self.settings.caption_seed, "--caption_seed")
         if self.settings.export:
-            found = parse_overrides(self.settings.sampler, list(self._export[0].stages))
-            for name, changes in found.items():
-                sampler = overridden(
-                    self.config.runs[name].task.sampler, changes, f"sampler of {name}"
-                )
-                sampler.validate(f"sampler of {name}")
+            self.check_samplers()
             self.stage  # noqa: B018
+
+    def check_samplers(self, guidance: Sequence[float] = ()) -> None:
+        """Raises ValueError for sampler settings that do not serve the export's stages.
+
+        guidance: scales that the first of them is to be drawn at, too.
+        """
+        stages = list(self._export[0].stages)
+        more = [[f"{stages[0]}.guidance_scale={scale}"] for scale in guidance]
+        for settings in ([], *more):
+            asked_samplers(self.config, stages, [*self.settings.sampler, *settings])
 
     @functools.cached_property
     def cascade(self) -> Cascade:

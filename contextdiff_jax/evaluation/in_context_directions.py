@@ -5,7 +5,9 @@ edges, depth and segmentation as files: "edges to photo", "photo to depth". RMSE
 mean over pictures of each one's mean squared error, pixels in 0..1 (Najdenkoska et al. 2024).
 """
 
-from collections.abc import Callable, Iterable
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,9 @@ from contextdiff_jax.evaluation.in_context_held_out import (
 from contextdiff_jax.evaluation.results import Result, Table
 from contextdiff_jax.evaluation.statistics import FeatureStatistics
 
+Direction = tuple[str, str]
+"""The query's style, and the one asked for."""
+
 
 def rmse(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
     """Returns the root of the mean squared error of pairs of pictures (n, H, W, 3) uint8.
@@ -46,21 +51,40 @@ def plan_directions(evaluation: Evaluation) -> Callable[[], Result]:
     """RMSE and Frechet distance of held-out pictures, by direction and by what is given."""
     settings = evaluation.settings
     asked = held_out(evaluation, "directions")
+    measurable([asked.source.styles(place) for place in asked.places])
     folder = clip_folder(evaluation.config, evaluation.locate, settings.clip)
     network = load_networks(settings.features, settings.resize, folder, settings.batch_size).frechet
 
     def work() -> Result:
         examples, directions = asked.written(evaluation)
+        pairs, alone = measurable(directions)
         found = {name: drawn(evaluation, examples, name)[1] for name in (BOTH, CONTEXT, PROMPT)}
         measure = _Measure(evaluation, network, examples)
         values: dict[str, Any] = {}
-        for pair in sorted(set(directions)):
+        for pair in pairs:
             chosen = [number for number, each in enumerate(directions) if each == pair]
             title = " to ".join(pair)
             values[title] = {"count": len(chosen), **measure(chosen, found)}
-        return _result(network, values, asked.protocol(evaluation, examples), evaluation)
+        result = _result(network, values, asked.protocol(evaluation, examples))
+        return dataclasses.replace(result, warnings=(*result.warnings, *alone))
 
     return work
+
+
+def measurable(directions: Sequence[Direction]) -> tuple[list[Direction], list[str]]:
+    """Returns the directions of two pictures or more, sorted, and a warning for each of one.
+
+    A Frechet distance needs two. Raises ValueError where no direction has them.
+    """
+    counts = sorted(collections.Counter(directions).items())
+    found = [pair for pair, count in counts if count > 1]
+    if not found:
+        raise ValueError(
+            f"--what=directions: {len(directions)} examples, each of another direction: must be "
+            "more; give a larger --count, or a folder with more pictures"
+        )
+    alone = [" to ".join(pair) for pair, count in counts if count == 1]
+    return found, [f"{title} has 1 picture, a distance needs 2: left out" for title in alone]
 
 
 class _Measure:
@@ -92,9 +116,7 @@ class _Measure:
         return found
 
 
-def _result(
-    network: FeatureNetwork, values: dict[str, Any], protocol: dict, evaluation: Evaluation
-) -> Result:
+def _result(network: FeatureNetwork, values: dict[str, Any], protocol: dict) -> Result:
     columns, rows = ("direction", "given", "count", "RMSE", network.distance_name), []
     for title, found in values.items():
         for name in (BOTH, CONTEXT, PROMPT):

@@ -68,6 +68,7 @@ def plan_styles(evaluation: Evaluation) -> Callable[[], Result]:
     """Style and nearness of pictures of held-out things, for prompt, context and both."""
     settings = evaluation.settings
     asked = held_out(evaluation, "styles")
+    train = StyledFolderSource(dataclasses.replace(asked.data, split="train"), SkipReport())
     folder = clip_folder(evaluation.config, evaluation.locate, settings.clip)
     clip = load_networks("clip", settings.resize, folder, settings.batch_size).clip
     lpips, identity = None, ""
@@ -82,12 +83,14 @@ def plan_styles(evaluation: Evaluation) -> Callable[[], Result]:
 
     def work() -> Result:
         examples, directions = asked.written(evaluation)
-        classifier = _trained(asked)
+        classifier = _trained(train, asked.data.reading_threads)
         networks = _Networks(classifier, clip, lpips, settings.batch_size)
         styles = [style for _, style in directions]
         sets: dict[str, tuple[str, Pictures]] = {}
-        for most in range(1, asked.data.context + 1):
-            sets[f"context of {most}"] = drawn(evaluation, examples, CONTEXT, most)
+        every = asked.data.context
+        for most in range(1, every + 1):
+            shown = None if most == every else most  # all of them other measures draw, too
+            sets[f"context of {most}"] = drawn(evaluation, examples, CONTEXT, shown)
         sets[PROMPT] = drawn(evaluation, examples, PROMPT)
         sets[BOTH] = drawn(evaluation, examples, BOTH)
         values = {
@@ -115,16 +118,20 @@ def _distance(params: dict) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     return lambda first, second: np.asarray(distance(first, second))
 
 
-def _trained(asked: HeldOut) -> StyleClassifier:
-    """Returns a classifier of the things that are not held out."""
-    data = dataclasses.replace(asked.data, split="train")
-    source, report = StyledFolderSource(data, SkipReport()), SkipReport()
+def _trained(source: StyledFolderSource, threads: int) -> StyleClassifier:
+    """Returns a classifier of the source's things, those that are not held out.
+
+    Raises ValueError where none of their pictures can be read, or all are in one style.
+    """
+    report = SkipReport()
     order = np.random.default_rng(0).permutation(len(source))[:_TRAINED_ON].tolist()
     found = [
         (example.image, source.styles(place)[1])
-        for batch in one_pass(source, order, 64, report, data.reading_threads)
+        for batch in one_pass(source, order, 64, report, threads)
         for place, example in batch
     ]
+    if not found:
+        raise ValueError(f"no usable sample in {source.name}: {'; '.join(report.summary())}")
     pictures, styles = zip(*found, strict=True)
     return train_classifier(np.stack(pictures), styles)
 

@@ -20,6 +20,7 @@ from contextdiff_jax.evaluation.ode_likelihood import (
 from contextdiff_jax.evaluation.results import Result
 
 STEPS, PROBES = 40, 2  # where nothing was asked for
+GUIDED = "the network has learned guidance: this is the density of guided pictures, not the data's"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +47,16 @@ class OdeRows(ImageRows):
 
 @dataclasses.dataclass(frozen=True)
 class OdeMeasure:
-    """path: the task's. relation: its name, for the record. steps, probes: of `ode_terms`."""
+    """path: the task's. relation: its name, for the record. steps, probes: of `ode_terms`.
+
+    guidance: what the network has learned with its velocity; 1 for none.
+    """
 
     path: LinearPath
     relation: str
     steps: int
     probes: int
+    guidance: float = 1.0
 
     rows: ClassVar[type[OdeRows]] = OdeRows
     what: ClassVar[str] = "the density"
@@ -63,8 +68,10 @@ class OdeMeasure:
 
     def protocol(self) -> dict[str, Any]:
         """Returns what the numbers depend on beside the stage, the data and the seed."""
+        learned = "no" if self.guidance == 1 else f"the network's own {self.guidance:g} as"
         return {
-            "density": "of the flow's ODE, the velocity below the first time held, no guidance",
+            "density": "of the flow's ODE, the velocity below the first time held, "
+            f"{learned} guidance",
             "dequantization": "uniform, one draw per image: (v + U - 1/2) / 127.5 - 1, U in [0, 1)",
             "unit": "bits per dimension of 8-bit values: an upper bound of -log2 P",
             "solver": "RK4 from t = 0 to 1, cube roots of t evenly spaced",
@@ -101,4 +108,5 @@ class OdeMeasure:
             f"{values['prior']:.4f}, volume {values['volume']:.4f}, bins {BITS_OF_A_BIN:.4f}.",
             values=values,
             protocol=described,
+            warnings=() if self.guidance == 1 else (GUIDED,),
         )

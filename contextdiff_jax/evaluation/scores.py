@@ -249,6 +249,7 @@ def plan_sweep(evaluation: Evaluation) -> Callable[[], Result]:
     scales = evaluation.settings.guidance
     if len(set(scales)) < len(scales) or len(scales) < 2 or min(scales) < 0:
         raise ValueError(f"--guidance={scales}: must be at least two different numbers, none < 0")
+    evaluation.check_samplers(scales)
     scorer = Scorer(evaluation, {}, None)
 
     def work() -> Result:

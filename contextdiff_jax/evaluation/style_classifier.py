@@ -70,12 +70,7 @@ def train_classifier(pictures: np.ndarray, styles: Sequence[str]) -> StyleClassi
         raise ValueError(
             f"styles of the training pictures: {', '.join(names) or '(none)'}: must be two or more"
         )
-    images = np.concatenate(
-        [
-            _shrunk(pictures[start : start + _AT_A_TIME])
-            for start in range(0, len(pictures), _AT_A_TIME)
-        ]
-    )
+    images = _shrunk(pictures)
     labels = np.array([names.index(style) for style in styles])
     network, rng = _Network(len(names)), np.random.default_rng(0)
     optimizer = optax.adam(optax.cosine_decay_schedule(_RATE, _STEPS))

@@ -24,7 +24,7 @@ from contextdiff_jax.conditions.requests import (
 from contextdiff_jax.config import Config, SamplesConfig
 from contextdiff_jax.generation.filtered import Shown, filtered
 from contextdiff_jax.generation.request_files import write_requests
-from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
+from contextdiff_jax.generation.sampler_flags import asked_samplers, overridden, parse_overrides
 from contextdiff_jax.generation.stage_weights import check_weights
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.audit import audit, report
@@ -112,7 +112,7 @@ class Cascade:
         device holds them whole, and a warning says so. Stages share their encoders.
 
         Raises CheckpointError when the encoders found are not the ones trained with, ValueError
-        for a description that is not allowed, a sampler setting that does not exist, or weights
+        for a description that is not allowed, a sampler that is not there or not of it, or weights
         that are not finite, do not fit their networks, or cannot fit the devices.
         """
         export, locate = opened or read_export(folder)
@@ -120,7 +120,7 @@ class Cascade:
         if dtype is not None:
             config = dataclasses.replace(config, dtype=dtype)
         mesh = _sampling_mesh(config)
-        overrides = parse_overrides(sampler, list(export.stages))
+        samplers = asked_samplers(config, list(export.stages), sampler)
         config = _for_this_machine(config)
         encoders = LoadedEncoders(config, locate)
         placed = Placed(config.mesh, mesh)
@@ -133,9 +133,7 @@ class Cascade:
             weights = _load_weights(folder, name, boxed)
             params = placed.add(name, weights, lambda boxed=boxed: boxed)
             del weights  # of two large stages one at a time
-            sampler = config.runs[name].task.sampler
-            sampler = overridden(sampler, overrides[name], f"sampler of {name}")
-            stages.append(Stage(name, task, params, frozen, sampler, mesh))
+            stages.append(Stage(name, task, params, frozen, samplers[name], mesh))
         placed.describe()
         return cls(stages, mesh, config.samples)
 

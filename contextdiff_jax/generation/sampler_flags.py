@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from contextdiff_jax.config import read_section
+from contextdiff_jax.config import Config, read_section
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.system.suggestions import nearest
 
@@ -39,6 +39,22 @@ def parse_overrides(settings: Sequence[str], stages: Sequence[str]) -> dict[str,
 def overridden(sampler: SamplerConfig, changes: Mapping[str, Any], where: str) -> SamplerConfig:
     """Returns the sampler with some fields changed, each checked for its type and choices."""
     return read_section(SamplerConfig, dataclasses.asdict(sampler) | dict(changes), where)
+
+
+def asked_samplers(
+    config: Config, stages: Sequence[str], settings: Sequence[str]
+) -> dict[str, SamplerConfig]:
+    """Returns the sampler of each stage, with these settings.
+
+    Raises ValueError for settings that are not allowed, or do not serve a stage's process.
+    """
+    found = {}
+    for name, changes in parse_overrides(settings, stages).items():
+        task, where = config.runs[name].task, f"sampler of {name}"
+        found[name] = overridden(task.sampler, changes, where)
+        found[name].validate(where)
+        task.check_sampler(found[name], where, config.use_adapter)
+    return found
 
 
 def typed(text: str) -> Any:

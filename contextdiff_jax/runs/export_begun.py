@@ -51,10 +51,11 @@ def export_begun(
 
 def _run(config: Config) -> str:
     names = diffusion_runs(config)
-    if len(names) != 1 or not config.runs[names[0]].start_from.path:
+    paths = [config.runs[name].start_from.path for name in names]
+    if len(names) != 1 or not paths[0] or paths[0].startswith(RUN_PREFIX):
         raise ValueError(
             f"config.pipeline draws by {', '.join(names) or '(no run)'}: must be one run, with a "
-            "start_from.path, to be exported before it is trained"
+            "folder in its start_from.path, to be exported before it is trained"
         )
     for ref in references(config):
         if ref.path.startswith(RUN_PREFIX):

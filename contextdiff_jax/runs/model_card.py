@@ -15,6 +15,7 @@ from etils import epath
 from contextdiff_jax.config import Config
 from contextdiff_jax.system.atomic_write import written_whole
 from contextdiff_jax.system.printable import printable
+from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.training.metrics import FILE as METRICS
 
 NAME = "README.md"
@@ -114,7 +115,7 @@ def _stage(trained: Trained, name: str) -> str:
     process, sampler = getattr(run.task, "diffusion", None), getattr(run.task, "sampler", None)
     if process is not None:
         rows += [
-            ("process", f"{process.schedule}, {process.num_steps} steps, {process.prediction}"),
+            ("process", f"{_path(process)}, {process.num_steps} steps, {process.prediction}"),
             ("sampler", f"{sampler.name}, {sampler.num_steps} steps"),
             ("guidance", f"{sampler.guidance_scale:g}"),
         ]
@@ -122,10 +123,20 @@ def _stage(trained: Trained, name: str) -> str:
     return f"### {name}\n\n" + _table(("", "what"), rows)
 
 
+def _path(process: DiffusionConfig) -> str:
+    """Returns the schedule of noise; a flow has none."""
+    if process.kind == "vp":
+        return process.schedule
+    learned = "mean velocities" if process.mean else "velocities"
+    return f"flow matching of {learned}, relation {process.flow.relation}"
+
+
 def _measures(trained: Trained) -> str:
     """The last logged metrics of each stage: of training, which is no evidence of quality."""
     rows = []
-    for name in trained.stages:
+    for name, metadata in trained.stages.items():
+        if not metadata["step"]:
+            continue  # not trained: what lies at its place in the folder is of another run
         last = _last_row(trained.workdir / name / METRICS)
         rows += [(f"{name}: {key}", value) for key, value in last.items()]
     note = "Of training, at the last logged step. A small loss is no evidence of good pictures."

@@ -223,7 +223,12 @@ class DiffusionTaskConfig(TaskConfig):
                 f"{where}.diffusion.flow.relation = 'whitening': must be another in latents, it is "
                 "fitted to pictures"
             )
-        self._check_sampler(where, use_adapter)
+        if self.diffusion.kind == "flow" and use_adapter:
+            raise ValueError(
+                f"{where}.diffusion.kind = 'flow': not with config.use_adapter = True, the "
+                "paper's adapter is of kind 'vp'; give --config.use_adapter=False"
+            )
+        self.check_sampler(self.sampler, f"{where}.sampler", use_adapter)
         self._check_steps(where, data.resolution)
         for section, network in networks.items():
             if section == "adapter" and not use_adapter:
@@ -239,19 +244,14 @@ class DiffusionTaskConfig(TaskConfig):
                 side = f"{where.rpartition('.')[0]}.data.resolution (for {section})"
                 network.check_resolution(data.resolution, side)
 
-    def _check_sampler(self, where: str, use_adapter: bool) -> None:
-        """The sampler must serve the process."""
+    def check_sampler(self, sampler: SamplerConfig, where: str, use_adapter: bool) -> None:
+        """Raises ValueError where a sampler, by its name `where`, does not serve the process."""
         if self.diffusion.kind == "flow":
-            if use_adapter:
-                raise ValueError(
-                    f"{where}.diffusion.kind = 'flow': not with config.use_adapter = True, the "
-                    "paper's adapter is of kind 'vp'; give --config.use_adapter=False"
-                )
-            self.sampler.check_flow(f"{where}.sampler", self.diffusion.flow.straight)
+            sampler.check_flow(where, self.diffusion.flow.straight)
             guided = self.diffusion.flow.mean.guidance != 1
-            self.sampler.check_mean_flow(f"{where}.sampler", self.diffusion.mean, guided)
+            sampler.check_mean_flow(where, self.diffusion.mean, guided)
         else:
-            self.sampler.check_schedule(f"{where}.sampler", use_adapter)
+            sampler.check_schedule(where, use_adapter)
 
     def _check_steps(self, where: str, resolution: int) -> None:
         """Everything that samples must find its times on the run's schedule."""

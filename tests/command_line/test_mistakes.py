@@ -113,8 +113,8 @@ MISTAKES = [
     (
         "main",
         [QUICK, "--workdir={tmp}/w", "--config.runs.base.task.sampler.name=dimm"],
-        "sampler.name = 'dimm': must be one of ddpm, ddim, dpm_solver++, plms, euler, heun, ab2; "
-        "did you mean ddim?",
+        "sampler.name = 'dimm': must be one of ddpm, ddim, dpm_solver++, plms, euler, heun, ab2, "
+        "mean_flow; did you mean ddim?",
     ),
     (
         "main",

@@ -101,6 +101,8 @@ def test_a_query_of_another_size_is_one_unless_it_lies_elsewhere(config, tmp_pat
     Image.open(query).resize((24, 12)).save(query)
     with pytest.raises(DamagedSample, match="query is not as wide for its height"):
         source[index]
+    stretched = open_source(dataclasses.replace(config, resize_mode="stretch"))
+    np.testing.assert_array_equal(stretched[index].maps["query"], expected.maps["query"])
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
+from contextdiff_jax.encoders import single_file as single_files
 from contextdiff_jax.encoders.clip import TextTower
 from contextdiff_jax.encoders.config import STABLE_DIFFUSION_1_TEXT, STABLE_DIFFUSION_2_TEXT
+from contextdiff_jax.encoders.controlnet_weights import load_controlnet, read_controlnet
 from contextdiff_jax.encoders.latent_weights import load_first_stage, load_unet
 from contextdiff_jax.encoders.single_file import (
     load_class_embedding,
@@ -61,6 +63,29 @@ def test_a_single_file_of_ldm_holds_the_same_unet(
     )
     with pytest.raises(ValueError, match="no moving average, names below model_ema"):
         load_single_file_unet(tmp_path / "model.safetensors", config, average=True)
+
+
+def test_a_single_file_of_controlnet_holds_unet_and_branch(latent_oracles, tmp_path, monkeypatch):
+    import diffusers
+
+    from tests.encoders import compvis_layout, controlnet_folder
+    from tests.encoders.latent_oracles import UNET_1, randomized
+
+    model = randomized(diffusers.UNet2DConditionModel(**UNET_1), 6)
+    model.save_pretrained(tmp_path / "unet")
+    branch = controlnet_folder.model(layers_per_block=2, hint=(4, 6, 8, 10))
+    branch.save_pretrained(tmp_path / "controlnet")
+    path = controlnet_folder.write_single_file(tmp_path / "model.safetensors", branch)
+    save_file({**load_file(path), **compvis_layout.unet_tensors(model)}, path)
+    config, unet = load_unet(tmp_path / "unet")
+    control = load_controlnet(
+        tmp_path / "controlnet", read_controlnet(tmp_path / "controlnet", config)
+    )
+    monkeypatch.setattr(single_files, "_UNETS", (lambda: config,))
+    found = single_files.single_file_weights(path)
+    assert found.keys() == {"denoiser"}
+    latent_oracles.assert_same(found["denoiser"].pop("control"), control)
+    latent_oracles.assert_same(found["denoiser"], unet)
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -13,7 +13,7 @@ from contextdiff_jax.conditions.condition import Condition, Given
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.diffusion.linear_path import LinearPath
 from contextdiff_jax.diffusion.process import Process
-from contextdiff_jax.evaluation.bits_per_dim import LikelihoodSettings, bits_per_dim
+from contextdiff_jax.evaluation.bits_per_dim import LikelihoodSettings, _measure_of, bits_per_dim
 from contextdiff_jax.evaluation.bound_rows import read_rows
 from contextdiff_jax.evaluation.bound_terms import bound_terms
 from contextdiff_jax.evaluation.ode_likelihood import dequantized
@@ -23,7 +23,7 @@ from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.system.interruption import Interrupted, Watch
 from contextdiff_jax.tasks.flow import Flow
-from contextdiff_jax.tasks.flow_config import FlowConfig
+from contextdiff_jax.tasks.flow_config import FlowConfig, MeanFlowConfig
 
 COUNT, DAMAGED = 11, 4
 
@@ -220,6 +220,16 @@ def test_a_flow_is_measured_by_its_ode_after_a_stop_too(flow_stage, data, tmp_pa
     ):
         with pytest.raises(ValueError, match=sentence):
             evaluate(flow_stage, data, tmp_path, seed=5, **options)
+
+
+def test_the_density_of_a_network_with_learned_guidance_says_so(flow_stage):
+    rows = OdeRows(np.arange(2), np.ones(2), np.ones((2, 1)))
+    for guidance, sentence in ((1.0, "held, no guidance"), (2.5, "held, the network's own 2.5 as")):
+        flow = Flow(FlowConfig(mean=MeanFlowConfig(guidance=guidance)))
+        task = dataclasses.replace(flow_stage.task, flow=flow)
+        measure = _measure_of(dataclasses.replace(flow_stage, task=task), LikelihoodSettings())
+        assert sentence in measure.protocol()["density"]
+        assert bool(measure.result(rows, {}).warnings) == (guidance != 1)
 
 
 def test_the_probes_error_is_of_the_mean_over_images():

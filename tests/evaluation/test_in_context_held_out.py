@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import types
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from contextdiff_jax.data.config import DataConfig, StylesConfig
 from contextdiff_jax.data.example import SkipReport
 from contextdiff_jax.data.styled_folder import StyledFolderSource
-from contextdiff_jax.evaluation import in_context_held_out, style_classifier
+from contextdiff_jax.evaluation import in_context_held_out, in_context_styles, style_classifier
 from contextdiff_jax.evaluation.evaluation import Evaluation, Settings
 from contextdiff_jax.evaluation.in_context_directions import plan_directions, rmse
 from contextdiff_jax.evaluation.in_context_examples import written_examples
@@ -112,7 +113,7 @@ def test_true_pictures_and_queries_are_known_for_what_they_are(known, shared_dat
         assert values["the true picture"][name] == pytest.approx(0, abs=1e-5)
         assert values["the query itself"][name] > 1e-3
     shown = {folder: {len(r["context"] or ()) for r in evaluation.asked[folder]} for folder in (
-        "held_out_context_1", "held_out_context_2", "held_out_prompt", "held_out_prompt_and_context"
+        "held_out_context_1", "held_out_context", "held_out_prompt", "held_out_prompt_and_context"
     )}  # fmt: skip
     assert list(shown.values()) == [{1}, {2}, {0}, {2}]
     assert all(r["query"] for requests in evaluation.asked.values() for r in requests)
@@ -144,6 +145,30 @@ def test_directions_have_their_own_error_and_distance(known):
         expected = np.sqrt(np.mean(each))
         assert found.values[title]["context"]["RMSE"] == pytest.approx(expected)
     assert found.warnings and "biased upwards" in found.warnings[0]
+
+
+def test_a_direction_of_one_picture_is_left_out_and_named(known):
+    evaluation = known(target)
+    evaluation.settings = dataclasses.replace(evaluation.settings, count=7)  # of six directions
+    found = plan_directions(evaluation)()
+    counts = [each["count"] for each in found.values.values()]
+    alone = [
+        warning for warning in found.warnings if "has 1 picture, a distance needs 2" in warning
+    ]
+    assert min(counts) >= 2 and alone and sum(counts) + len(alone) == 7
+    evaluation.settings = dataclasses.replace(evaluation.settings, count=1)
+    with pytest.raises(ValueError, match="--what=directions: 1 examples, each of another"):
+        plan_directions(evaluation)
+
+
+def test_a_classifier_without_a_readable_picture_says_so(data, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(data.path, folder)
+    for file in folder.glob("*.png"):
+        file.write_bytes(file.read_bytes()[:30])
+    source = StyledFolderSource(dataclasses.replace(data, path=str(folder)), SkipReport())
+    with pytest.raises(ValueError, match="no usable sample in .*: "):
+        in_context_styles._trained(source, 1)
 
 
 def test_rmse_weighs_every_picture_alike():

@@ -182,13 +182,24 @@ def test_a_file_that_does_not_fit_is_refused_by_name(config, published, tmp_path
         save_file(wrong, tmp_path / "model.safetensors")
         with pytest.raises(ValueError, match=name):
             read_named(epath.Path(tmp_path))
+    many = {**tensors, f"{PREFIX}attn_layers.layers.9998.0": np.zeros(1, np.float32)}
+    save_file(many, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="has 5000 layers of a layout: must be 256 or less"):
+        read_named(epath.Path(tmp_path))
     assert tensors[f"{PREFIX}token_emb.weight"].shape == (VOCABULARY, WIDTH)
 
 
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (lambda run: {"start_from": cfg.WarmStartConfig()}, "must be one run, with a start_from"),
+        (
+            lambda run: {"start_from": cfg.WarmStartConfig()},
+            "must be one run, with a folder in its",
+        ),
+        (
+            lambda run: {"start_from": cfg.WarmStartConfig("run:other")},
+            "must be one run, with a folder in its start_from.path",
+        ),
         (
             lambda run: {"start_from": dataclasses.replace(run.start_from, fresh=("conditions",))},
             "start_from leaves conditions/layout.* as they begin, at random: must take all",

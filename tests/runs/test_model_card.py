@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from etils import epath
 
+from configs import classes
 from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.runs.model_card import Trained, card, write_card
 
@@ -33,6 +34,20 @@ def test_the_last_logged_metrics_are_shown(trained):
     text = card(trained, "contextdiff")
     assert "| base: loss | 0.25 |" in text and "0.9" not in text
     assert "| step | 4 of 4, 8 pictures each |" in text and "| samples | 9 |" in text
+
+
+def test_a_flow_has_no_schedule(trained):
+    assert "| process | cosine, " in card(trained, "contextdiff")
+    values = classes.get_config("scenes_mean_flow")
+    config = dataclasses.replace(from_config_dict(values), model=trained.config.model)
+    text = card(dataclasses.replace(trained, config=config), "contextdiff")
+    assert "| process | flow matching of mean velocities, relation none, 1000 steps, v |" in text
+
+
+def test_an_untrained_stage_has_no_metrics_of_another_run_there(trained):
+    begun = {"base": {**trained.stages["base"], "step": 0}}
+    text = card(dataclasses.replace(trained, stages=begun), "contextdiff")
+    assert "| step | 0 of 4" in text and "None was logged." in text and "0.25" not in text
 
 
 def test_a_card_is_replaced_until_somebody_makes_it_theirs(trained, tmp_path, caplog):

@@ -1,6 +1,7 @@
 """Objective mean_flow: against the closed form, finite differences, and flow matching."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ from contextdiff_jax import config as cfg
 from contextdiff_jax.diffusion.flow import FlowProcess
 from contextdiff_jax.diffusion.linear_path import LinearPath
 from contextdiff_jax.diffusion.relations import Affine, bounded
+from contextdiff_jax.evaluation.evaluation import Evaluation, Settings
+from contextdiff_jax.evaluation.scores import plan_sweep
+from contextdiff_jax.generation.sampler_flags import asked_samplers
 from contextdiff_jax.networks.conditioning import embedded_times
 from contextdiff_jax.networks.config import UNetConfig
 from contextdiff_jax.networks.dot_product_attention import attend
@@ -22,6 +26,7 @@ from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.sampling import loop
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.noise import sample_keys
+from contextdiff_jax.system.interruption import Watch
 from contextdiff_jax.tasks import mean_flow_objective
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.tasks.flow_config import FlowConfig, MeanFlowConfig
@@ -444,6 +449,24 @@ def attending(config, implementation):
 def test_mistakes_name_the_key_the_value_and_what_is_allowed(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         validate(change(mean_config()))
+
+
+def test_a_sampler_is_refused_before_anything_is_loaded_or_drawn(tmp_path):
+    config = mean_config(guidance=2.0)
+    assert asked_samplers(config, ["base"], ["num_steps=4"])["base"].num_steps == 4
+    for setting, sentence in (
+        ("guidance_scale=2", "sampler of base.guidance_scale = 2.*: must be 0 or 1, the network"),
+        ("threshold=static", "sampler of base.threshold = 'static': must be 'none'"),
+        ("name=plms", "sampler of base.name = 'plms': not of kind 'flow'"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            asked_samplers(config, ["base"], [setting])
+    settings = Settings(output=str(tmp_path), export="read before", guidance=(1.0, 2.0))
+    evaluation = Evaluation(settings, Watch())
+    evaluation._export = types.SimpleNamespace(stages={"base": None}, config=config), None
+    evaluation.check()
+    with pytest.raises(ValueError, match="sampler of base.guidance_scale = 2.0: must be 0 or 1"):
+        plan_sweep(evaluation)
 
 
 def test_a_sampler_of_mean_velocities_is_not_of_the_paper_s_process():
