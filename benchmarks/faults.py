@@ -119,8 +119,8 @@ FAULTS = (
     Fault(
         "frechet",  # the root's trace is taken once
         "evaluation/frechet.py",
-        "traces - 2.0 * trace_of_root",
-        "traces - trace_of_root",
+        "traces - 2.0 * roots",
+        "traces - roots",
         ("tests/evaluation/test_frechet.py",),
     ),
 )

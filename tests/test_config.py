@@ -64,7 +64,7 @@ def test_an_unknown_preset_lists_the_known(name):
             "unipc",
             r"name = 'unipc': must be one of ddpm, ddim",
         ),
-        ("runs.base.data.resolution", 17, r"runs.base.data.resolution.*= 17 .*multiple of 2"),
+        ("runs.base.data.resolution", 17, r"runs.base.data.resolution.*= 17: .*multiple of 2"),
         ("runs.base.task.unet.multipliers", 2, r"unet.multipliers = 2: must be a tuple"),
         ("runs.base.task.unet.groups", 5, r"unet.groups = 5: must divide"),
         (

@@ -1,11 +1,13 @@
 """Checks of the networks' configs: messages name the key (`where`.key) and what is allowed."""
 
 
-def check_choice(config: object, where: str, key: str, allowed: tuple[str, ...]) -> None:
+def check_choice(config: object, where: str, key: str, allowed: tuple[str | None, ...]) -> None:
     """Raises ValueError unless the value of `key` is one of `allowed`."""
     value = getattr(config, key)
     if value not in allowed:
-        raise ValueError(f"{where}.{key} = {value!r}: must be one of {', '.join(allowed)}")
+        raise ValueError(
+            f"{where}.{key} = {value!r}: must be one of {', '.join(map(str, allowed))}"
+        )
 
 
 def check_positive(config: object, where: str, *keys: str) -> None:

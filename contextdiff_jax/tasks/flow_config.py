@@ -19,8 +19,8 @@ class MeanFlowConfig:
     draws with it; 1 is none.
     """
 
-    share: float = 0.25
-    power: float = 1.0
+    share: float = dataclasses.field(default=0.25, metadata=most(1))
+    power: float = dataclasses.field(default=1.0, metadata=most(1))
     guidance: float = dataclasses.field(default=1.0, metadata=most(1000))
 
     def validate(self, where: str) -> None:

@@ -292,6 +292,7 @@ class LatentTextToImage(DiffusionTask):
         skipped = self.start.skipped(sampler.num_steps)
         times = sampler.timesteps(process.schedule)
         noise = step_noise(keys, 0, self.space.shape)
+        known = jnp.broadcast_to(known, noise.shape)
         x = process.diffuse(known, 0.0, jnp.asarray(times[skipped]), noise)
         if free is None:
             return {"x_init": x, "skipped": skipped}

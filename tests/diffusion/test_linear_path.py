@@ -43,7 +43,7 @@ def test_an_ancestral_step_of_the_truth_leads_to_the_marginal():
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [((1,), "num_steps = 1: a path"), ((10, 0.0), "shift = 0.0: must be")],
+    [((1,), "num_steps = 1: must be"), ((10, 0.0), "shift = 0.0: must be")],
 )
 def test_what_is_no_path_is_refused(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):

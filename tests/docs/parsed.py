@@ -47,13 +47,13 @@ def check(module, rest: list[str]) -> None:
         unknown = set(flags.FLAGS["what"].value) - set(module.PLANS)
         if unknown:
             raise ValueError(f"--what: no {unknown}")
-    if "config" in flags.FLAGS:
+    if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
         values = flags.FLAGS["config"].value
         if module.__name__ == "contextdiff_jax.edit":
             read_editing_config(values)
             return
         values.data_path = values.data_path or "somewhere"
-        run = flags.FLAGS["run"].value
+        run = flags.FLAGS["run"].value if "run" in flags.FLAGS else None
         validate(from_config_dict(values), run, files=False, platform=None)
 
 

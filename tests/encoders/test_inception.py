@@ -128,7 +128,7 @@ def test_other_files_and_features_are_refused(weights, tmp_path):
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         load_inception(tmp_path / "text.safetensors")
     for features in ((), ("1024",), ("768", "768")):
-        with pytest.raises(ValueError, match="must be some of 64, 192, 768, 2048"):
+        with pytest.raises(ValueError, match="must be some of 64, 192, spatial, 768, 2048"):
             load_inception(weights[0], features)
 
 
@@ -140,5 +140,7 @@ def test_graph_weights_are_read_up_to_768_features(shared_data):
         *("Conv2d_3b_1x1", "Conv2d_4a_3x3"),
     }
     assert identities["192"].startswith("sha256:")
-    with pytest.raises(ValueError, match="features = 2048: .* up to mixed_7: 64, 192, 768"):
+    with pytest.raises(
+        ValueError, match="features = 2048: .* up to mixed_7: 64, 192, spatial, 768"
+    ):
         load_inception(path, ("2048",))

@@ -22,8 +22,8 @@ class Knowing:
 
     video = types.SimpleNamespace(frames=4)
 
-    def apply(self, variables, x, t, context):
-        assert context.shape == (4, 3, 5) and t.shape == (4,)
+    def apply(self, variables, x, t, context, residuals):
+        assert context.shape == (4, 3, 5) and t.shape == (4,) and residuals is None
         self.times = t
         signal, sigma = (
             expand(part(t.astype(jnp.int32)), x) for part in (SCHEDULE.signal, SCHEDULE.sigma)
