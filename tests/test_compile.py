@@ -20,6 +20,7 @@ def compile_command(*flags):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_virtual_devices_give_every_figure(tmp_path):
     output = tmp_path / "clip.json"
     done = compile_command(*CLIP, "--topology=cpu:8", "--config.mesh.fsdp=4", f"--output={output}")
@@ -131,6 +132,7 @@ def test_other_families_compile(topology, tmp_path):
     check_sanity(found)
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_what_several_slices_send_each_other_is_in_the_roofline(tmp_path):
     output = tmp_path / "clip.json"

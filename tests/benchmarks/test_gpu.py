@@ -63,6 +63,7 @@ def test_without_a_gpu_it_says_so():
         gpu_unet.main([*TOY, "--attention=cudnn"])
 
 
+@pytest.mark.slow
 def test_ratio_and_mfu_of_training(tmp_path, capsys):
     path = tmp_path / "result.json"
     gpu_unet.main([*TOY, "--what=training", f"--json={path}"])

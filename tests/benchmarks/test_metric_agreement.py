@@ -28,6 +28,7 @@ def test_metrics_agree_with_their_packages(comparison):
     assert {row.metric: row.error for row in rows if not row.error <= TOLERANCE} == {}
 
 
+@pytest.mark.slow
 def test_fid_768_of_photos_agrees(shared_data):
     weights = shared_data("weights/inception_v3_2015/inception_v3_to_mixed_7_fp16.safetensors")
     files = metric_agreement.pictures(shared_data("photos"), 4)

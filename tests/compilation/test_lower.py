@@ -43,6 +43,7 @@ def test_what_is_not_trained_is_an_input_beside_the_state():
     )
 
 
+@pytest.mark.slow
 def test_latents_computed_before_take_the_pictures_place():
     """No first stage is left to compute: what its convolutions do is not in the program."""
     config = from_config_dict(stable_diffusion.get_config("taef2"))

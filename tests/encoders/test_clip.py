@@ -100,6 +100,7 @@ def test_exact_gelu_and_largest_id_pooling_agree_with_torch(make_torch_clip, tmp
         assert relative_error(ours[name], theirs[name]) < 1e-4, name
 
 
+@pytest.mark.slow
 def test_vit_b32_agrees_with_torch(transformers, make_torch_clip, tmp_path):
     text, vision = (
         config().to_dict()

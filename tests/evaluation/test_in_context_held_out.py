@@ -94,6 +94,7 @@ def target(request):
     return request["query"].replace("query", "target")
 
 
+@pytest.mark.slow
 def test_true_pictures_and_queries_are_known_for_what_they_are(known, shared_data, monkeypatch):
     """Half of the sets draw the true picture, the other half the query."""
 

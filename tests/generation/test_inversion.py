@@ -46,6 +46,7 @@ def pictures():
     return np.stack([np.stack([w, -w, w**2], -1) * 100 + 127 for w in waves]).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_a_picture_comes_back_the_nearer_the_more_steps(inverted, pictures):
     coarse, fine = inverted(PLAIN), inverted(dataclasses.replace(PLAIN, num_steps=80))
     np.testing.assert_array_equal(fine.given, pictures)

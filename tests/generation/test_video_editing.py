@@ -446,6 +446,7 @@ COMMAND = ["--config=configs/video_editing.py:per_frame", f"--config.clip.count=
 COMMAND += [f"--config.num_steps={STEPS}", "--config.height=32", "--config.width=32"]
 
 
+@pytest.mark.slow
 def test_the_command(forks, folder, frames_folder, tmp_path):
     asked = [*COMMAND, f"--model={folder}", f"--clip={frames_folder}", f"--output={tmp_path}"]
     asked += [f"--source_prompt={SOURCE}"]

@@ -120,6 +120,7 @@ def test_the_published_size():
     assert sum(sizes) == 361_279_120  # shared/reference, section E
 
 
+@pytest.mark.slow
 def test_a_new_branch_adds_exactly_nothing_and_begins_as_a_copy(folder, latent_oracles):
     """Zero convolutions as they begin, everything else the U-Net's own: not a bit changes."""
     sizes = controlnet_weights.read_controlnet_config(folder)
@@ -162,6 +163,7 @@ CONFIG = UNetConfig(
 )
 
 
+@pytest.mark.slow
 def test_the_pixel_u_net_has_a_branch_by_the_same_rules():
     """Nothing at first; then the hint matters, but not where there is none."""
     x, hint = (RNG.normal(size=(2, 8, 8, 3)).astype(np.float32) for _ in range(2))

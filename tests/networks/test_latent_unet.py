@@ -95,6 +95,7 @@ def test_norms_add_what_diffusers_adds_where_activations_are_small(first, latent
     latent_oracles.assert_same_layers(ours, theirs, small.table, least=len(theirs), tolerance=1e-3)
 
 
+@pytest.mark.slow
 def test_every_tensor_changes_the_output(first):
     base = np.asarray(first.ours()[0])
     leaves, structure = jax.tree.flatten(first.params)

@@ -113,6 +113,7 @@ def test_it_is_the_papers_network(family, latent_oracles):
     )
 
 
+@pytest.mark.slow
 def test_every_temporal_tensor_is_read(family):
     _, folder, _, params, run = family
     names = load_file(folder / f"{STEM}.safetensors")

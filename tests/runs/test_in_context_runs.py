@@ -231,6 +231,7 @@ def test_a_published_branch_is_the_beginning_instead(in_latents, clip_folder, sd
         validate(config)
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_what_published_weights_call_nothing(built, pictures):
     """The network attends to [text, context]: of what is hidden or missing "", a black picture."""
     _, task = built

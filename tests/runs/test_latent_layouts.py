@@ -95,6 +95,7 @@ def config(published):
     return dataclasses.replace(config, runs={"base": run})
 
 
+@pytest.mark.slow
 def test_the_network_attends_to_the_published_transformer_s_tokens(config, tmp_path):
     """Tokens by hand: classes as listed, corners on 90 x 90, pads, the whole picture's crop."""
     validate(config)
@@ -137,6 +138,7 @@ def test_every_tensor_of_the_file_is_a_parameter(config, published):
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_what_a_run_begins_with_is_exported_and_drawn_from(config, tmp_path, one_device):
     export_begun(config, tmp_path)
     cascade = Cascade.load(tmp_path)

@@ -84,6 +84,7 @@ def test_state_and_checkpoint_hold_the_updates_alone(with_updates, sd_folder):
     assert all(np.abs(leaf).max() > 0 for leaf in ups) and len(ups) == 56
 
 
+@pytest.mark.slow
 def test_diffusers_loads_the_folder_and_draws_the_same(exported, one_device):
     """Its pipeline, from our noise; the updates change the picture."""
     from tests.oracles.stable_diffusion import assert_same, theirs
@@ -94,6 +95,7 @@ def test_diffusers_loads_the_folder_and_draws_the_same(exported, one_device):
     assert_same(images, theirs(exported, None, prompts, (32, 32), num_inference_steps=3))
 
 
+@pytest.mark.slow
 def test_the_folders_network_is_that_of_the_run_s_export(
     lora_config, with_updates, exported, one_device
 ):
@@ -132,6 +134,7 @@ def test_the_card_says_what_it_is_and_is_no_one_s_to_overwrite(
     assert "is kept as it is" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_zero_draws_stable_diffusion_to_the_last_digit(
     sd_config, sd_folder, one_device
 ):

@@ -57,6 +57,7 @@ def moved(task):
     return jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape, np.float32), shapes)
 
 
+@pytest.mark.slow
 def test_only_the_rows_of_the_batchs_classes_get_a_gradient(make):
     """And no row does where the condition is always hidden: what is learned then is the null."""
     batch = {"image": np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)}

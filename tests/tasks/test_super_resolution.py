@@ -115,6 +115,7 @@ def test_training_evaluation_and_diagnosis_see_the_same_condition(
     assert np.sqrt(np.mean((low - expected) ** 2)) * 127.5 < 0.1
 
 
+@pytest.mark.slow
 def test_the_result_depends_on_the_low_resolution_image(make_task, awake):
     task = make_task("sr")
     params = awake(task)
