@@ -372,9 +372,9 @@ class DiffusionTask:
 
         def denoise(x: jax.Array, t: jax.Array, keep: Keep) -> jax.Array:
             keep = keep if isinstance(keep, Mapping) else dict.fromkeys(droppable, keep)
-            matched = match_batch(dict(given), x.shape[0])
-            # A tree's dicts come back sorted; the order is that of the tokens attended to.
-            inputs = denoiser_inputs({name: matched[name] for name in given}, keep)
+            # One by one: a tree's dicts come back sorted, and tokens are attended to in order.
+            matched = {name: match_batch(each, x.shape[0]) for name, each in given.items()}
+            inputs = denoiser_inputs(matched, keep)
             placed = (x, self._told(t.astype(jnp.float32)))
             read = self.controlled(params, frozen, placed, self.denoiser_reads(inputs))
             return self.denoiser.apply({"params": weights}, *placed, **read)
