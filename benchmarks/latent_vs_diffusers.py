@@ -53,18 +53,7 @@ def workload(args: argparse.Namespace) -> Workload:
         sample_size=args.resolution,
         attention_implementation=args.attention,
     )
-    work = Workload(
-        unet,
-        args.resolution,
-        args.batch_size,
-        args.sample_batch_size,
-        args.text_tokens,
-        args.device,
-        args.dtype,
-        guidance_scale=7.5,
-    )
-    work.validate()
-    return work
+    return Workload.of(unet, args, guidance_scale=7.5)
 
 
 def main(argv: Sequence[str] | None = None) -> dict:

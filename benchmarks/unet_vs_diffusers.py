@@ -76,17 +76,7 @@ def workload(args: argparse.Namespace) -> Workload:
         scan_blocks=False,
         attention_implementation=args.attention,
     )
-    work = Workload(
-        unet,
-        args.resolution,
-        args.batch_size,
-        args.sample_batch_size,
-        args.text_tokens,
-        args.device,
-        args.dtype,
-    )
-    work.validate()
-    return work
+    return Workload.of(unet, args)
 
 
 def main(argv: Sequence[str] | None = None) -> dict:

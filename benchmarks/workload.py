@@ -1,6 +1,8 @@
 """What both sides of a comparison with diffusers are given: sizes, inputs, hyper-parameters."""
 
+import argparse
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +33,24 @@ class Workload:
     drop: float = 0.1
     guidance_scale: float = 3.0
     seed: int = 0
+
+    @classmethod
+    def of(
+        cls, unet: UNetConfig | LatentUNetConfig, args: argparse.Namespace, **more: Any
+    ) -> "Workload":
+        """Returns that of a comparison's flags; ValueError for sizes that cannot work."""
+        work = cls(
+            unet,
+            args.resolution,
+            args.batch_size,
+            args.sample_batch_size,
+            args.text_tokens,
+            args.device,
+            args.dtype,
+            **more,
+        )
+        work.validate()
+        return work
 
     @property
     def in_latents(self) -> bool:

@@ -14,17 +14,14 @@ from contextdiff_jax.generation.start_pictures import read_control, read_start
 from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.sampling.noise import sample_keys, step_noise
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.usefixtures("one_device"),
+]
 
 PROMPTS = ["a red circle", ""]
 SIZE = (32, 48)  # height, width
 STEPS = 3
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    device = jax.devices()[:1]
-    monkeypatch.setattr(stable_diffusion, "make_mesh", lambda config: make_mesh(config, device))
 
 
 @pytest.fixture(scope="module")

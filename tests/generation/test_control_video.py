@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -22,9 +21,10 @@ from contextdiff_jax.generation.editor import Beside, open_editor
 from contextdiff_jax.generation.network_file import load_network
 from contextdiff_jax.generation.video_editing import Wanted, edit_clip
 from contextdiff_jax.networks.video_config import control_video
-from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.system.interruption import Watch
 from contextdiff_jax.training.parameter_names import by_name, matches
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 FRAMES, SIDE, STEPS = 2, 32, 2
 RNG = np.random.default_rng(3)
@@ -47,12 +47,6 @@ TUNED = dataclasses.replace(
     video=control_video(),
     tuning=TuningConfig(steps=4, learning_rate=1e-3, trainable=TRAINABLE),
 )
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    device = jax.devices()[:1]
-    monkeypatch.setattr(stable_diffusion, "make_mesh", lambda config: make_mesh(config, device))
 
 
 @pytest.fixture(scope="module")

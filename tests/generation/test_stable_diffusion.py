@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,23 +13,18 @@ from PIL import Image
 
 from contextdiff_jax.generation import stable_diffusion
 from contextdiff_jax.generation.stable_diffusion import Settings
-from contextdiff_jax.parallel.mesh import make_mesh
 from contextdiff_jax.runs.scheduler_config import read_scheduler
 from contextdiff_jax.sampling.noise import sample_keys
 from tests.oracles.stable_diffusion import assert_same, theirs
 
 # diffusers itself, on NumPy 2.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.usefixtures("one_device"),
+]
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROMPTS = ["a red circle of red", "", "circle of red " * 20]  # the last is cut
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Eight virtual ones would take eight times as long; what is drawn on them is tested once."""
-    device = jax.devices()[:1]
-    monkeypatch.setattr(stable_diffusion, "make_mesh", lambda config: make_mesh(config, device))
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,10 @@ from contextdiff_jax.tasks.clip_adapter import colours_of, fit_colours
 from tests.fixtures.tgve import write as write_tgve
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.usefixtures("one_device"),
+]
 
 FRAMES, STEPS, SIDE = 4, 4, 32
 SOURCE, TARGET = "a red circle", "a circle of red"
@@ -70,12 +73,6 @@ FUSED = dataclasses.replace(
     heatmaps=("circle", "Blue"),
     heatmap_reduction=2,
 )
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    device = jax.devices()[:1]
-    monkeypatch.setattr(stable_diffusion, "make_mesh", lambda config: make_mesh(config, device))
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,10 @@ import importlib
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from contextdiff_jax import config as cfg
 from contextdiff_jax.conditions.class_label import LabelConfig
-from contextdiff_jax.encoders import single_file
-from contextdiff_jax.encoders.diffusers_configs import read_stage_config, read_unet_config
+from contextdiff_jax.encoders.diffusers_configs import read_unet_config
 from contextdiff_jax.networks.latent_unet import LatentUNet
 from contextdiff_jax.runs.start import start
 from contextdiff_jax.runs.validation import validate
@@ -28,30 +26,11 @@ TABLE = np.arange(4.0 * WIDTH, dtype=np.float32).reshape(4, WIDTH) / 50
 @pytest.fixture(scope="module")
 def published(latent_oracles, tmp_path_factory):
     """A folder of one single file: U-Net, class embedding and first stage; sizes are known."""
-    import diffusers
+    from tests.encoders import compvis_folder
 
-    from tests.encoders import compvis_layout
-    from tests.encoders.latent_oracles import KL, UNET_LDM, randomized
-
-    unet = {**UNET_LDM, "in_channels": 3, "out_channels": 3, "layers_per_block": 1}
-    unet = randomized(diffusers.UNet2DConditionModel(**unet), 4)
-    stage = {**KL, "latent_channels": 3, "layers_per_block": 1}
-    stage = randomized(diffusers.AutoencoderKL(**stage), 5)
-    folder = tmp_path_factory.mktemp("ldm")
-    for name, model in (("unet", unet), ("vae", stage)):
-        model.save_pretrained(folder / name)
-    tensors = {
-        **compvis_layout.unet_tensors(unet),
-        **compvis_layout.stage_tensors(stage),
-        "cond_stage_model.embedding.weight": TABLE,
-    }
-    (folder / "single").mkdir()
-    save_file(tensors, folder / "single/model.safetensors")
-    sizes = read_unet_config(folder / "unet"), read_stage_config(folder / "vae")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(single_file, "_UNETS", (lambda: sizes[0],))
-        patch.setattr(single_file, "_STAGES", (lambda: sizes[1],))
-        yield folder / "single"
+    embedding = {"cond_stage_model.embedding.weight": TABLE}
+    with compvis_folder.known(tmp_path_factory.mktemp("ldm"), embedding) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ from safetensors.numpy import load_file, save_file
 from contextdiff_jax import config as cfg
 from contextdiff_jax.conditions.layout import LayoutConfig
 from contextdiff_jax.conditions.layout_tokens import PAD, VOCABULARY
-from contextdiff_jax.encoders import single_file
-from contextdiff_jax.encoders.diffusers_configs import read_stage_config, read_unet_config
+from contextdiff_jax.encoders.diffusers_configs import read_unet_config
 from contextdiff_jax.encoders.layout_weights import PREFIX, layout_transformer_tensors
 from contextdiff_jax.generation.cascade import Cascade
 from contextdiff_jax.networks.latent_unet import LatentUNet
@@ -49,30 +48,10 @@ def conditioner():
 @pytest.fixture(scope="module")
 def published(latent_oracles, tmp_path_factory):
     """A folder of one single file: U-Net, transformer and first stage; sizes are known."""
-    import diffusers
+    from tests.encoders import compvis_folder
 
-    from tests.encoders import compvis_layout
-    from tests.encoders.latent_oracles import KL, UNET_LDM, randomized
-
-    unet = {**UNET_LDM, "in_channels": 3, "out_channels": 3, "layers_per_block": 1}
-    unet = randomized(diffusers.UNet2DConditionModel(**unet), 4)
-    stage = {**KL, "latent_channels": 3, "layers_per_block": 1}
-    stage = randomized(diffusers.AutoencoderKL(**stage), 5)
-    folder = tmp_path_factory.mktemp("ldm")
-    for name, model in (("unet", unet), ("vae", stage)):
-        model.save_pretrained(folder / name)
-    tensors = {
-        **compvis_layout.unet_tensors(unet),
-        **compvis_layout.stage_tensors(stage),
-        **conditioner()[0],
-    }
-    (folder / "single").mkdir()
-    save_file(tensors, folder / "single/model.safetensors")
-    sizes = read_unet_config(folder / "unet"), read_stage_config(folder / "vae")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(single_file, "_UNETS", (lambda: sizes[0],))
-        patch.setattr(single_file, "_STAGES", (lambda: sizes[1],))
-        yield folder / "single"
+    with compvis_folder.known(tmp_path_factory.mktemp("ldm"), conditioner()[0]) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")
