@@ -37,7 +37,7 @@ from contextdiff_jax.runs.scheduler_config import FILE as SCHEDULER_FILE
 from contextdiff_jax.runs.scheduler_config import scheduler_json
 from contextdiff_jax.runs.weights import whole_ema
 from contextdiff_jax.system.atomic_write import written_whole
-from contextdiff_jax.training.checkpoints import CheckpointError, newest_metadata
+from contextdiff_jax.training.checkpoints import newest_metadata, no_checkpoint
 
 TOKENIZER = "tokenizer"
 
@@ -45,8 +45,8 @@ TOKENIZER = "tokenizer"
 def export_diffusers(config: Config, workdir: epath.PathLike, output: epath.PathLike) -> None:
     """Writes the newest EMA weights of the pipeline's one latent run to the folder `output`.
 
-    Raises ValueError where diffusers has no pipeline for what the run trained, CheckpointError
-    where it has no checkpoint yet.
+    Raises ValueError where diffusers has no pipeline for what the run trained, or the run has no
+    checkpoint yet.
     """
     workdir, output = epath.Path(workdir), epath.Path(output)
     name = _checked_run(config)
@@ -60,10 +60,7 @@ def export_diffusers(config: Config, workdir: epath.PathLike, output: epath.Path
         )
     scheduler = scheduler_json(run.task.diffusion, run.task.sampler)
     if newest_metadata(workdir / name / "checkpoints") is None:
-        raise CheckpointError(
-            f"{workdir / name / 'checkpoints'} holds no finished checkpoint yet; train run "
-            f"{name!r} first"
-        )
+        raise no_checkpoint(workdir / name / "checkpoints")
     weights, metadata = whole_ema(workdir / name)
     if not distributed.is_main():
         return

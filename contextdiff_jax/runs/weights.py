@@ -51,8 +51,8 @@ def source_folder(path: str, workdir: epath.Path) -> epath.Path:
 def whole_ema(folder: epath.Path) -> tuple[Params, dict[str, Any]]:
     """Returns a run's newest EMA weights, the fixed ones with them, and its metadata.
 
-    folder: the run's, WORKDIR/RUN. Raises CheckpointError where there are none yet, or the fixed
-    ones are not those it was trained with.
+    folder: the run's, WORKDIR/RUN. Raises ValueError where there are none yet, CheckpointError
+    where the fixed ones are not those it was trained with.
     """
     weights, metadata = newest_ema(folder / "checkpoints")
     return merged(weights, fixed_weights(metadata, folder)), metadata

@@ -268,14 +268,20 @@ def newest_metadata(directory: epath.PathLike) -> dict[str, Any] | None:
         return checkpoints.newest()
 
 
+def no_checkpoint(directory: epath.PathLike) -> ValueError:
+    """Returns the error for a run without checkpoints: `directory` is WORKDIR/RUN/checkpoints."""
+    return ValueError(f"{directory} holds no finished checkpoint yet; train this run first")
+
+
 def newest_ema(directory: epath.PathLike) -> tuple[Any, dict[str, Any]]:
     """Returns the newest sound EMA weights in `directory`, as host arrays, and their metadata.
 
-    Raises CheckpointError where there is no finished checkpoint yet, or all are damaged.
+    Raises ValueError where there is no finished checkpoint yet, CheckpointError where all are
+    damaged.
     """
     metadata = newest_metadata(directory)
     if metadata is None:
-        raise CheckpointError(f"{directory} holds no finished checkpoint yet; train this run first")
+        raise no_checkpoint(directory)
     state = epath.Path(directory) / str(metadata["step"]) / "state"
     return _load(state, only="ema")["ema"], metadata
 

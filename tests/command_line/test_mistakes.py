@@ -205,6 +205,14 @@ MISTAKES = [
         ["--model={tmp}/fodler", "--output={tmp}/o", "--prompt=x"],
         "fodler: no such folder; did you mean {tmp}/folder?",
     ),
+    # A folder that is there, and is not what the flag asks for.
+    ("sample", [*EXPORT, "--prompt=x"], "export: has no export.json: must be an export, which"),
+    ("evaluate", [*EXPORT, "--what=fid", "--captions={tmp}/prompts.txt"], "has no export.json"),
+    (
+        "export",
+        ["--workdir={tmp}/folder", "--output={tmp}/o"],
+        "folder: has no finished checkpoint of a diffusion run: must be a folder that",
+    ),
     ("evaluate", [], "--output is missing"),
     ("export", [], "--output is missing"),
     ("export", ["--output={tmp}/o"], "--workdir or --config must be given, one of the two"),
