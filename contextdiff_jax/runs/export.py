@@ -218,7 +218,7 @@ def read_export(folder: epath.PathLike) -> tuple[Export, Locate]:
     file = folder / DESCRIPTION
     if not file.exists() and not checksums.recorded(folder):  # with checksums it was lost: damage
         raise ValueError(
-            f"--export={folder}: has no {DESCRIPTION}: must be an export, which "
+            f"--export={folder}: has no export.json: must be an export, which "
             "contextdiff_jax.main and contextdiff_jax.export write"
         )
     check_saved(folder, may_be_unlisted=None)
