@@ -94,7 +94,7 @@ plain() {
   local key
   for key in "$@"; do
     [[ ${OPTION[$key]} =~ ^([A-Za-z0-9][A-Za-z0-9._:@/-]*)?$ ]] ||
-      die "--$key=${OPTION[$key]}: must be of letters, digits and . _ : @ / -, beginning with one of the first two"
+      die "--$key=${OPTION[$key]}: must consist of letters, digits and . _ : @ / -, and begin with a letter or digit"
   done
 }
 

@@ -76,7 +76,7 @@ def export_diffusers(config: Config, workdir: epath.PathLike, output: epath.Path
     write_card(output, Trained(config, {name: metadata}, workdir), "diffusers")
     index = _index(run.task.pipeline, scheduler["_class_name"], _tokenizer_class(tokenizer))
     _write(output / INDEX, _json(index))
-    logging.info("exported %s to %s, as diffusers has it", name, output)
+    logging.info("exported %s to %s, in diffusers' layout", name, output)
 
 
 def _checked_run(config: Config) -> str:
@@ -86,7 +86,7 @@ def _checked_run(config: Config) -> str:
     if len(names) != 1 or tasks[0].pipeline is None:
         kinds = ", ".join(f"{n} ({t.kind})" for n, t in zip(names, tasks, strict=True))
         raise ValueError(
-            f"--format=diffusers: the pipeline draws by {kinds}: must be one run of task "
+            f"--format=diffusers: the pipeline's drawing runs are {kinds}: must be one run of task "
             "latent_text_to_image"
         )
     where = f"config.runs.{names[0]}.task"

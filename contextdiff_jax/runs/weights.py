@@ -132,15 +132,15 @@ def fixed_weights(metadata: Mapping[str, Any], folder: epath.Path) -> Params:
         leaves = read_named(source)
     except ValueError as error:
         raise CheckpointError(
-            f"{who} trains a part of the weights of {source} alone and needs the others from "
-            f"there: {error}; put them back"
+            f"{who} trains a part of the weights of {source} and reads the others from "
+            f"there: {error}; restore them"
         ) from error
     fixed = {name: leaves[name] for name in record["fixed"] if name in leaves}
     found = digest(fixed)
     if found != record["fixed_weights"]:
         raise CheckpointError(
-            f"{who} was trained beside fixed weights {record['fixed_weights']} of {source}, which "
-            f"holds {found} now; put those back that it began with"
+            f"{who} was trained with fixed weights {record['fixed_weights']} of {source}, which "
+            f"now holds {found}; restore those that it began with"
         )
     return nested(fixed)
 

@@ -146,7 +146,7 @@ class DiffusionConfig:
         if self.mean and self.flow.learns and mean.guidance != 1:
             raise ValueError(
                 f"{where}.guidance = {mean.guidance}: must be 1 with relation "
-                f"{self.flow.relation!r}, which learns of the flow without guidance"
+                f"{self.flow.relation!r}, which learns from the flow without guidance"
             )
 
     @property
@@ -239,7 +239,7 @@ class DiffusionTaskConfig(TaskConfig):
             if self.diffusion.mean and kernel != "xla":
                 raise ValueError(
                     f"{where}.{section}.attention_implementation = {kernel!r}: must be 'xla' with "
-                    "objective 'mean_flow', which takes a derivative that fused kernels have not"
+                    "objective 'mean_flow', whose derivative fused kernels do not have"
                 )
             if not self.in_latents:
                 side = f"{where.rpartition('.')[0]}.data.resolution (for {section})"

@@ -158,7 +158,7 @@ class Checkpoints:
         for step, damage in sound.damaged.items():
             _warn_once(
                 f"the checkpoint of step {step} in {self.directory} is damaged ({damage}): "
-                f"passed over for that of step {sound.step}"
+                f"the one of step {sound.step} is used"
             )
         return sound.metadata | {"step": sound.step}
 
@@ -252,7 +252,7 @@ class Checkpoints:
         which = "a checkpoint" if step is None else f"the checkpoint of step {step}"
         return CheckpointError(
             f"{which} could not be written to {self.directory}: {error}; the one before it is "
-            "whole: make room (or mend the path) and give the same command again"
+            "whole: make room (or repair the path) and give the same command again"
         )
 
 

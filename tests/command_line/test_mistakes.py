@@ -241,7 +241,7 @@ MISTAKES = [
     ("sample", [*EXPORT, "--prompt=x", "--dtype=float16"], "must be one of auto, float32, bfloat"),
     ("evaluate", [*EXPORT, "--resize=torch_fidelity"], "did you mean torch-fidelity?"),
     ("evaluate", [*EXPORT, "--terms=-1"], "--terms=-1: must be a non-negative integer"),
-    ("evaluate", [*EXPORT, "--what=sceens"], "--what=sceens: must be of scenes"),
+    ("evaluate", [*EXPORT, "--what=sceens"], "--what=sceens: must be one of scenes"),
     ("evaluate", [*EXPORT, "--what=sceens"], "did you mean scenes?"),
     ("export", ["--workdir={tmp}", "--output={tmp}/o", "--copy_encoders=2"], "must be true or f"),
     (
@@ -251,7 +251,7 @@ MISTAKES = [
     ),
     ("compile", [QUICK, "--topology=cpu:x"], "topology"),
     ("compile", [QUICK, "--topology=cpu:4", "--effort=3"], "--effort=3: must be a number in"),
-    ("prepare", [QUICK, "--run=base", "--output={tmp}/o", "--", "--x"], "only a --runner takes"),
+    ("prepare", [QUICK, "--run=base", "--output={tmp}/o", "--", "--x"], "must come with --runner"),
     # Numbers beyond what can be meant.
     (
         "compile",

@@ -325,8 +325,8 @@ def test_latents_of_something_else_are_refused(stored, lora_config, sd_config, t
     opened()
     for cause, data in (
         ("are of 11 samples", {"limit": 10}),
-        ("are of data.resolution = 32, the run has 48", {"resolution": 48}),
-        ("are of data.resize_mode = 'center_crop'", {"resize_mode": "border"}),
+        ("were made with data.resolution = 32, the run has 48", {"resolution": 48}),
+        ("were made with data.resize_mode = 'center_crop'", {"resize_mode": "border"}),
     ):
         with pytest.raises(ValueError, match=cause):
             opened(**data)

@@ -426,7 +426,7 @@ def attending(config, implementation):
         ),
         (
             lambda c: process_change(c, objective="simple"),
-            "sampler.name = 'mean_flow': not of a network that was trained for single times",
+            "sampler.name = 'mean_flow': not with a network trained for single times",
         ),
         (
             lambda c: drawing(c, threshold="static"),
