@@ -98,7 +98,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for flag, allowed in (("variants", VARIANTS), ("what", WHAT), ("samplers", SAMPLERS)):
         for name in getattr(args, flag):
             if name not in allowed:
-                raise ValueError(f"{flag} = {name!r}: must be of {', '.join(allowed)}")
+                raise ValueError(f"{flag} = {name!r}: must be one of {', '.join(allowed)}")
     for scale in args.guidance:
         if not 0 <= scale < math.inf:
             raise ValueError(f"guidance = {scale:g}: must be numbers from 0, comma-separated")

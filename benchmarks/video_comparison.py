@@ -91,7 +91,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for flag, allowed in (("methods", METHODS), ("edits", get_args(Edit))):
         for name in getattr(args, flag):
             if name not in allowed:
-                raise ValueError(f"--{flag} = {name!r}: must be of {', '.join(allowed)}")
+                raise ValueError(f"--{flag} = {name!r}: must be one of {', '.join(allowed)}")
     for seed in args.seeds:
         if not seed.isdecimal():
             raise ValueError(f"--seeds = {seed!r}: must be whole numbers, comma-separated")

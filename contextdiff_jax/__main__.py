@@ -18,7 +18,7 @@ COMMANDS = {  # name: (module, what it does)
     "evaluate": ("evaluate", "measure an export or training runs"),
     "export": ("export", "turn training checkpoints into one folder to sample from"),
     "prepare": ("prepare", "encode all captions once, before training"),
-    "compile": ("compile", "say what a program needs of a chip that is not there"),
+    "compile": ("compile", "say what a program needs on a chip that you do not have"),
 }
 EXIT_REFUSED = 2  # as entry.py's, which takes seconds to import
 

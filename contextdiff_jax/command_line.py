@@ -172,7 +172,9 @@ def _check_key(config: ConfigDict, keys: Sequence[str], asked: str) -> None:
             known = ", ".join(f"{where}.{name}" for name in sorted(section[key]))
             raise Mistake(f"{asked}: {where} is a section; set one of its keys: {known}")
         elif section.get_type(key) is type(None):
-            raise Mistake(f"{asked}: {where} is None there, which a config file alone can replace")
+            raise Mistake(
+                f"{asked}: {where} is None there; only a config file can change that, no flag"
+            )
 
 
 def _reason(error: BaseException, path: str) -> str:

@@ -1,4 +1,4 @@
-"""Compiles a training step or a sampling run for hardware that is not there; says what it needs.
+"""Compiles a training step or a sampling run for absent hardware, and says what it needs.
 
   python -m contextdiff_jax.compile --config=configs/laion.py --run=base --topology=v5e:16x16 \
       --config.mesh.fsdp=16 --config.runs.base.batch_size=2048

@@ -1,4 +1,4 @@
-"""Edits a clip: one clip, the prompt that it shows, and prompts that it is to show instead.
+"""Edits a clip, by a prompt that says what it shows and prompts that say what it should show.
 
   python -m contextdiff_jax.edit --config=configs/video_editing.py:fatezero --model=FOLDER \
       --clip=clips/rabbit --source_prompt="a rabbit is eating a watermelon" \
@@ -30,7 +30,7 @@ _CONFIG = command_line.define_config(
 )
 _MODEL = flags.DEFINE_string("model", None, "Folder of Stable Diffusion 1.x or 2.x.")
 _TUNED = flags.DEFINE_string(
-    "tuned", None, "Folder of a U-Net that was tuned on the clip, in the place of --model's."
+    "tuned", None, "Folder of a U-Net that was tuned on the clip, used instead of --model's."
 )
 _IMAGE = flags.DEFINE_string(
     "image_encoder", None, "Folder of CLIP, which a config with an adapter needs."
@@ -39,16 +39,18 @@ _CONTROLNET = flags.DEFINE_string(
     "controlnet", None, "A ControlNet, which a config with a control_scale needs: folder or file."
 )
 _CONTROL = flags.DEFINE_string(
-    "control", None, "Folder of frames, or a video file, that it follows: edges, depth or poses."
+    "control", None, "The clip that edits follow: edges, depth or poses; a folder or a video file."
 )
 _CLIP = flags.DEFINE_string("clip", None, "Folder of frames, or a video file.")
 _SOURCE = flags.DEFINE_string("source_prompt", None, "What the clip shows.")
-_PROMPT = flags.DEFINE_multi_string("prompt", None, "What it is to show; may be given again.")
+_PROMPT = flags.DEFINE_multi_string("prompt", None, "What an edit should show; may be given again.")
 _TGVE = flags.DEFINE_string(
-    "tgve", None, "LOVEU-TGVE-2023's folder: --clip is one of its videos, which has the prompts."
+    "tgve",
+    None,
+    "Folder of LOVEU-TGVE-2023: --clip names one of its videos, which gives the prompts.",
 )
 _SUBMISSION = flags.DEFINE_string(
-    "submission", None, "Folder that gets the edits in the layout of a submission to --tgve."
+    "submission", None, "Folder to write the edits to in the layout of a submission to --tgve."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the edits.")
 _SEED = entry.define_seed("seed", 0, "Seed of tuning and of all noise.")
@@ -110,7 +112,7 @@ def _of_benchmark() -> TgveVideo | None:
         return None
     for flag, value in prompts.items():
         if value is not None:
-            raise ValueError(f"--{flag}={value}: not with --tgve, which has the prompts")
+            raise ValueError(f"--{flag}={value}: not with --tgve, which gives the prompts")
     existing_folder(_TGVE.value, "tgve")
     return named_video(read_tgve(_TGVE.value), _CLIP.value)
 

@@ -1,11 +1,11 @@
 """What the entry points share: errors as one sentence, documented exit codes, flags to join others.
 
-0 done; 2 the config, data, weights or arguments were refused; 3 the loss was not finite; 4 a
-checkpoint or export could not be written, or none that is sound was there to read; 75 stopped on
-request (SIGTERM, SIGHUP, Ctrl-C), saved if there was anything to save, the same command goes on;
-134 (SIGABRT) a library ended the process: another one did not join or was lost, or C++ was refused
-memory: the last line says which; 1 anything else, such as a bucket that did not answer, or too
-little memory: the same command may go on.
+0 done; 2 the config, data, weights or arguments were refused, such as a folder that holds no export
+or no checkpoint; 3 the loss was not finite; 4 a checkpoint or export is damaged, or could not be
+written; 75 stopped on request (SIGTERM, SIGHUP, Ctrl-C), saved if there was anything to save: the
+same command goes on; 134 (SIGABRT) a library ended the process: another process did not join or was
+lost, or C++ was refused memory, and the last line says which; 1 anything else, such as a bucket
+that did not answer, or too little memory: the same command may go on.
 """
 
 import contextlib

@@ -4,34 +4,34 @@
   python -m contextdiff_jax.evaluate --export=EXPORT --output=DIR --what=fid30k,sweep \
       --features=inception.safetensors --data=tfds_dir=PREPARED
 
-What can be measured, by --what (several: with commas):
-  scenes        do pictures of rendered scenes show what held-out prompts say (the default for
-                exports trained on scenes), beside the chance level
-  boxes         is at every box of held-out layouts of scenes what they say (the default for
-                exports of layouts of scenes), beside the chance level
+What can be measured, by --what (several are separated by commas):
+  scenes        whether pictures of rendered scenes show what held-out prompts say, with the chance
+                level (the default for exports trained on scenes)
+  boxes         whether every box of held-out layouts of scenes holds its object, with the chance
+                level (the default for exports of layouts of scenes)
   scene_fid     SceneFID: the Frechet distance of what is in boxes, for layouts of --data
   fid           Frechet distance to real images, CLIP score, precision and recall: one picture for
                 each of --count captions of --captions or --data
   fid30k        the same for 30,000 random captions of COCO val2014, prepared by TFDS
   adm           FID, sFID, Inception Score, precision and recall as ADM's evaluator takes them, of
-                50,000 pictures of all classes alike; --reference may be its reference batch
+                50,000 pictures, the same number of each class; --reference may be its batch
   sweep         fid at several --guidance scales of the first stage: FID against CLIP score
   bits_per_dim  the exact discrete bound of held-out images and its terms over time; of flows
-                their density by the exact ODE
+                the density by the exact ODE
   curves        metrics of training runs, --run=LABEL=FOLDER each
   cost          parameters, operations, training and sampling time, with and without the adapter
-  in_context    do pictures of in-context exports take colours and texture from the context, shape
-                and place from the query (the default for those trained on scenes), beside the
-                chance level
+  in_context    whether pictures of in-context exports take colours and texture from the context,
+                shape and place from the query, with the chance level (the default for those trained
+                on scenes)
   styles        of in-context exports of a folder in several styles: the share of pictures in the
                 style asked for, LPIPS (--lpips) and CLIP distance to the true ones
-  directions    of the same: RMSE and Frechet distance for each pair of styles
+  directions    of the same exports: RMSE and Frechet distance for each pair of styles
   video         edited clips, --edits=LABEL=FOLDER each: CLIP text alignment and frame consistency,
                 FateZero's two, PickScore, what changes outside masks, flicker
   heatmaps      the adapter's cross-attention over pictures of --prompt, drawn or given (--image)
 
 OUTPUT gets results.json, a CSV file per table, plots, pictures and report.html. Results that are
-there already stay. The same command goes on after an interruption; no picture is drawn or counted
+already there stay. The same command goes on after an interruption; no picture is drawn or counted
 twice, and pictures of another export, sampler or caption are refused. Exit codes: see
 contextdiff_jax/entry.py.
 """
@@ -107,16 +107,16 @@ _DATA = flags.DEFINE_multi_string(
     "data",
     [],
     "field=value of the captioned images (fields: see data/config.py), e.g. --data=source=folder "
-    "--data=path=photos --data=split=val. By default the training data; of scenes, unseen ones.",
+    "--data=path=photos --data=split=val. By default the training data; for scenes, unseen ones.",
 )
 _REFERENCE = flags.DEFINE_multi_string(
     "reference",
     [],
-    "The real images: statistics.npz, which an evaluation leaves of its reference, a reference "
-    "batch for adm, or field=value settings on top of --data.",
+    "The real images: statistics.npz of an earlier evaluation, a reference batch for adm, or "
+    "field=value settings on top of --data.",
 )
 _NPZ = flags.DEFINE_string(
-    "npz", None, "A file for adm's pictures, as ADM's own evaluator reads them."
+    "npz", None, "File to write adm's pictures to, as ADM's own evaluator reads them."
 )
 _FEATURES = flags.DEFINE_string(
     "features",
@@ -155,12 +155,12 @@ _EDITS = flags.DEFINE_multi_string(
 )
 _TGVE = flags.DEFINE_string("tgve", None, "LOVEU-TGVE-2023's folder, for video.")
 _MASKS = flags.DEFINE_string(
-    "masks", None, "Folder with CLIP/NNN.png for video: white is what an edit is to change."
+    "masks", None, "Folder with CLIP/NNN.png for video: white is what an edit should change."
 )
 _PICK_SCORE = flags.DEFINE_string(
-    "pick_score", None, "Folder of PickScore's CLIP for video; without it that is left out."
+    "pick_score", None, "Folder of PickScore's CLIP for video; without it PickScore is left out."
 )
-_TURNS = flags.DEFINE_integer("turns", 5, "How often cost times each side.", lower_bound=1)
+_TURNS = flags.DEFINE_integer("turns", 5, "How many times cost measures each side.", lower_bound=1)
 _PROCESSES = entry.define_process_flags()
 flags.mark_flags_as_required(["output"])
 
@@ -170,7 +170,7 @@ def main() -> None:
     unknown = [name for name in _WHAT.value if name not in PLANS]
     if unknown:
         near = nearest(unknown[0], PLANS)
-        raise ValueError(f"--what={unknown[0]}: must be of {', '.join(PLANS)}{near}")
+        raise ValueError(f"--what={unknown[0]}: must be one of {', '.join(PLANS)}{near}")
     if settings.export:
         existing_folder(settings.export, "export")
     entry.check_writable(settings.output, "output")
@@ -241,13 +241,13 @@ def _scale(text: str) -> float:
             return scale
     except ValueError:
         pass
-    raise ValueError(f"--guidance={text}: must be numbers with commas between")
+    raise ValueError(f"--guidance={text}: must be numbers separated by commas")
 
 
 def _labelled(flag: str, text: str) -> tuple[str, str]:
     label, equals, folder = text.partition("=")
     if not (label and equals and folder):
-        raise ValueError(f"--{flag}={text}: must read LABEL=FOLDER")
+        raise ValueError(f"--{flag}={text}: must be LABEL=FOLDER")
     return label, folder
 
 

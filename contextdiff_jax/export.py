@@ -2,9 +2,9 @@
 
   python -m contextdiff_jax.export --workdir=runs/quickstart --output=exports/quickstart
 
---config=FILE in the place of --workdir exports what its one drawing run starts from, untrained: so
-published weights are drawn from. --format=diffusers writes a run in Stable Diffusion's latents as a
-folder that diffusers loads. README.md in the folder is its model card.
+--config=FILE instead of --workdir exports, untrained, the weights that its one drawing run starts
+from, so that `sample` can draw with published weights. --format=diffusers writes a run in Stable
+Diffusion's latents as a folder that diffusers loads. README.md in the folder is its model card.
 
 The config is read from the checkpoints. Exit codes: see contextdiff_jax/entry.py.
 """
@@ -22,7 +22,9 @@ from contextdiff_jax.runs.published import INDEX
 from contextdiff_jax.system import notices
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder that main trained in.")
-_CONFIG = command_line.define_config("Config whose run's beginning is exported, untrained.")
+_CONFIG = command_line.define_config(
+    "Config of a run to export untrained, with the weights that it starts from."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write the export to.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Type of the stored weights.")
 _FORMAT = flags.DEFINE_enum(

@@ -1,4 +1,4 @@
-"""Encodes every caption, or picture, of a run's data once, so that training need not.
+"""Encodes every caption, or picture, of a run's data once, so that training does not have to.
 
   python -m contextdiff_jax.prepare --config=configs/laion.py --run=base --output=embeddings \
       --config.data_path='laion400m/{00000..41454}.tar'
@@ -10,7 +10,7 @@ preview prompts that are new. On a cluster, Apache Beam does it; its options com
   python -m contextdiff_jax.prepare ... --runner=DataflowRunner -- --project=P --region=R \
       --extra_package=dist/contextdiff_jax-VERSION-py3-none-any.whl
 
-Pictures of a run in latents become latents, and those mirrored where data.flip is True:
+Pictures of a run in latents are encoded to latents, mirrored pictures too where data.flip is True:
 
   python -m contextdiff_jax.prepare --config=configs/stable_diffusion.py --run=base \
       --what=latents --output=latents --config.model=MODEL --config.data_path='laion/*.tar'
@@ -48,13 +48,15 @@ _BATCH = flags.DEFINE_integer(
 )
 _SHARD = flags.DEFINE_integer("shard_size", 10_000, "Samples per file.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Type of what is stored.")
-_RUNNER = flags.DEFINE_string("runner", None, "Beam runner, e.g. DirectRunner; else no Beam.")
+_RUNNER = flags.DEFINE_string(
+    "runner", None, "Beam runner, e.g. DirectRunner; without it Beam is not used."
+)
 flags.mark_flags_as_required(["config", "run", "output"])
 
 
 def main(options: Sequence[str]) -> None:
     if options and _RUNNER.value is None:
-        raise ValueError(f"{options[0]!r}: only a --runner takes options of its own")
+        raise ValueError(f"{options[0]!r}: must come with --runner, options after -- are Beam's")
     if _RUNNER.value is not None:
         check_packages(_RUNNER.value, options)
     config = from_config_dict(_CONFIG.value)
@@ -88,7 +90,7 @@ def _encode_with_beam(
         from contextdiff_jax.runs.prepare_beam import encode_with_beam
     except ImportError as error:
         raise ValueError(
-            f"--runner={_RUNNER.value} needs the package apache-beam: {error}"
+            f"--runner={_RUNNER.value}: needs the package apache-beam: {error}"
         ) from error
     # Beam's workers load their own.
     encode_with_beam(job, type(worker), missing, _RUNNER.value, options)

@@ -4,11 +4,11 @@
       --prompt="a red circle left of a blue square" --seed=1
 
 A request gives a value for each condition of the export: --prompt where that is text, --label where
-it is a class, --layout where it is boxes, --context and --query where pictures show how and where,
-and --requests=FILE for all, one a line: {"text": "a red circle"}. An empty prompt, or null in a
-file, leaves the condition out. The same seed gives the same picture whatever the batch size or the
-number of devices. What you leave out is taken from the export's config: its samples.seed,
-.batch_size and .augmentation, its samplers, its dtype.
+it is a class, --layout where it is boxes, --context and --query where it is pictures in context,
+and --requests=FILE for all of them, one per line: {"text": "a red circle"}. An empty prompt, or
+null in a file, leaves the condition out. The same seed gives the same picture whatever the batch
+size or the number of devices. What you leave out is taken from the export's config: its
+samples.seed, .batch_size and .augmentation, its samplers, its dtype.
 
 With --invert the first stage turns given pictures into noise, each under its own request, and draws
 them again from it, by DDIM:
@@ -64,7 +64,7 @@ _CONTEXT = flags.DEFINE_multi_string(
     "given again for more.",
 )
 _QUERY = flags.DEFINE_string(
-    "query", None, "A picture file whose structure pictures follow, likewise."
+    "query", None, "A picture file whose structure the pictures follow, for every prompt."
 )
 _REPEAT = flags.DEFINE_integer("repeat", 1, "Pictures per request.", lower_bound=1)
 _INVERT = flags.DEFINE_multi_string(
@@ -74,7 +74,7 @@ _INVERT = flags.DEFINE_multi_string(
     "STAGE/inverted.png shows them side by side.",
 )
 _EDIT = flags.DEFINE_multi_string(
-    "edit", [], "A prompt or label; an --invert is drawn with it once more. One for each --invert."
+    "edit", [], "A prompt or label to draw an --invert with, too; one for each --invert."
 )
 _SEED = entry.define_seed("seed", None, "Seed of all noise; the export's by default.")
 _BATCH = flags.DEFINE_integer(

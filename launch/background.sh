@@ -38,7 +38,7 @@ status() {
 }
 
 start() {
-  ((${#REST[@]})) || die "no command: it goes behind --"
+  ((${#REST[@]})) || die "no command: it goes after --"
   ! alive || die "$log: already running as process $(<"$log.pid"); stop it first"
   local command=(bash "$ROOT/launch/background.sh" supervise "--log=$log"
     "--retries=${OPTION[retries]}" "--delay-s=${OPTION[delay-s]}" -- "${REST[@]}")

@@ -94,7 +94,7 @@ plain() {
   local key
   for key in "$@"; do
     [[ ${OPTION[$key]} =~ ^([A-Za-z0-9][A-Za-z0-9._:@/-]*)?$ ]] ||
-      die "--$key=${OPTION[$key]}: must be of letters, digits and . _ : @ / -, beginning with one of the first two"
+      die "--$key=${OPTION[$key]}: must consist of letters, digits and . _ : @ / -, and begin with a letter or digit"
   done
 }
 
@@ -147,7 +147,7 @@ parse() {
         fi
         OPTION["$key"]=true
         ;;
-      *) die "$argument: unexpected; arguments of the training command go behind --" ;;
+      *) die "$argument: unexpected; arguments of the training command go after --" ;;
     esac
   done
 }
@@ -165,11 +165,11 @@ training_arguments() {
         die "$argument: the script sets this itself" ;;
     esac
   done
-  [[ -n $config ]] || die "--config=FILE is missing behind --, e.g. -- --config=configs/laion.py --workdir=..."
-  [[ -n $workdir ]] || die "--workdir=DIR is missing behind --"
+  [[ -n $config ]] || die "--config=FILE is missing after --, e.g. -- --config=configs/laion.py --workdir=..."
+  [[ -n $workdir ]] || die "--workdir=DIR is missing after --"
   [[ -e $ROOT/${config%%:*} || -e ${config%%:*} ]] || die "--config=$config: there is no file ${config%%:*}"
   if [[ ${1:-} == bucket && $workdir != gs://* ]]; then
-    die "--workdir=$workdir: must be a bucket (gs://...), the hosts share no disk"
+    die "--workdir=$workdir: must be a bucket (gs://...), as the hosts share no disk"
   fi
 }
 

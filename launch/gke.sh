@@ -13,7 +13,7 @@
 #   --name=NAME            of the cluster, its node pools (NAME-tpu-I) and the JobSet
 #   --zone=ZONE --project=PROJECT      gcloud's own default project if not given
 #   --topology=16x16       chips of the slice; v5e-256 is 16x16
-#   --slices=N             default 1: so many of them in one training, joined by mesh.data; each is
+#   --slices=N             default 1: this many in one training, joined by mesh.data; each is
 #                          a node pool. Give it to cluster, start, manifest and delete
 #   --machine-type=TYPE    default ct5lp-hightpu-4t: v5e, 4 chips to a host (multi-host slices)
 #   --tpu=LABEL            default tpu-v5-lite-podslice, the node label of v5e
@@ -132,7 +132,7 @@ do_logs() {
 
 do_stop() {
   connect
-  echo "deleting the JobSet $name; its nodes stay and cost on: see delete" >&2
+  echo "deleting the JobSet $name; its nodes stay and still cost money: see delete" >&2
   run kubectl delete jobset "$name"
 }
 

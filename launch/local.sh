@@ -9,7 +9,7 @@
 #
 # Process 0 writes to this terminal, process I to LOG_DIR/process-I.log. SIGTERM and Ctrl-C reach
 # every process once. When one fails, the others are told to end and its exit code is returned;
-# 75 means that the run was saved: the same command goes on.
+# 75 means that the run was saved: the same command resumes.
 #
 #   --processes=N           default 2
 #   --platform=cpu|gpu      default cpu

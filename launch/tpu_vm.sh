@@ -9,14 +9,14 @@
 #   launch/tpu_vm.sh delete --name=cd --zone=ZONE       the slice and its queued resource
 #   launch/tpu_vm.sh watch  ...                         all of create, setup, start, and again
 #                                                       after each preemption, until it is done;
-#                                                       the slice stays and costs: then delete
+#                                                       the slice stays and costs money: then delete
 #
 # Resume: the same start. It also goes on from the checkpoints on a slice of another size.
 #
 #   --name=NAME            of the TPU VM and of its queued resource
 #   --zone=ZONE --project=PROJECT    gcloud's own default project if not given
 #   --accelerator=TYPE     default v5litepod-256
-#   --slices=N             default 1: so many of them in one training, joined by mesh.data; give it
+#   --slices=N             default 1: this many in one training, joined by mesh.data; give it
 #                          to every action
 #   --runtime=VERSION      default v2-alpha-tpuv5-lite, for v5e (v6e: v2-alpha-tpuv6e)
 #   --spot, --reserved     how the capacity is paid
@@ -93,7 +93,7 @@ do_wait() {
 
 do_setup() {
   local archive="${TMPDIR:-/tmp}/$name-code.tar.gz"
-  git -C "$ROOT" diff --quiet HEAD || echo "note: changes that are not committed stay behind" >&2
+  git -C "$ROOT" diff --quiet HEAD || echo "note: changes that are not committed are not copied" >&2
   # Joined by &&, because bash ignores set -e inside "do_setup && ...".
   run git -C "$ROOT" archive --format=tar.gz "--output=$archive" HEAD &&
     run "${remote[@]}" scp "$archive" "$name:code.tar.gz" "${where[@]}" "${all[@]}" &&
@@ -146,7 +146,7 @@ progress() {
 }
 
 still_there() {
-  echo "$name is still there and costs until: launch/tpu_vm.sh delete --name=$name ${where[*]}" >&2
+  echo "$name still exists and costs money until: launch/tpu_vm.sh delete --name=$name ${where[*]}" >&2
 }
 
 do_watch() {

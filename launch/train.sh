@@ -5,7 +5,7 @@
 #
 # The other scripts call this on every host. It ends by exec, so a signal to it reaches Python.
 #
-#   --platform=tpu|gpu|cpu  compiler flags (launch/xla_flags.sh) and the JAX backend to insist on
+#   --platform=tpu|gpu|cpu  compiler flags (launch/xla_flags.sh) and the required JAX backend
 #   --python=PATH           interpreter; by default .venv/bin/python, if it is there, else python3
 #   --module=NAME           what to run instead of contextdiff_jax.main, e.g. contextdiff_jax.prepare
 #   --weights=URL           folder of encoder weights in a bucket, copied to weights/ here, unless it

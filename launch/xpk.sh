@@ -12,7 +12,7 @@
 #   --cluster=NAME --name=NAME       of the cluster, of the workload
 #   --zone=ZONE --project=PROJECT    gcloud's own default project if not given
 #   --accelerator=TYPE     default v5litepod-256
-#   --slices=N             default 1: so many of them in one training, joined by mesh.data
+#   --slices=N             default 1: this many in one training, joined by mesh.data
 #   --spot, --reservation=NAME       how the capacity is paid; on demand if neither is given
 #   --restarts=N           default 50
 #   --module=, --weights=  see launch/train.sh
@@ -65,7 +65,7 @@ do_logs() {
 }
 
 do_stop() {
-  echo "deleting the workload $name; the cluster stays and costs on: see delete" >&2
+  echo "deleting the workload $name; the cluster stays and still costs money: see delete" >&2
   run xpk workload delete "--cluster=$cluster" "--workload=$name" "${where[@]}"
 }
 

@@ -118,7 +118,11 @@ def test_an_unknown_preset_lists_the_known(name):
             32,
             r"runs.sr.task.low_resolution = 16: must be 32, the resolution of 'base'",
         ),
-        ("pipeline", ("clip", "sr"), r"config.pipeline: 'sr' has no stage before it"),
+        (
+            "pipeline",
+            ("clip", "sr"),
+            r"config.pipeline: 'sr' enlarges pictures of a stage before it",
+        ),
         (
             "runs.base.task.sampler.num_steps",
             1001,

@@ -152,7 +152,7 @@ def _checked_fps(path: str, fps: float, config: ClipConfig) -> float:
     if not _LEAST_FPS <= fps <= _MOST_FPS:
         raise ClipError(
             f"clip {path}: {fps:g} frames a second at stride {config.stride}: must be "
-            f"{_LEAST_FPS} to {_MOST_FPS:g}; clip.fps says another number for the source"
+            f"{_LEAST_FPS} to {_MOST_FPS:g}; clip.fps sets another rate for the source"
         )
     return fps
 
@@ -193,7 +193,7 @@ def _read_folder(folder: pathlib.Path, config: ClipConfig) -> tuple[list[np.ndar
         if pictures and picture.shape != pictures[0].shape:
             raise ClipError(
                 f"clip {folder}: {file.name} is {_size(picture)}, the frames before it are "
-                f"{_size(pictures[0])}: all must be of one size"
+                f"{_size(pictures[0])}: all must have one size"
             )
         pictures.append(picture)
     return pictures, _folders_fps(folder)
@@ -213,7 +213,7 @@ def _numbered(folder: pathlib.Path) -> list[pathlib.Path]:
         number = int(found[1])
         if number in numbers:
             raise ClipError(
-                f"clip {folder}: {file.name} and {numbers[number].name} are of one number"
+                f"clip {folder}: {file.name} and {numbers[number].name} have the same number"
             )
         numbers[number] = file
     if not numbers:

@@ -43,7 +43,7 @@ class ScenesConfig:
             unknown = [value for value in values if value not in known]
             if unknown or not values or len(set(values)) < len(values):
                 raise ValueError(
-                    f"{where}.{key} = {values!r}: must be different names of {', '.join(known)}"
+                    f"{where}.{key} = {values!r}: must be different names from {', '.join(known)}"
                 )
         if not 0 <= self.context <= MOST_CONTEXT:
             raise ValueError(
@@ -56,8 +56,8 @@ class ScenesConfig:
             )
         if self.pairs > 0 and len(self.colours) < 2:
             raise ValueError(
-                f"{where}.colours = {self.colours!r}: the two objects of a pair differ in colour, "
-                f"so {where}.pairs = {self.pairs} needs at least two"
+                f"{where}.colours = {self.colours!r}: must be at least two with {where}.pairs = "
+                f"{self.pairs}, as the two objects of a pair differ in colour"
             )
 
 
@@ -207,7 +207,9 @@ class DataConfig:
                     f"{where}.split = {self.split!r}: must be one of {', '.join(SCENE_SPLITS)}"
                 )
             if self.flip:
-                raise ValueError(f"{where}.flip = True: the captions of scenes say left and right")
+                raise ValueError(
+                    f"{where}.flip = True: must be False, captions of scenes say left and right"
+                )
             self.scenes.validate(f"{where}.scenes")
         self.styles.validate(f"{where}.styles")
         if self.source != "folder" and self.styles.context:
@@ -229,7 +231,7 @@ class DataConfig:
         if self.min_original_side and self.source != "shards":
             raise ValueError(
                 f"{where}.min_original_side = {self.min_original_side}: "
-                f"only shards know the original size, the source is {self.source!r}"
+                f"must be 0, source {self.source!r} does not record the original size"
             )
 
     def _check_columns(self, where: str) -> None:

@@ -109,8 +109,8 @@ class FolderSource:
             own = self._folder != epath.Path(self._config.path)
             if not own and split != DataConfig.split:
                 raise DataError(
-                    f"split {split!r}: {self.name} has no such subfolder, and its rows no column "
-                    f"'split'; must be {DataConfig.split!r}, which is all of it"
+                    f"split {split!r}: {self.name} has no such subfolder and no column "
+                    f"'split'; must be {DataConfig.split!r}, the whole folder"
                 )
             return rows
         if split not in splits:

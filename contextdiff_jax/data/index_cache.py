@@ -69,7 +69,7 @@ def index_shard(
         try:
             _save(index, stored)
         except (OSError, ValueError) as error:  # the samples can be read all the same
-            logging.warning("the index of shard %s is not kept: %s", printable(path), error)
+            logging.warning("the index of shard %s cannot be saved: %s", printable(path), error)
     return index
 
 

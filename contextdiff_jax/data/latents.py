@@ -154,19 +154,19 @@ class LatentSource:
         if source.name != ours.source:
             logging.warning(
                 "the latents in %s are of %s, the run reads %s: they must be the same samples in "
-                "the same order, which is not compared",
+                "the same order, which is not checked",
                 *(folder, ours.source, source.name),
             )
         for key, value in preparation(data).items():
             if ours.preparation.get(key) != value:
                 raise DataError(
-                    f"the latents in {folder} are of data.{key} = {ours.preparation.get(key)!r}, "
-                    f"the run has {value!r}"
+                    f"the latents in {folder} were made with data.{key} = "
+                    f"{ours.preparation.get(key)!r}, the run has {value!r}"
                 )
         if data.flip and not ours.mirrored:
             raise DataError(
-                f"the latents in {folder} are of pictures as they are, data.flip = True mirrors "
-                "some: make them with data.flip=True"
+                f"the latents in {folder} hold no mirrored pictures, which data.flip = True "
+                "needs: make them with data.flip=True"
             )
 
     @property

@@ -154,12 +154,12 @@ class ShardSource:
             if len(new) != len(seen):
                 raise DataError(
                     f"shard {printable(path)} was replaced while in use: its index has "
-                    f"{len(seen)} samples, it has {len(new)}; start the same command again"
+                    f"{len(seen)} samples, it now has {len(new)}; start the same command again"
                 )
             if all(np.array_equal(getattr(new, name), getattr(seen, name)) for name in ARRAYS):
                 self._odd.add(number)  # by a pax header, a member's size or name is another
                 return
-            logging.warning("shard %s was replaced: it is read by a new index", printable(path))
+            logging.warning("shard %s was replaced: it is indexed again", printable(path))
             self._shards[number] = new
 
 
@@ -243,7 +243,7 @@ def _cache(config: DataConfig, folder: epath.Path) -> epath.Path | None:
             cache.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a bucket that may only be read
         logging.warning(
-            "the shard index is not kept (%s); set data.cache_dir to keep it", printable(error)
+            "the shard index cannot be saved (%s); set data.cache_dir to keep it", printable(error)
         )
         return None
     return cache

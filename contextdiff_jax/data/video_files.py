@@ -24,7 +24,7 @@ def _av() -> types.ModuleType:
         import av
     except ImportError as error:
         raise ValueError(
-            "video files need PyAV: pip install av; or give a folder of frames, which needs nothing"
+            "video files need PyAV: pip install av; or give a folder of frames"
         ) from error
     return av
 
@@ -40,9 +40,7 @@ def read_video(path: pathlib.Path, numbers: range) -> tuple[list[np.ndarray], fl
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise ValueError(
-                    f"has no pictures{', sound alone' * bool(container.streams.audio)}"
-                )
+                raise ValueError(f"has no pictures{', only sound' * bool(container.streams.audio)}")
             stream = container.streams.video[0]
             fps = float(stream.average_rate or 0)
             frames, there = [], 0

@@ -122,7 +122,7 @@ def open_file(path: pathlib.Path) -> dict[str, Tensor]:
         raise ValueError(f"{str(path)!r} is not a readable safetensors file: {error}") from error
     wrong = [name for name in names if len(name) > _MOST_CHARACTERS or not name.isprintable()]
     if wrong:
-        raise ValueError(f"{str(path)!r} has a tensor of the name {wrong[0][:60]!r}, no plain text")
+        raise ValueError(f"{str(path)!r} has a tensor named {wrong[0][:60]!r}: must be plain text")
 
     def tensor(name: str) -> Tensor:
         part = file.get_slice(name)

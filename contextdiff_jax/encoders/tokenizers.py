@@ -246,8 +246,8 @@ def _bounded(captions: Sequence[str]) -> list[str]:
     long = sum(len(caption) > _LONGEST_CAPTION for caption in captions)
     if long or words:
         logging.getLogger(__name__).warning(
-            "tokenizer: of %d captions the first %d characters are trained on, "
-            "%d words of more than %d characters in pieces",
+            "tokenizer: of %d captions only the first %d characters are used, "
+            "%d words of more than %d characters are split",
             *(long, _LONGEST_CAPTION, words, _LONGEST_WORD),
         )
     return bounded

@@ -116,8 +116,8 @@ def plan_adm(evaluation: Evaluation) -> Callable[[], Result]:
     for what, count in (("--count", len(captions)), ("pictures of --reference", reference.count)):
         if count <= _NEIGHBOURS:
             raise ValueError(
-                f"{what} = {count}: must be at least {_NEIGHBOURS + 1}, precision and recall are "
-                f"of {_NEIGHBOURS} neighbours"
+                f"{what} = {count}: must be at least {_NEIGHBOURS + 1}, precision and recall "
+                f"use {_NEIGHBOURS} neighbours"
             )
 
     def work() -> Result:

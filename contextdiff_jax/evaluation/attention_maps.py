@@ -27,7 +27,7 @@ def choose_words(stage: Stage, prompts: Sequence[str], words: Sequence[str]) -> 
     adapter, an empty prompt, or a word that no prompt has (or that is cut off).
     """
     if stage.task.adapter is None:
-        raise ValueError(f"stage {stage.name!r} has no adapter, so there are no maps of it")
+        raise ValueError(f"stage {stage.name!r} has no adapter, so it has no attention maps")
     tokenizer = stage.task.adapter_tokenizer
     if tokenizer is None:
         return _objects(stage, prompts, words)
@@ -52,7 +52,7 @@ def _objects(stage: Stage, prompts: Sequence[str], words: Sequence[str]) -> list
     captioned = [each for each in stage.task.conditions if each.captioned]
     found = [each.adapter_places(prompt) for prompt in prompts for each in captioned[:1]] or [None]
     if None in found:
-        raise ValueError(f"the adapter of stage {stage.name!r} reads no text, so no words")
+        raise ValueError(f"the adapter of stage {stage.name!r} reads no text: words have no maps")
     if words:
         raise ValueError(f"--word={words[0]}: not with layouts, whose objects are all shown")
     return found

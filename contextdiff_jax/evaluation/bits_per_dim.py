@@ -158,8 +158,8 @@ def _check_kind(kind: str, stage: str, settings: LikelihoodSettings) -> None:
         value = getattr(settings, key)
         if value and whose != kind:
             raise ValueError(
-                f"{key} = {value}: must be 0 for stage {stage!r} of kind {kind!r}, it is of "
-                f"{whose!r}"
+                f"{key} = {value}: must be 0 for stage {stage!r} of kind {kind!r}, kind "
+                f"{whose!r} alone reads it"
             )
         if value and most and not least <= value <= most:
             raise ValueError(f"{key} = {value}: must be 0 for the default, or in {least}..{most}")

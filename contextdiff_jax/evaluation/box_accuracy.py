@@ -154,7 +154,7 @@ def plan_boxes(evaluation: Evaluation) -> Callable[[], Result]:
     read_names = names(asked_conditions(evaluation.config, stages) or ())
     if data.source != "scenes" or settings.captions or read_names != ["layout"]:
         raise ValueError(
-            "--what=boxes: only rendered scenes drawn of layouts can be checked, this is "
+            "--what=boxes: only rendered scenes drawn from layouts can be checked, this is "
             f"{evaluation.trained_on.source!r} of {' and '.join(read_names) or 'nothing'}"
         )
     count = settings.count or LAYOUTS

@@ -81,7 +81,7 @@ def data_settings(base: DataConfig, settings: Sequence[str], flag: str) -> DataC
         key, equals, text = setting.partition("=")
         if not equals or key not in fields:
             raise ValueError(
-                f"--{flag}={setting}: must read field=value, field one of {', '.join(fields)}"
+                f"--{flag}={setting}: must be field=value, with field one of {', '.join(fields)}"
                 f"{nearest(key, fields)}"
             )
         # A path or a split may look like a number.

@@ -15,7 +15,7 @@ from contextdiff_jax.evaluation import scenes_checker
 def masked_psnr(edited: np.ndarray, source: np.ndarray, mask: np.ndarray) -> float:
     """Returns the PSNR in dB over the masked pixels of all frames; infinite where they are equal.
 
-    Raises ValueError for shapes that differ, and for a mask of nothing.
+    Raises ValueError for shapes that differ, and for the mask is empty.
     """
     difference = _difference(edited, source)[_checked(mask, source)]
     error = float(np.mean(np.square(difference)))
@@ -33,7 +33,7 @@ def flicker(edited: np.ndarray, source: np.ndarray, mask: np.ndarray) -> float:
     mask = _checked(mask, source)
     both = mask[1:] & mask[:-1]
     if not both.any():
-        raise ValueError("a mask that leaves nothing of two frames in a row")
+        raise ValueError("the mask has no pixel in two frames in a row")
     changes = np.diff(_difference(edited, source), axis=0)
     return float(np.sqrt(np.mean(np.square(changes[both]))))
 
@@ -86,7 +86,7 @@ def _difference(edited: np.ndarray, source: np.ndarray) -> np.ndarray:
 
 def _checked(mask: np.ndarray, source: np.ndarray) -> np.ndarray:
     if mask.shape != source.shape[:3]:
-        raise ValueError(f"a mask of shape {mask.shape}: must be {source.shape[:3]}")
+        raise ValueError(f"the mask has shape {mask.shape}: must be {source.shape[:3]}")
     if not mask.any():
-        raise ValueError("a mask of nothing")
+        raise ValueError("the mask is empty")
     return mask

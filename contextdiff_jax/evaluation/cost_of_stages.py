@@ -116,7 +116,7 @@ def plan_cost(evaluation: Evaluation) -> Callable[[], Result]:
     training = cost_table.training_seconds(read_runs(evaluation))
     settings = evaluation.settings
     if not settings.export:
-        raise ValueError("--export is missing: cost is of its networks")
+        raise ValueError("--export is missing: cost measures its networks")
 
     def work() -> Result:
         measured = measure_costs(evaluation.cascade, settings.batch_size, settings.turns)

@@ -46,7 +46,7 @@ def read_metrics(path: epath.PathLike) -> dict[str, Curve]:
             if number == len(rows):
                 continue  # a run that is being written, or was killed, ends in half a row
             raise ValueError(
-                f"{file}, line {number}: no step, name, value: {shown(row)}"
+                f"{file}, line {number}: must be step, name, value: {shown(row)}"
             ) from error
     if not points:
         raise ValueError(f"{file} holds no metrics yet")

@@ -50,7 +50,7 @@ def find_edits(label: str, folder: str, videos: Sequence[TgveVideo]) -> list[Edi
     Raises ValueError where there are none, or one that is there is damaged.
     """
     if label == SOURCE:
-        raise ValueError(f"--edits={label}={folder}: {SOURCE!r} is what the clips are called")
+        raise ValueError(f"--edits={label}={folder}: the label must not be {SOURCE!r}")
     if pathlib.PurePath(label).parts != (label,) or label == "..":
         raise ValueError(f"--edits={label}={folder}: the label must be the name of a folder")
     existing_folder(folder, "edits")
@@ -65,7 +65,7 @@ def find_edits(label: str, folder: str, videos: Sequence[TgveVideo]) -> list[Edi
         if other is not each:
             raise ValueError(
                 f"--edits={label}={folder}: {str(other.frames)!r} and {str(each.frames)!r} are of "
-                "one clip and prompt: must be one for each, give them two labels"
+                "the same clip and prompt: a label may have one, give them two labels"
             )
         own, source = count_frames(each.frames), count_frames(each.source)
         if source > MOST_FRAMES:

@@ -62,7 +62,7 @@ def held_out(evaluation: Evaluation, what: str) -> HeldOut:
     if data.source != "folder" or not data.context:
         raise ValueError(
             f"--what={what}: only exports trained on a folder with styles.context above 0 can be "
-            "measured so"
+            "measured this way"
         )
     report = SkipReport()
     source = StyledFolderSource(data, report)

@@ -57,7 +57,9 @@ def plan_scene_fid(evaluation: Evaluation) -> Callable[[], Result]:
     """The Frechet distance of object crops, of pictures drawn of a data source's layouts."""
     settings, data = evaluation.settings, evaluation.data()
     if settings.captions or settings.reference:
-        raise ValueError("--what=scene_fid: the boxes are those of --data, give no other")
+        raise ValueError(
+            "--what=scene_fid: its boxes are of --data, give no --captions, --reference"
+        )
     if data.source == "scenes" and not data.limit:
         data = dataclasses.replace(data, limit=settings.count or MOST_BY_DEFAULT)
     report = SkipReport()

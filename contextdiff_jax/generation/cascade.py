@@ -224,7 +224,7 @@ class Cascade:
             known = stage.task.most_augmentation
             if known is not None and level > known:
                 logging.warning(
-                    "augmentation = %g: stage %r was trained with levels up to %g alone",
+                    "augmentation = %g: stage %r was trained with levels up to %g only",
                     *(level, stage.name, known),
                 )
 

@@ -181,7 +181,7 @@ class Beside:
                 raise ValueError(f"--{flag} is missing: {key} needs {kind}")
         if self.tuned and config.video is None:
             raise ValueError(
-                f"--tuned={self.tuned}: not with config.video = None, which has no clip"
+                f"--tuned={self.tuned}: not with config.video = None, which edits each frame alone"
             )
 
 

@@ -106,7 +106,9 @@ def define_model_flags() -> ModelFlags:
         flags.DEFINE_integer(
             "height", None, "Height of --model's pictures; by default as it was trained.", **sides
         ),
-        flags.DEFINE_integer("width", None, "Width of --model's pictures, likewise.", **sides),
+        flags.DEFINE_integer(
+            "width", None, "Width of --model's pictures; by default as it was trained.", **sides
+        ),
         flags.DEFINE_string(
             "init_image", None, "A picture file that --model's pictures start from, of its size."
         ),

@@ -66,13 +66,13 @@ class Words:
             ]
             if not same and _folded(part) in map(_folded, self.cut):
                 raise ValueError(
-                    f"{where} has {part!r}, which is cut off: the prompt {self.prompt!r} has more "
-                    f"tokens than are read, must have it among the first {len(self.words)} words"
+                    f"{where} has {part!r}, which is cut off: must be among the first "
+                    f"{len(self.words)} words of the prompt {self.prompt!r}, which is too long"
                 )
             if not same:
                 raise ValueError(
-                    f"{where} has {part!r}, which is not in the prompt {self.prompt!r}: must be of "
-                    f"{', '.join(dict.fromkeys(self.folded))}"
+                    f"{where} has {part!r}, which is not in the prompt {self.prompt!r}: must be "
+                    f"one of {', '.join(dict.fromkeys(self.folded))}"
                 )
             found += same
         return found

@@ -41,7 +41,7 @@ def _check_inside(value: Any, where: str, depth: int = 0) -> None:
             value.encode()
         except UnicodeEncodeError as error:  # JSON can escape halves of a character
             raise ValueError(
-                f"{where} = {value[:60]!r}: must be text, it has half characters"
+                f"{where} = {value[:60]!r}: must be text, it has a lone surrogate"
             ) from error
     elif isinstance(value, (list, dict)):
         if depth == _DEEPEST:

@@ -21,7 +21,7 @@ def parse_overrides(settings: Sequence[str], stages: Sequence[str]) -> dict[str,
         key, equals, text = setting.partition("=")
         stage, dot, field = key.rpartition(".")
         if not equals:
-            raise ValueError(f"--sampler={setting}: must read field=value or stage.field=value")
+            raise ValueError(f"--sampler={setting}: must be field=value or stage.field=value")
         if dot and stage not in found:
             known = ", ".join(stages)
             near = nearest(stage, stages)

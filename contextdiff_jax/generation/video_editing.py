@@ -145,13 +145,13 @@ def _say_what_is_odd(
     frames: np.ndarray, coverage: np.ndarray | None, clip: Clip, config: EditingConfig
 ) -> None:
     if np.array_equal(frames, clip.frames):
-        logging.warning("the edit is the source, to the pixel: nothing was free to change")
+        logging.warning("the edit equals the source in every pixel: nothing was free to change")
     if coverage is None or config.fusion.threshold > 1:
         return
     shares = coverage.mean(axis=0)
     if shares.min() == 0 or shares.max() == 1:
         logging.warning(
-            "the mask of fusion.blend_words is empty or full; it leaves free of each frame: %s",
+            "the mask of fusion.blend_words is empty or full; of each frame it lets change: %s",
             ", ".join(f"{share:.2f}" for share in shares),
         )
 

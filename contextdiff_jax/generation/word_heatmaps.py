@@ -26,7 +26,7 @@ def check_heatmaps(tokenizer: Tokenizer, words: Sequence[str], prompts: Sequence
     for word in words:
         if not any(each.has(word) for each in known):
             raise ValueError(
-                f"config.heatmaps has {word!r}, which is in no prompt: must be of "
+                f"config.heatmaps has {word!r}, which is in no prompt: must be one of "
                 f"{', '.join(dict.fromkeys(name for each in known for name in each.folded))}"
             )
 

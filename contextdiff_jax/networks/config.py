@@ -195,7 +195,7 @@ class EfficientUNetConfig(DenoiserConfig):
                     "entries, one for each of channels"
                 )
         if not set(self.strides) <= {1, 2}:
-            raise ValueError(f"{where}.strides = {self.strides}: must be of 1 and 2")
+            raise ValueError(f"{where}.strides = {self.strides}: must be 1 or 2 for each level")
         if self.residual and not self.low_res:
             raise ValueError(f"{where}.residual = True: must be False without {where}.low_res")
         self._validate_common(where, self.channels, self.attention_levels)

@@ -252,18 +252,18 @@ def check_implementation(
     """Raises ValueError, naming the key `where`, for what this platform or dtype does not have."""
     if name == "flash" and platform != "tpu":
         raise ValueError(
-            f"{where} = 'flash': must be 'auto' or 'xla' on {platform}, for flash is a TPU kernel"
+            f"{where} = 'flash': must be 'auto' or 'xla' on {platform}, flash is a TPU kernel"
         )
     if name != "cudnn":
         return
     if platform != "gpu" or not _ampere():
         raise ValueError(
-            f"{where} = 'cudnn': must be 'auto' or 'xla' on this {platform}, for cudnn needs an "
+            f"{where} = 'cudnn': must be 'auto' or 'xla' on this {platform}, cudnn needs an "
             "NVIDIA GPU of compute capability 8.0 or more"
         )
     if jnp.dtype(dtype).itemsize != 2:
         raise ValueError(
-            f"{where} = 'cudnn': must be 'auto' or 'xla' with dtype {jnp.dtype(dtype).name}, for "
+            f"{where} = 'cudnn': must be 'auto' or 'xla' with dtype {jnp.dtype(dtype).name}, "
             "cudnn takes bfloat16"
         )
 

@@ -64,9 +64,7 @@ class Processes:
         """Raises ValueError in one sentence for flags that do not go together."""
         given = self._given()
         if self.mode == "none" and given:
-            raise ValueError(
-                f"--distributed=none runs one process: --{given[0]} has no place there"
-            )
+            raise ValueError(f"--distributed=none runs one process: --{given[0]} must not be given")
         for name in ("num_processes", "join_timeout_s", "heartbeat_timeout_s"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -25,7 +25,7 @@ def check_packages(runner: str, options: Sequence[str]) -> None:
             _check_wheel(value)
     if runner == "DataflowRunner" and not found and not list(_values(options, _INSTEAD)):
         raise ValueError(
-            f"--runner={runner}: needs --extra_package=WHEEL after the --, for its workers have no "
+            f"--runner={runner}: needs --extra_package=WHEEL after the --, as its workers have no "
             f"contextdiff_jax ({BUILD} builds the wheel)"
         )
 
@@ -38,7 +38,7 @@ def _check_wheel(path: str) -> None:
         raise ValueError(f"--extra_package={path}: must be a wheel, as {BUILD} builds it")
     ours = contextdiff_jax.__version__
     if parts[0] == "contextdiff_jax" and parts[1] != ours:
-        raise ValueError(f"--extra_package={path}: must be version {ours}, as what runs here is")
+        raise ValueError(f"--extra_package={path}: must be version {ours}, which runs here")
 
 
 def _values(options: Sequence[str], names: Sequence[str]) -> Iterator[str]:

@@ -37,6 +37,7 @@ from contextdiff_jax.training.checkpoints import (
     check_saved,
     load_tree,
     newest_metadata,
+    no_checkpoint,
     save_tree,
 )
 
@@ -56,8 +57,8 @@ def export_pipeline(
     The first stages alone are a cascade too: from the first run without a checkpoint on, runs are
     left out, and a warning names them.
 
-    Raises CheckpointError where the first has none, where two were trained with configs that one
-    export cannot hold, or where weights that a run did not train are not those it had.
+    Raises ValueError where the first has none, CheckpointError where two were trained with configs
+    that one export cannot hold, or where weights that a run did not train are not those it had.
     """
     workdir = epath.Path(workdir)
     found = _trained_stages(config, workdir)
@@ -118,10 +119,7 @@ def _trained_stages(config: Config, workdir: epath.Path) -> dict[str, dict[str, 
         found[name] = metadata
     left_out = names[len(found) :]
     if not found:
-        raise CheckpointError(
-            f"{workdir / names[0] / 'checkpoints'} holds no finished checkpoint yet; train run "
-            f"{names[0]!r} first"
-        )
+        raise no_checkpoint(workdir / names[0] / "checkpoints")
     if left_out:
         logging.warning(
             "left out of the export: %s; run %r has no finished checkpoint yet",
@@ -171,7 +169,10 @@ def trained_config(workdir: epath.PathLike) -> Config:
         if metadata["run"] in diffusion_runs(config):
             found[metadata["run"]] = config
     if not found:
-        raise CheckpointError(f"{workdir} holds no diffusion run with a finished checkpoint")
+        raise ValueError(
+            f"--workdir={workdir}: has no finished checkpoint of a diffusion run: must be a folder "
+            "that contextdiff_jax.main trained in"
+        )
     return found[max(found, key=lambda name: found[name].pipeline.index(name))]
 
 
@@ -210,15 +211,15 @@ def _copy_folder(source: epath.Path, target: epath.Path) -> None:
 def read_export(folder: epath.PathLike) -> tuple[Export, Locate]:
     """Returns the content of export.json and a function that finds its encoders.
 
-    Raises CheckpointError when the folder is no export, or a file of it is damaged or changed (of
-    the stages: when one is loaded), ConfigError when its content is none that this version reads.
+    Raises ValueError when the folder is no export, CheckpointError when a file of it is damaged or
+    changed (of the stages: when one is loaded), ConfigError when this version cannot read it.
     """
     folder = epath.Path(folder)
     file = folder / DESCRIPTION
-    if not file.exists():
-        raise CheckpointError(
-            f"{folder} is not an export: export.json is missing; "
-            "make one with python -m contextdiff_jax.export"
+    if not file.exists() and not checksums.recorded(folder):  # with checksums it was lost: damage
+        raise ValueError(
+            f"--export={folder}: has no export.json: must be an export, which "
+            "contextdiff_jax.main and contextdiff_jax.export write"
         )
     check_saved(folder, may_be_unlisted=None)
     export = read_description(file)

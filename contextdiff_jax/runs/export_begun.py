@@ -41,8 +41,8 @@ def export_begun(
     random = [each for each in shapes if each not in there]
     if random:
         raise ValueError(
-            f"config.runs.{name}.start_from leaves {listed(random)} as they begin, at random: must "
-            "take all parameters where nothing is trained"
+            f"config.runs.{name}.start_from leaves {listed(random)} at random values: must take "
+            "all parameters, as nothing is trained"
         )
     metadata = {**checkpoint_metadata(config, name, task, ()), "step": 0}
     stages = Stages(config, nowhere, {name: metadata}, lambda _: (weights, metadata))
@@ -54,8 +54,8 @@ def _run(config: Config) -> str:
     paths = [config.runs[name].start_from.path for name in names]
     if len(names) != 1 or not paths[0] or paths[0].startswith(RUN_PREFIX):
         raise ValueError(
-            f"config.pipeline draws by {', '.join(names) or '(no run)'}: must be one run, with a "
-            "folder in its start_from.path, to be exported before it is trained"
+            f"config.pipeline has the drawing runs {', '.join(names) or '(none)'}: must be one, "
+            "with a folder in its start_from.path, to be exported untrained"
         )
     for ref in references(config):
         if ref.path.startswith(RUN_PREFIX):

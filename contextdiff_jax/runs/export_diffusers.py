@@ -37,7 +37,7 @@ from contextdiff_jax.runs.scheduler_config import FILE as SCHEDULER_FILE
 from contextdiff_jax.runs.scheduler_config import scheduler_json
 from contextdiff_jax.runs.weights import whole_ema
 from contextdiff_jax.system.atomic_write import written_whole
-from contextdiff_jax.training.checkpoints import CheckpointError, newest_metadata
+from contextdiff_jax.training.checkpoints import newest_metadata, no_checkpoint
 
 TOKENIZER = "tokenizer"
 
@@ -45,8 +45,8 @@ TOKENIZER = "tokenizer"
 def export_diffusers(config: Config, workdir: epath.PathLike, output: epath.PathLike) -> None:
     """Writes the newest EMA weights of the pipeline's one latent run to the folder `output`.
 
-    Raises ValueError where diffusers has no pipeline for what the run trained, CheckpointError
-    where it has no checkpoint yet.
+    Raises ValueError where diffusers has no pipeline for what the run trained, or the run has no
+    checkpoint yet.
     """
     workdir, output = epath.Path(workdir), epath.Path(output)
     name = _checked_run(config)
@@ -60,10 +60,7 @@ def export_diffusers(config: Config, workdir: epath.PathLike, output: epath.Path
         )
     scheduler = scheduler_json(run.task.diffusion, run.task.sampler)
     if newest_metadata(workdir / name / "checkpoints") is None:
-        raise CheckpointError(
-            f"{workdir / name / 'checkpoints'} holds no finished checkpoint yet; train run "
-            f"{name!r} first"
-        )
+        raise no_checkpoint(workdir / name / "checkpoints")
     weights, metadata = whole_ema(workdir / name)
     if not distributed.is_main():
         return
@@ -79,7 +76,7 @@ def export_diffusers(config: Config, workdir: epath.PathLike, output: epath.Path
     write_card(output, Trained(config, {name: metadata}, workdir), "diffusers")
     index = _index(run.task.pipeline, scheduler["_class_name"], _tokenizer_class(tokenizer))
     _write(output / INDEX, _json(index))
-    logging.info("exported %s to %s, as diffusers has it", name, output)
+    logging.info("exported %s to %s, in diffusers' layout", name, output)
 
 
 def _checked_run(config: Config) -> str:
@@ -89,7 +86,7 @@ def _checked_run(config: Config) -> str:
     if len(names) != 1 or tasks[0].pipeline is None:
         kinds = ", ".join(f"{n} ({t.kind})" for n, t in zip(names, tasks, strict=True))
         raise ValueError(
-            f"--format=diffusers: the pipeline draws by {kinds}: must be one run of task "
+            f"--format=diffusers: the pipeline's drawing runs are {kinds}: must be one run of task "
             "latent_text_to_image"
         )
     where = f"config.runs.{names[0]}.task"

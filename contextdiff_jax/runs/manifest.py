@@ -70,7 +70,7 @@ def claim(
         raise ValueError(
             f"{folder} holds {what} of something else: {'; '.join(lines[:_MOST_LINES])}"
             + (f"; and {len(lines) - _MOST_LINES} more" if len(lines) > _MOST_LINES else "")
-            + "; use another --output, or give back the old values"
+            + "; use another --output, or restore the old values"
         )
     cleared(folder)
     if recorded is None:

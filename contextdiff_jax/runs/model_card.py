@@ -42,7 +42,7 @@ def write_card(output: epath.Path, trained: Trained, kind: str) -> None:
     """Writes the card; kind: the format of the export, "contextdiff" or "diffusers"."""
     file = output / NAME
     if file.exists() and _MARK not in file.read_bytes().decode(errors="replace")[:2000]:
-        logging.warning("%s is kept as it is: it is no card that was written here", file)
+        logging.warning("%s is kept as it is: it was not written by this program", file)
         return
     with written_whole(file) as unfinished:
         unfinished.write_text(card(trained, kind))

@@ -209,7 +209,7 @@ def _write(path: epath.Path, records: Iterator[bytes] | Sequence[bytes]) -> None
     try:
         shards.write_records(path, records)
     except shards.WriteError as error:
-        raise CheckpointError(f"{error}; mend it and give the same command again") from error
+        raise CheckpointError(f"{error}; repair it and give the same command again") from error
 
 
 def prepare(

@@ -62,7 +62,7 @@ def _check_process(ours: DiffusionConfig, folder: epath.Path, where: str) -> Non
             f"{str(folder / FILE)!r} says"
         )
     if ours.kind != "vp":
-        raise ValueError(f"{where}.kind = {ours.kind!r}: must be 'vp', as the weights' own is")
+        raise ValueError(f"{where}.kind = {ours.kind!r}: must be 'vp', the kind of the weights")
     schedule = make_schedule(ours.schedule, ours.num_steps, ours.betas or None)
     levels = [each.alpha_bar for each in (schedule, theirs.schedule)]
     if len(levels[0]) != len(levels[1]) or not np.allclose(*levels, rtol=1e-4, atol=0):

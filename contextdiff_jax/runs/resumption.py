@@ -66,7 +66,7 @@ def _refuse(found: list[Change], name: str) -> None:
             f"the checkpoint of run {name!r} was made by another config: "
             + "; ".join(map(str, found[:8]))
             + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
-            + "; use another --workdir, or give back the old values"
+            + "; use another --workdir, or restore the old values"
         )
 
 

@@ -118,8 +118,8 @@ def _fixed(config: Config, name: str, task: Task) -> Params:
     anew = [each for each in fixed if not run.start_from.path or matches(each, fresh)]
     if anew:
         raise ValueError(
-            f"{where}.trainable leaves {listed(anew)} as they begin, at random: must be trained, "
-            f"or taken by {where}.start_from"
+            f"{where}.trainable leaves {listed(anew)} at random values: must be trained, or taken "
+            f"by {where}.start_from"
         )
     trained = {each.split("/")[0] for each in by_name(_shapes(task)) if each not in fixed}
     if trained == {"adapter"} and run.optimizer.adapter_rate == 0:

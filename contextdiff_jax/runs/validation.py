@@ -62,7 +62,7 @@ def _check_folders(config: Config, name: str) -> None:
     for folder in run.task.folders():
         if not epath.Path(folder).is_dir():
             raise ConfigError(
-                f"{where} reads {folder!r}: no folder there; must be one of a first stage"
+                f"{where} reads {folder!r}: no folder there; must be the folder of a first stage"
             )
     try:
         check_model(config, name)
@@ -76,8 +76,8 @@ def _check_cascade(config: Config) -> None:
     names = diffusion_runs(config)
     if names and config.samples.prompts and config.runs[names[0]].task.enlarges:
         raise ConfigError(
-            f"config.pipeline: {names[0]!r} has no stage before it whose pictures it enlarges; "
-            "must begin with a run that enlarges none, or config.samples.prompts be empty"
+            f"config.pipeline: {names[0]!r} enlarges pictures of a stage before it, and is first; "
+            "must begin with another run, or config.samples.prompts must be empty"
         )
     for before, after in itertools.pairwise(names):
         drawn, run = config.runs[before].data.resolution, config.runs[after]
@@ -133,7 +133,7 @@ def _validate_run(config: Config, run: RunConfig, where: str) -> None:
     if run.task.fits_data and run.optimizer.weight_decay:
         raise ConfigError(
             f"{where}.optimizer.weight_decay = {run.optimizer.weight_decay}: must be 0 where "
-            f"{where}.task fits statistics to its data, which lie beside the weights"
+            f"{where}.task fits statistics to its data, which are saved with the weights"
         )
 
 

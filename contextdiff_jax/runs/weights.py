@@ -51,8 +51,8 @@ def source_folder(path: str, workdir: epath.Path) -> epath.Path:
 def whole_ema(folder: epath.Path) -> tuple[Params, dict[str, Any]]:
     """Returns a run's newest EMA weights, the fixed ones with them, and its metadata.
 
-    folder: the run's, WORKDIR/RUN. Raises CheckpointError where there are none yet, or the fixed
-    ones are not those it was trained with.
+    folder: the run's, WORKDIR/RUN. Raises ValueError where there are none yet, CheckpointError
+    where the fixed ones are not those it was trained with.
     """
     weights, metadata = newest_ema(folder / "checkpoints")
     return merged(weights, fixed_weights(metadata, folder)), metadata
@@ -132,15 +132,15 @@ def fixed_weights(metadata: Mapping[str, Any], folder: epath.Path) -> Params:
         leaves = read_named(source)
     except ValueError as error:
         raise CheckpointError(
-            f"{who} trains a part of the weights of {source} alone and needs the others from "
-            f"there: {error}; put them back"
+            f"{who} trains a part of the weights of {source} and reads the others from "
+            f"there: {error}; restore them"
         ) from error
     fixed = {name: leaves[name] for name in record["fixed"] if name in leaves}
     found = digest(fixed)
     if found != record["fixed_weights"]:
         raise CheckpointError(
-            f"{who} was trained beside fixed weights {record['fixed_weights']} of {source}, which "
-            f"holds {found} now; put those back that it began with"
+            f"{who} was trained with fixed weights {record['fixed_weights']} of {source}, which "
+            f"now holds {found}; restore those that it began with"
         )
     return nested(fixed)
 

@@ -109,7 +109,7 @@ class SamplerConfig:
         """
         if self.aims and not mean:
             raise ValueError(
-                f"{where}.name = 'mean_flow': not of a network that was trained for single times; "
+                f"{where}.name = 'mean_flow': not with a network trained for single times; "
                 "take 'euler' or 'ab2', or train it with objective 'mean_flow'"
             )
         if self.aims and self.threshold != "none":
@@ -133,8 +133,8 @@ class SamplerConfig:
         ancestral = "name = 'ddpm'" if self.name == "ddpm" else f"eta = {self.eta}"
         if not straight and (self.name == "ddpm" or self.eta):
             raise ValueError(
-                f"{where}.{ancestral}: not with a relation on the flow, for its ancestral steps "
-                "are no plain posterior; take euler, heun, ab2, dpm_solver++, or ddim with eta 0"
+                f"{where}.{ancestral}: not with a relation on the flow, as its ancestral steps "
+                "are no longer a posterior; take euler, heun, ab2, dpm_solver++, or ddim with eta 0"
             )
         if self.guidance_space != "x0":
             raise ValueError(

@@ -59,7 +59,7 @@ def explained(path: epath.PathLike, cannot: str) -> Iterator[None]:
         sentence = f"{path} cannot {cannot}: {first_line(error)}"
         if is_permanent(error):
             raise ValueError(
-                f"{sentence} (is it there, and has this account the rights?)"
+                f"{sentence} (does it exist, and does this account have the rights?)"
             ) from error
         raise Unavailable(f"{sentence} (the same command tries again)") from error
 

@@ -146,7 +146,7 @@ class DiffusionConfig:
         if self.mean and self.flow.learns and mean.guidance != 1:
             raise ValueError(
                 f"{where}.guidance = {mean.guidance}: must be 1 with relation "
-                f"{self.flow.relation!r}, which learns of the flow without guidance"
+                f"{self.flow.relation!r}, which learns from the flow without guidance"
             )
 
     @property
@@ -228,6 +228,7 @@ class DiffusionTaskConfig(TaskConfig):
                 f"{where}.diffusion.kind = 'flow': not with config.use_adapter = True, the "
                 "paper's adapter is of kind 'vp'; give --config.use_adapter=False"
             )
+        self._check_learned_guidance(f"{where}.diffusion.flow.mean.guidance")
         self.check_sampler(self.sampler, f"{where}.sampler", use_adapter)
         self._check_steps(where, data.resolution)
         for section, network in networks.items():
@@ -238,7 +239,7 @@ class DiffusionTaskConfig(TaskConfig):
             if self.diffusion.mean and kernel != "xla":
                 raise ValueError(
                     f"{where}.{section}.attention_implementation = {kernel!r}: must be 'xla' with "
-                    "objective 'mean_flow', which takes a derivative that fused kernels have not"
+                    "objective 'mean_flow', whose derivative fused kernels do not have"
                 )
             if not self.in_latents:
                 side = f"{where.rpartition('.')[0]}.data.resolution (for {section})"
@@ -252,6 +253,18 @@ class DiffusionTaskConfig(TaskConfig):
             sampler.check_mean_flow(where, self.diffusion.mean, guided)
         else:
             sampler.check_schedule(where, use_adapter)
+
+    def _check_learned_guidance(self, where: str) -> None:
+        """Guidance is learned from examples without a condition.
+
+        Where conditions are known only once the task is built, mean_flow_loss checks it.
+        """
+        scale, known = self.diffusion.flow.mean.guidance, self.conditions
+        if scale != 1 and known is not None and not any(each.droppable for each in known):
+            raise ValueError(
+                f"{where} = {scale}: must be 1, task {self.kind!r} has no condition that can be "
+                "dropped"
+            )
 
     def _check_steps(self, where: str, resolution: int) -> None:
         """Everything that samples must find its times on the run's schedule."""

@@ -56,7 +56,7 @@ class Flow:
             if mean.shape != shape:
                 raise ValueError(
                     f"relation 'whitening' is fitted to pictures {mean.shape}: must be {shape}, "
-                    "what the process is of"
+                    "that of the process"
                 )
             return {
                 "mean": nn.LogicallyPartitioned(jnp.asarray(mean), _MAP),

@@ -52,7 +52,7 @@ def mean_flow_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Returns the loss, means per value of x0, and metrics: "error" where s = t, "mean_error" else.
 
-    draw.ends: s. Raises ValueError where guidance is to be learned and nothing can be hidden.
+    draw.ends: s. Raises ValueError where guidance is to be learned and no condition can be dropped.
     """
     single = draw.ends == draw.t  # it learns the velocity
     x_t, u, beside, metrics = _path(config, process, draw, single)
@@ -131,7 +131,8 @@ def _guided(
     shown = jax.tree.leaves(draw.keep)
     if not shown:
         raise ValueError(
-            f"diffusion.flow.mean.guidance = {scale}: must be 1, no condition here can be hidden"
+            f"diffusion.flow.mean.guidance = {scale}: must be 1, this task has no "
+            "condition that can be dropped"
         )
     hidden = jax.tree.map(jnp.zeros_like, draw.keep)
     predicted = process.predict(denoise, x_t, draw.t, hidden)

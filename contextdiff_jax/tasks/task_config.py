@@ -214,7 +214,7 @@ def _import_all() -> None:
         except Exception as error:  # whatever another package raises
             raise ValueError(
                 f"the tasks of another package, {plugin.value!r}, cannot be imported: {error!r}; "
-                "mend or uninstall it"
+                "repair or uninstall it"
             ) from error
 
 

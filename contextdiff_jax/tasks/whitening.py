@@ -45,7 +45,7 @@ def moments(source: Source, data: DataConfig, folder: epath.Path | None, where: 
         if fitted_to != known_by or found.mean.shape != found.std.shape:
             raise ValueError(
                 f"{file} is of other data than {where}.data: must be fitted to the data that the "
-                "run trains on; use another --workdir, or give back the old data"
+                "run trains on; use another --workdir, or restore the old data"
             )
         return found
     found = fit(source, flip=data.flip, threads=data.reading_threads)

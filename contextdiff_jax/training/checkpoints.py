@@ -158,7 +158,7 @@ class Checkpoints:
         for step, damage in sound.damaged.items():
             _warn_once(
                 f"the checkpoint of step {step} in {self.directory} is damaged ({damage}): "
-                f"passed over for that of step {sound.step}"
+                f"the one of step {sound.step} is used"
             )
         return sound.metadata | {"step": sound.step}
 
@@ -252,7 +252,7 @@ class Checkpoints:
         which = "a checkpoint" if step is None else f"the checkpoint of step {step}"
         return CheckpointError(
             f"{which} could not be written to {self.directory}: {error}; the one before it is "
-            "whole: make room (or mend the path) and give the same command again"
+            "whole: make room (or repair the path) and give the same command again"
         )
 
 
@@ -268,14 +268,20 @@ def newest_metadata(directory: epath.PathLike) -> dict[str, Any] | None:
         return checkpoints.newest()
 
 
+def no_checkpoint(directory: epath.PathLike) -> ValueError:
+    """Returns the error for a run without checkpoints: `directory` is WORKDIR/RUN/checkpoints."""
+    return ValueError(f"{directory} holds no finished checkpoint yet; train this run first")
+
+
 def newest_ema(directory: epath.PathLike) -> tuple[Any, dict[str, Any]]:
     """Returns the newest sound EMA weights in `directory`, as host arrays, and their metadata.
 
-    Raises CheckpointError where there is no finished checkpoint yet, or all are damaged.
+    Raises ValueError where there is no finished checkpoint yet, CheckpointError where all are
+    damaged.
     """
     metadata = newest_metadata(directory)
     if metadata is None:
-        raise CheckpointError(f"{directory} holds no finished checkpoint yet; train this run first")
+        raise no_checkpoint(directory)
     state = epath.Path(directory) / str(metadata["step"]) / "state"
     return _load(state, only="ema")["ema"], metadata
 

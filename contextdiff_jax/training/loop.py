@@ -273,7 +273,7 @@ class Trainer:
         path = self.directory / _OWNER
         if distributed.is_main() and path.read_text() != self._owner:
             raise CheckpointError(
-                f"another process trains in {self.directory} since; this one stops, unsaved"
+                f"another process now trains in {self.directory}; this one stops without saving"
             )
 
     def _save(self, state: TrainState) -> None:

@@ -84,7 +84,7 @@ def check_patterns(patterns: Sequence[str], names: Iterable[str], where: str) ->
         above = {"/".join(name.split("/")[:depth]) for name in names for depth in range(1, 99)}
         tops = ", ".join(sorted({name.split("/")[0] for name in names}))
         raise ValueError(
-            f"{where} has {pattern!r}, which matches no parameter: must be of {tops}, or below"
+            f"{where} has {pattern!r}, which matches no parameter: must be {tops}, or a name below"
             f"{nearest(pattern, above)}"
         )
 

@@ -322,15 +322,15 @@ def test_command(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "sentence"),
     [
-        ("--variants=none,best", "variants = 'best': must be of none, bounded"),
-        ("--what=fid,cost", "what = 'cost': must be of scenes, fid"),
+        ("--variants=none,best", "variants = 'best': must be one of none, bounded"),
+        ("--what=fid,cost", "what = 'cost': must be one of scenes, fid"),
         ("--count=1", "count = 1: must be at least 2"),
         ("--config=classes:latent", "config = 'classes:latent': must have a run that trains"),
         ("--sampler=steps=4", "--sampler=steps=4: field must be one of"),
         ("--seeds=1,x", "seeds = 'x': must be whole numbers"),
         ("--guidance=3,-1", "guidance = -1: must be numbers from 0"),
         ("--calls=4,0", "calls = '0': must be whole numbers in 1..1000"),
-        ("--samplers=unipc", "samplers = 'unipc': must be of euler, ab2"),
+        ("--samplers=unipc", "samplers = 'unipc': must be one of euler, ab2"),
         (
             "--calls=4 --samplers=heun --variants=vp_paper",
             "sampler.name = 'heun': not with an adapter",

@@ -61,8 +61,8 @@ def test_every_method_is_a_config_that_is_allowed(method):
 @pytest.mark.parametrize(
     ("flag", "sentence"),
     [
-        ("--methods=best", "--methods = 'best': must be of per_frame"),
-        ("--edits=size", "--edits = 'size': must be of colour"),
+        ("--methods=best", "--methods = 'best': must be one of per_frame"),
+        ("--edits=size", "--edits = 'size': must be one of colour"),
         ("--seeds=one", "--seeds = 'one': must be whole numbers"),
         ("--frames=1", "--frames = 1: must be at least 2"),
     ],

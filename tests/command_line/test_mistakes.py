@@ -205,6 +205,14 @@ MISTAKES = [
         ["--model={tmp}/fodler", "--output={tmp}/o", "--prompt=x"],
         "fodler: no such folder; did you mean {tmp}/folder?",
     ),
+    # A folder that is there, and is not what the flag asks for.
+    ("sample", [*EXPORT, "--prompt=x"], "export: has no export.json: must be an export, which"),
+    ("evaluate", [*EXPORT, "--what=fid", "--captions={tmp}/prompts.txt"], "has no export.json"),
+    (
+        "export",
+        ["--workdir={tmp}/folder", "--output={tmp}/o"],
+        "folder: has no finished checkpoint of a diffusion run: must be a folder that",
+    ),
     ("evaluate", [], "--output is missing"),
     ("export", [], "--output is missing"),
     ("export", ["--output={tmp}/o"], "--workdir or --config must be given, one of the two"),
@@ -233,7 +241,7 @@ MISTAKES = [
     ("sample", [*EXPORT, "--prompt=x", "--dtype=float16"], "must be one of auto, float32, bfloat"),
     ("evaluate", [*EXPORT, "--resize=torch_fidelity"], "did you mean torch-fidelity?"),
     ("evaluate", [*EXPORT, "--terms=-1"], "--terms=-1: must be a non-negative integer"),
-    ("evaluate", [*EXPORT, "--what=sceens"], "--what=sceens: must be of scenes"),
+    ("evaluate", [*EXPORT, "--what=sceens"], "--what=sceens: must be one of scenes"),
     ("evaluate", [*EXPORT, "--what=sceens"], "did you mean scenes?"),
     ("export", ["--workdir={tmp}", "--output={tmp}/o", "--copy_encoders=2"], "must be true or f"),
     (
@@ -243,7 +251,7 @@ MISTAKES = [
     ),
     ("compile", [QUICK, "--topology=cpu:x"], "topology"),
     ("compile", [QUICK, "--topology=cpu:4", "--effort=3"], "--effort=3: must be a number in"),
-    ("prepare", [QUICK, "--run=base", "--output={tmp}/o", "--", "--x"], "only a --runner takes"),
+    ("prepare", [QUICK, "--run=base", "--output={tmp}/o", "--", "--x"], "must come with --runner"),
     # Numbers beyond what can be meant.
     (
         "compile",

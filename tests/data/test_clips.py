@@ -181,7 +181,7 @@ def test_sound_alone_is_refused(tmp_path):
         frame.rate = 16000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    with pytest.raises(ValueError, match="clip.mp4 has no pictures, sound alone"):
+    with pytest.raises(ValueError, match="clip.mp4 has no pictures, only sound"):
         read_clip(str(tmp_path / "clip.mp4"), ClipConfig(), 6, 10)
 
 

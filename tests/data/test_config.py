@@ -26,21 +26,24 @@ def test_defaults_are_valid():
         ({"source": "shards", "path": "x", "split": "val"}, r"data.split = 'val': must be 'train'"),
         ({"source": "folder"}, r"data.path is empty: source 'folder' needs one"),
         ({"split": "val"}, r"data.split = 'val': must be one of train, test, compositional"),
-        ({"flip": True}, r"data.flip = True: the captions of scenes say left and right"),
+        ({"flip": True}, r"data.flip = True: must be False, captions of scenes say left and right"),
         (
             {"source": "folder", "path": "x", "min_original_side": 5},
-            r"data.min_original_side = 5: only shards",
+            r"data.min_original_side = 5: must be 0",
         ),
         ({"caption_template": "a photo"}, r"data.caption_template = 'a photo': must hold {} once"),
         ({"caption_template": "{} {}"}, r"data.caption_template = '{} {}': must hold {} once"),
         ({"scenes": ScenesConfig(pairs=1.5)}, r"data.scenes.pairs = 1.5: must be in \[0, 1\]"),
         (
             {"scenes": ScenesConfig(shapes=("circle", "heart"))},
-            r"data.scenes.shapes = .*heart.*: must be different names of circle",
+            r"data.scenes.shapes = .*heart.*: must be different names from circle",
         ),
         ({"scenes": ScenesConfig(shapes=())}, r"data.scenes.shapes = \(\)"),
         ({"scenes": ScenesConfig(colours=("red", "red"))}, r"data.scenes.colours"),
-        ({"scenes": ScenesConfig(colours=("red",))}, r"pairs = 0.5 needs at least two"),
+        (
+            {"scenes": ScenesConfig(colours=("red",))},
+            r"must be at least two with .*pairs = 0.5",
+        ),
     ],
 )
 def test_sentences(options, sentence):

@@ -197,7 +197,7 @@ def test_splits(tmp_path, picture_bytes):
     write(tmp_path / "test", [{"file_name": "3.png", "text": "own folder"}], picture_bytes)
     assert open_folder(tmp_path, split="test")[0].captions(0) == ("own folder",)
     write(tmp_path / "test", [{"file_name": "3.png", "text": "no splits"}], picture_bytes)
-    with pytest.raises(DataError, match="split 'val': .* no such subfolder, .*must be 'train'"):
+    with pytest.raises(DataError, match="split 'val': .* no such subfolder and .*must be 'train'"):
         open_folder(tmp_path / "test", split="val")
 
 

@@ -77,10 +77,10 @@ def test_a_shard_replaced_in_use_is_read_by_a_new_index(write, tmp_path, caplog)
     write("x y z", 70, "a longer caption")
     assert contents(source) == [(f"0/{key}", f"a longer caption {key}", 70) for key in "xyz"]
     assert [message for message in caplog.messages if "was replaced" in message] == [
-        f"shard {path} was replaced: it is read by a new index"
+        f"shard {path} was replaced: it is indexed again"
     ]
     write("x y", 70)
-    with pytest.raises(DataError, match="its index has 3 samples, it has 2; start the same"):
+    with pytest.raises(DataError, match="its index has 3 samples, it now has 2; start the same"):
         contents(source)
 
 

@@ -110,7 +110,7 @@ FILES = {
     "turned shape": (field(shape=[32, 80]), f"{KERNEL} is (32, 80), must be (80, 32)"),
     "tensor of an escape code": (
         tensors(lambda found: found | {"\x1b[2Jx": np.zeros(1, np.float32)}),
-        "has a tensor of the name '\\x1b[2Jx'",
+        "has a tensor named '\\x1b[2Jx'",
     ),
     "no tensors": (tensors(lambda found: {}), "missing: "),
     "missing": (

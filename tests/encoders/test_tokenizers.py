@@ -248,8 +248,8 @@ def test_words_without_end_are_trained_on_in_pieces(tmp_path, monkeypatch, caplo
     tokenizer = train_tokenizer([*CAPTIONS, *strange], 300, 12, tmp_path)
     assert max(longest) == 256 and sum(longest) < 5 * 2000
     assert caplog.messages == [
-        "tokenizer: of 3 captions the first 2000 characters are trained on, "
-        "3 words of more than 256 characters in pieces"
+        "tokenizer: of 3 captions only the first 2000 characters are used, "
+        "3 words of more than 256 characters are split"
     ]
     ids, mask = tokenizer([letters, "a red cat"])
     assert mask.all(1).tolist() == [True, False] and ids[0, -1] == tokenizer.eot_token_id

@@ -247,7 +247,7 @@ def test_refusals(make_stage, data, tmp_path):
         ({"count": 12}, "count = 12: folder .* has 11 samples"),
         ({"count": -1}, "count = -1: must be at least 0"),
         ({"batch_size": 0}, "batch_size = 0: must be at least 1"),
-        ({"probes": 3}, "probes = 3: must be 0 for stage 'base' of kind 'vp', it is of 'flow'"),
+        ({"probes": 3}, "probes = 3: must be 0 for stage 'base' of kind 'vp', kind 'flow' alone"),
         ({"num_terms": 7}, "num_terms = 7: must be 0 for all, or in 2..6"),
     ):
         with pytest.raises(ValueError, match=sentence):

@@ -79,7 +79,7 @@ def test_settings_go_on_top_of_the_training_data():
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ("split", "must read field=value"),
+        ("split", "must be field=value"),
         ("spilt=val", "field one of source, path"),
         ("source=coco", "data.source = 'coco': must be one of scenes"),
         ("limit=few", "data.limit = 'few': must be int"),

@@ -41,8 +41,8 @@ def test_outside_is_of_the_union_dilated():
     ("edited", "mask", "reason"),
     [
         (SOURCE[:2], MASK, "clips of shapes"),
-        (SOURCE, MASK[:2], "a mask of shape"),
-        (SOURCE, np.zeros_like(MASK), "a mask of nothing"),
+        (SOURCE, MASK[:2], "the mask has shape"),
+        (SOURCE, np.zeros_like(MASK), "the mask is empty"),
     ],
 )
 def test_what_does_not_fit_is_refused(edited, mask, reason):

@@ -39,7 +39,7 @@ def test_half_a_last_row_is_left_out_other_damage_is_named(run):
     file.write_text(whole + "30,lo")
     assert curves.read_metrics(folder)["loss"][0].tolist() == [10, 20]
     file.write_text(whole.replace("0.5", "half"))
-    with pytest.raises(ValueError, match="line 2: no step, name, value"):
+    with pytest.raises(ValueError, match="line 2: must be step, name, value"):
         curves.read_metrics(folder)
 
 

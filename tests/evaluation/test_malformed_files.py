@@ -148,8 +148,8 @@ def test_malformed_rows_are_refused(tmp_path):
     [
         (b"\xff\xfe\x00", "holds no metrics"),
         (b"a,b,c\n" + b'"' + b"x" * 200_000 + b"\n1,a,2\n", "holds no metrics"),
-        (b"step,name,value\n%d,loss,1\n1,loss,2\n" % 2**70, "line 2: no step, name, value"),
-        (b"step,name,value\n-1,loss,1\n1,loss,2\n", "line 2: no step, name, value"),
+        (b"step,name,value\n%d,loss,1\n1,loss,2\n" % 2**70, "line 2: must be step, name, value"),
+        (b"step,name,value\n-1,loss,1\n1,loss,2\n", "line 2: must be step, name, value"),
         (b"step,name,value\n\x1b[2J,loss,1\n1,loss,2\n", "value: ['\\x1b[2J', 'loss', '1']"),
     ],
 )

@@ -188,7 +188,10 @@ def test_what_cannot_be_measured_is_refused_before_any_work(clip, measured, tmp_
     for change, sentence in (
         ({"edits": ()}, "--edits is missing: --what=video needs LABEL=FOLDER"),
         ({"edits": settings.edits[:1] * 2}, "--edits: labels must differ: ours, ours"),
-        ({"edits": (("source", short),)}, "'source' is what the clips are called"),
+        (
+            {"edits": (("source", short),)},
+            "the label must not be 'source'",
+        ),
         ({"edits": (("a", str(tmp_path / "no")),)}, "--edits=.*/no: no such folder"),
         ({"edits": (("a", str(tmp_path / "empty")),)}, "holds no edits: must have NN/edit.json"),
         ({"edits": (("a", short),)}, "frames' has 1 frames: must be 2 to 3, as its source has"),
@@ -198,7 +201,7 @@ def test_what_cannot_be_measured_is_refused_before_any_work(clip, measured, tmp_
         ({"edits": (("../a", short),)}, "--edits=../a=.*: the label must be the name of a folder"),
         (
             {"edits": (("a", str(tmp_path / "seeds")),)},
-            "0/00/frames' and .*1/00/frames' are of one clip and prompt: must be one for each",
+            "0/00/frames' and .*1/00/frames' are of the same clip and prompt: a label may have one",
         ),
         ({"clip": ""}, "--clip is missing: --what=video needs a CLIP folder"),
         ({"pick_score": "no/weights"}, "--pick_score=no/weights: no such folder"),

@@ -14,7 +14,7 @@ def test_settings_for_every_stage_and_for_one():
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ("num_steps", "must read field=value"),
+        ("num_steps", "must be field=value"),
         ("top.num_steps=3", "stage must be one of base, sr"),
         ("num_stepz=3", "field must be one of eta, final_timestep"),
     ],

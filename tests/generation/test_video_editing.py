@@ -215,7 +215,7 @@ def test_where_nothing_may_change_the_edit_is_the_source(edits, tmp_path, caplog
     whole = np.asarray(space.decode(path[-1]))
     assert np.abs(frames / 127.5 - 1 - whole).mean() < 0.2 * np.abs(whole).mean()
     video_editing._say_what_is_odd(PIXELS, coverage, CLIP, config)
-    assert "the edit is the source, to the pixel" in caplog.text
+    assert "the edit equals the source in every pixel" in caplog.text
 
 
 @pytest.mark.slow
@@ -270,7 +270,7 @@ def test_an_adapter_needs_an_image_encoder(folder, clip_folder, monkeypatch):
 def test_a_mask_that_is_empty_is_said(caplog):
     coverage = np.array([[0.0, 0.5], [0.0, 0.5]])
     video_editing._say_what_is_odd(PIXELS + 1, coverage, CLIP, FUSED)
-    assert "empty or full; it leaves free of each frame: 0.00, 0.50" in caplog.text
+    assert "empty or full; of each frame it lets change: 0.00, 0.50" in caplog.text
 
 
 # -- prompts and words ------------------------------------------------------------------------
@@ -285,7 +285,9 @@ def test_positions_of_words(tokenizer):
     assert [places[0] for places in words.positions] == [1, 1 + lengths[0], 1 + sum(lengths[:2])]
     assert words.tokens("RED", "key") == list(words.positions[1])
     assert words.tokens("red circle", "key") == [*words.positions[1], *words.positions[2]]
-    with pytest.raises(ValueError, match="key has 'blue', which is not in .*: must be of a, red, "):
+    with pytest.raises(
+        ValueError, match="key has 'blue', which is not in .*: must be one of a, red, "
+    ):
         words.tokens("blue", "key")
 
 
@@ -466,7 +468,7 @@ def test_the_command(forks, folder, frames_folder, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--tgve=DATA", "--clip=stunt", "--prompt=x"], "--prompt=x: not with --tgve, which has"),
+        (["--tgve=DATA", "--clip=stunt", "--prompt=x"], "--prompt=x: not with --tgve, which gives"),
         (["--clip=stunt", "--submission=OUT"], "--submission=OUT: only together with --tgve"),
         (["--tgve=DATA", "--clip=stun"], "--clip=stun: with --tgve, must be one of its 2 videos"),
         (["--tgve=no", "--clip=stunt"], "--tgve=no: no such folder"),

@@ -259,7 +259,7 @@ def test_pictures_of_other_captions_in_the_same_folder_are_refused(settings, mea
 def test_flags_that_cannot_be_end_in_a_sentence_and_help_answers(forks, tmp_path):
     done = forks("evaluate", f"--output={tmp_path}", "--what=fidd")
     assert done.returncode == 2
-    assert "--what=fidd: must be of scenes, boxes, scene_fid, fid, fid30k" in done.stderr
+    assert "--what=fidd: must be one of scenes, boxes, scene_fid, fid, fid30k" in done.stderr
     done = forks("evaluate", f"--output={tmp_path}", "--what=fid", "--npz=samples.npz")
     assert done.returncode == 2 and "only --what=adm writes it" in done.stderr
     answer = forks("evaluate", "--help").stdout

@@ -231,16 +231,3 @@ def test_sampling_refuses_in_one_sentence(
     done = forks(module, f"--export={quickstart[0] / 'export'}", f"--output={tmp_path}", *flags)
     assert done.returncode == code
     assert sentence in done.stderr and "Traceback" not in done.stderr
-
-
-def test_a_folder_that_is_no_export(forks, tmp_path):
-    done = forks("sample", f"--export={tmp_path}", f"--output={tmp_path}", "--prompt=x")
-    assert done.returncode == 4
-    assert "is not an export: export.json is missing" in done.stderr
-
-
-def test_exporting_before_training(forks, tmp_path):
-    done = forks("export", f"--workdir={tmp_path}", f"--output={tmp_path / 'e'}")
-    assert (
-        done.returncode == 4 and "holds no diffusion run with a finished checkpoint" in done.stderr
-    )

@@ -75,7 +75,7 @@ def test_beam_by_the_command(flags, run, tmp_path):
     [
         (["--run=clip"], "--run=clip: must be one of base, sr, the runs that read text encoders"),
         (["--run=base"], "encoder 'run:clip' is trained by the pipeline: give its --workdir"),
-        (["--run=base", "--", "--region=x"], "'--region=x': only a --runner takes options"),
+        (["--run=base", "--", "--region=x"], "'--region=x': must come with --runner, options"),
     ],
 )
 def test_preparing_refuses_in_one_sentence(arguments, sentence, forks, tmp_path):

@@ -280,4 +280,4 @@ def test_watch_replaces_a_preempted_slice(launch, tmp_path, last, code):
     ]
     assert verbs == ["status", "delete", "create", "status", "scp", "tar", "start", "status"]
     assert "--spot" in calls[2] and "--quiet" in calls[1]
-    assert "cd is still there and costs until: launch/tpu_vm.sh delete --name=cd" in done.stderr
+    assert "cd still exists and costs money until: launch/tpu_vm.sh delete --name=cd" in done.stderr

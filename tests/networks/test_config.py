@@ -73,7 +73,7 @@ def test_imagen_sizes():
         (
             EfficientUNetConfig(),
             {"strides": (4, 2, 2, 2)},
-            r"net.strides = \(4, .*: must be of 1 and 2",
+            r"net.strides = \(4, .*: must be 1 or 2 for each level",
         ),
         (EfficientUNetConfig(), {"heads": 3}, "net.heads = 3: must divide the 1024"),
         (EfficientUNetConfig(), {"groups": 48}, "net.groups = 48: must divide the 128"),

@@ -20,7 +20,7 @@ ADDRESS = "10.0.0.1:1234"
 @pytest.mark.parametrize(
     ("processes", "sentence"),
     [
-        (Processes("none", ADDRESS), "--distributed=none runs one process: --coordinator has no"),
+        (Processes("none", ADDRESS), "--distributed=none runs one process: --coordinator must not"),
         (Processes("auto", ADDRESS, 2), "--process_id is missing: .* given together"),
         (Processes("auto", None, None, 0), "--coordinator is missing"),
         (Processes("explicit"), "--coordinator is missing"),

@@ -34,11 +34,11 @@ def dist(tmp_path):
         (["--extra_package"], "--extra_package=: no such file"),
         (
             ["--extra_package={dist}/contextdiff_jax-0.0.1-py3-none-any.whl"],
-            f"must be version {contextdiff_jax.__version__}, as what runs here is",
+            f"must be version {contextdiff_jax.__version__}, which runs here",
         ),
         (
             ["--project=P"],
-            "--runner=DataflowRunner: needs --extra_package=WHEEL after the --, for its workers",
+            "--runner=DataflowRunner: needs --extra_package=WHEEL after the --, as its workers",
         ),
     ],
 )

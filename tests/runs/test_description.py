@@ -11,7 +11,6 @@ import pytest
 from configs import quickstart
 from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.runs.export import read_export
-from contextdiff_jax.training.checkpoints import CheckpointError
 
 STAGE = {"step": 5, "encoders": {"text": "sha256:0"}}
 CONTENT = {
@@ -228,7 +227,7 @@ def test_a_description_that_is_none_is_refused(data, cause, tmp_path):
 
 
 def test_a_description_that_would_block_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="is not an export: export.json is missing"):
+    with pytest.raises(ValueError, match="--export=.*: has no export.json: must be an export"):
         read_export(tmp_path)
     os.mkfifo(tmp_path / "export.json")
     with pytest.raises(ValueError, match="export.json' is no regular file"):

@@ -175,15 +175,15 @@ def test_a_file_that_does_not_fit_is_refused_by_name(config, published, tmp_path
     [
         (
             lambda run: {"start_from": cfg.WarmStartConfig()},
-            "must be one run, with a folder in its",
+            "must be one, with a folder in its",
         ),
         (
             lambda run: {"start_from": cfg.WarmStartConfig("run:other")},
-            "must be one run, with a folder in its start_from.path",
+            "must be one, with a folder in its start_from.path",
         ),
         (
             lambda run: {"start_from": dataclasses.replace(run.start_from, fresh=("conditions",))},
-            "start_from leaves conditions/layout.* as they begin, at random: must take all",
+            "start_from leaves conditions/layout.* at random values: must take all",
         ),
     ],
 )

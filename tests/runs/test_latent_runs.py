@@ -325,14 +325,14 @@ def test_latents_of_something_else_are_refused(stored, lora_config, sd_config, t
     opened()
     for cause, data in (
         ("are of 11 samples", {"limit": 10}),
-        ("are of data.resolution = 32, the run has 48", {"resolution": 48}),
-        ("are of data.resize_mode = 'center_crop'", {"resize_mode": "border"}),
+        ("were made with data.resolution = 32, the run has 48", {"resolution": 48}),
+        ("were made with data.resize_mode = 'center_crop'", {"resize_mode": "border"}),
     ):
         with pytest.raises(ValueError, match=cause):
             opened(**data)
     unmirrored = Latents(stored.output)
     unmirrored.metadata = dataclasses.replace(unmirrored.metadata, mirrored=False)
-    with pytest.raises(ValueError, match="data.flip = True mirrors some: make them with"):
+    with pytest.raises(ValueError, match="data.flip = True needs: make them with"):
         LatentSource(open_source(run.data), unmirrored, run.data)
     other = dataclasses.replace(task.first_stage, identity="sha256:other")
     with pytest.raises(ValueError, match="made by the first stage sha256:.*is sha256:other"):

@@ -231,10 +231,12 @@ def test_fixed_weights_that_changed_are_refused(harm, workdir):
     train(config(2), workdir)
     if harm == "gone":
         shutil.rmtree(workdir / "first")
-        sentence = f"'second' trains a part of the weights of {workdir}/first alone.*put them back"
+        sentence = (
+            f"'second' trains a part of the weights of {workdir}/first and reads.*restore them"
+        )
     else:
         train(config(2, first=6), workdir)
-        sentence = r"beside fixed weights \w{16} of .*first, which holds \w{16} now; put those back"
+        sentence = r"with fixed weights \w{16} of .*first, which now holds \w{16}; restore those"
     with pytest.raises(CheckpointError, match=sentence):
         train(config(4, first=4), workdir, "second")
     # An export that was there stays.
@@ -296,7 +298,7 @@ def test_neither_key_may_change_when_a_run_goes_on(workdir):
         ),
         (
             make_run(start_from=FROM_FIRST, trainable=("head", "body/**/ww")),
-            r"second.trainable has 'body/\*\*/ww', which matches no .* body, head, or below; did",
+            r"second.trainable has 'body/\*\*/ww', which matches no .* body, head, or a name",
         ),
         (
             make_run(start_from=cfg.WarmStartConfig(path="run:first", fresh=("haed",))),
@@ -308,7 +310,7 @@ def test_neither_key_may_change_when_a_run_goes_on(workdir):
         ),
         (
             make_run(trainable=("head",)),
-            r"second.trainable leaves body/b, body/w as they begin, at random: must be trained",
+            r"second.trainable leaves body/b, body/w at random values: must be trained",
         ),
         (
             make_run(body="trunk", start_from=FROM_FIRST),

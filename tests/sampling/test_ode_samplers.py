@@ -138,7 +138,7 @@ def test_a_threshold_limits_x0_and_not_the_landing():
         (FLOW, {"name": "plms"}, "sampler.name = 'plms': not of kind 'flow', take 'ab2'"),
         ("bent", {"name": "ddpm"}, "sampler.name = 'ddpm': not with a relation on the flow"),
         ("bent", {"name": "ddim", "eta": 0.5}, "sampler.eta = 0.5: not with a relation"),
-        (FLOW, {"name": "mean_flow"}, "name = 'mean_flow': not of a network that was trained for"),
+        (FLOW, {"name": "mean_flow"}, "name = 'mean_flow': not with a network trained for"),
         (VP, {"name": "mean_flow"}, "sampler.name = 'mean_flow': not of kind 'vp'"),
         (
             dataclasses.replace(FLOW, mean=True, bounds=(-1.0, 1.0)),

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from configs import classes
 from contextdiff_jax import config as cfg
+from contextdiff_jax.conditions.low_resolution import LowResolution
 from contextdiff_jax.diffusion.flow import FlowProcess
 from contextdiff_jax.diffusion.linear_path import LinearPath
 from contextdiff_jax.diffusion.relations import Affine, bounded
@@ -213,7 +214,7 @@ def test_learned_guidance_is_the_mixed_velocity_where_a_condition_is_seen():
     expected = np.mean([np.square(3 * u[0] - 2 * 2.0).mean(), np.square(2.0 - u[1]).mean()])
     loss, _ = mean_flow_loss(config(guidance=3.0), process, denoise, draw)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-    with pytest.raises(ValueError, match="guidance = 3.0: must be 1, no condition here can be hid"):
+    with pytest.raises(ValueError, match="guidance = 3.0: must be 1, this task has no condition"):
         mean_flow_loss(config(guidance=3.0), process, denoise, dataclasses.replace(draw, keep={}))
 
 
@@ -398,6 +399,14 @@ def process_change(config, **changes):
     return dataclasses.replace(config, runs={"base": cfg.with_task(run, diffusion=diffusion)})
 
 
+def without_conditions_to_drop(config):
+    """The config with a task that is asked for nothing but a low-resolution picture."""
+    run = config.runs["base"]
+    kind = type("Bare", (type(run.task),), {"conditions": (LowResolution,)})
+    fields = {field.name: getattr(run.task, field.name) for field in dataclasses.fields(run.task)}
+    return dataclasses.replace(config, runs={"base": dataclasses.replace(run, task=kind(**fields))})
+
+
 def attending(config, implementation):
     run = config.runs["base"]
     unet = dataclasses.replace(run.task.unet, attention_implementation=implementation)
@@ -417,7 +426,7 @@ def attending(config, implementation):
         ),
         (
             lambda c: process_change(c, objective="simple"),
-            "sampler.name = 'mean_flow': not of a network that was trained for single times",
+            "sampler.name = 'mean_flow': not with a network trained for single times",
         ),
         (
             lambda c: drawing(c, threshold="static"),
@@ -433,6 +442,11 @@ def attending(config, implementation):
         (
             lambda c: mean_config("coupling", guidance=2.0),
             "flow.mean.guidance = 2.0: must be 1 with relation 'coupling'",
+        ),
+        (
+            lambda c: without_conditions_to_drop(mean_config(guidance=2.0)),
+            "base.task.diffusion.flow.mean.guidance = 2.0: must be 1, task 'class_to_image' has no "
+            "condition that can be dropped",
         ),
         (
             lambda c: drawing(

@@ -106,7 +106,7 @@ def test_the_one_before_is_used_and_the_damaged_kept_aside(damage, folder, said)
     damage(folder / "12")
     aside = sorted(p.relative_to(folder / "12") for p in (folder / "12").rglob("*"))
     assert newest_metadata(folder)["step"] == 8  # a look: moves nothing
-    assert "step 12 in" in said.text and "passed over for that of step 8" in said.text
+    assert "step 12 in" in said.text and "the one of step 8 is used" in said.text
     np.testing.assert_array_equal(newest_ema(folder)[0]["w"], state_of(8).ema["w"])
     assert sorted(p.name for p in folder.iterdir()) == ["12", "8"]
     said.clear()

@@ -54,8 +54,8 @@ def test_what_a_pattern_matches(pattern, found):
 def test_a_pattern_that_matches_nothing_is_named_with_the_nearest():
     check_patterns(["denoiser", "**/bias"], NAMES, "here")
     sentence = (
-        r"^here has 'denoiser/down_0/attentoin', which matches no parameter: must be of adapter, "
-        r"denoiser, or below; did you mean denoiser/down_0/attention\?$"
+        r"^here has 'denoiser/down_0/attentoin', which matches no parameter: must be adapter, "
+        r"denoiser, or a name below; did you mean denoiser/down_0/attention\?$"
     )
     with pytest.raises(ValueError, match=sentence):
         check_patterns(["denoiser", "denoiser/down_0/attentoin"], NAMES, "here")
