@@ -23,7 +23,8 @@ its own steps stand for euler.
 OUTPUT/SEED/VARIANT/result.json is one training, check/report.html beside it has its pictures; a
 finished one is not repeated, a stopped one goes on. Compiled programs are kept in OUTPUT/compiled.
 OUTPUT/summary.md has mean and standard deviation over the seeds, and each pair's differences to
-none, vp_none and flow_none; calls.md and calls.png have the figures by their number of calls.
+none, vp_none, flow_none and flow_x0_none; calls.md and calls.png have the figures by their number
+of calls.
 Seconds a step, and images a second, are of this machine with whatever else it did.
 """
 

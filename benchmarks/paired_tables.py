@@ -15,7 +15,8 @@ Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 # {(variant, sampler): {number of calls: {seed: value}}} of one figure
 ByCalls = dict[tuple[str, str], dict[str, dict[str, float]]]
 
-REFERENCES = ("none", "vp_none", "flow_none")  # what the others are paired with, where measured
+# What the others are paired with, where measured.
+REFERENCES = ("none", "vp_none", "flow_none", "flow_x0_none")
 _AT = " at "  # between a figure's name and how many calls of which sampler
 _OF = " calls of "
 _PLOTTED = ("FID", "FID-768", "Frechet distance on CLIP features", "colour and shape")

@@ -156,12 +156,14 @@ def test_pairs_are_those_of_one_seed_with_each_reference():
         "vp_none": {"0": {"fid": 1.0}, "1": {"fid": 3.0}},
         "flow_none": {"0": {"fid": 2.0}, "1": {"fid": 4.0}},
         "flow_affine": {"1": {"fid": 3.5}},
+        "flow_x0_none": {"1": {"fid": 1.25}},
     }
     text = paired_tables.summary(results)
     parts = text.split("Minus ")
-    assert [part[:11] for part in parts[1:]] == ["`vp_none` o", "`flow_none`"]
+    assert [part[:11] for part in parts[1:]] == ["`vp_none` o", "`flow_none`", "`flow_x0_no"]
     assert "| flow_none | 2 | +1 ± 0 |" in parts[1] and "| flow_affine | 1 | +0.5 |" in parts[1]
     assert "| vp_none | 2 | -1 ± 0 |" in parts[2] and "| flow_affine | 1 | -0.5 |" in parts[2]
+    assert "| flow_affine | 1 | +2.25 |" in parts[3]
 
 
 def test_bits_of_a_bound_and_of_a_flow_are_told_apart():

@@ -286,7 +286,7 @@ def test_positions_of_words(tokenizer):
     assert words.tokens("RED", "key") == list(words.positions[1])
     assert words.tokens("red circle", "key") == [*words.positions[1], *words.positions[2]]
     with pytest.raises(
-        ValueError, match="key has 'blue', which is not in .*: must be one of a, red,  "
+        ValueError, match="key has 'blue', which is not in .*: must be one of a, red, "
     ):
         words.tokens("blue", "key")
 

@@ -285,7 +285,11 @@ REFUSED = [
         ["manifest", *ZONE, "--image={a: b}", *PATHS],
         "--image={a: b}: must consist of letters",
     ),
-    ("gke.sh", ["manifest", *ZONE, "--image=i", "--tpu=a #b", *PATHS], "--tpu=a #b: must be of"),
+    (
+        "gke.sh",
+        ["manifest", *ZONE, "--image=i", "--tpu=a #b", *PATHS],
+        "--tpu=a #b: must consist of",
+    ),
     (
         "gke.sh",
         ["manifest", *ZONE, "--image=i", *PATHS, "--config.name=a\nb"],

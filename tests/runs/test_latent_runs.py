@@ -332,7 +332,7 @@ def test_latents_of_something_else_are_refused(stored, lora_config, sd_config, t
             opened(**data)
     unmirrored = Latents(stored.output)
     unmirrored.metadata = dataclasses.replace(unmirrored.metadata, mirrored=False)
-    with pytest.raises(ValueError, match="data.flip = True mirrors some: make them with"):
+    with pytest.raises(ValueError, match="data.flip = True needs: make them with"):
         LatentSource(open_source(run.data), unmirrored, run.data)
     other = dataclasses.replace(task.first_stage, identity="sha256:other")
     with pytest.raises(ValueError, match="made by the first stage sha256:.*is sha256:other"):
