@@ -90,7 +90,7 @@ class Job:
             for process in self.processes.values():
                 process.kill()
 
-    def last_line(self, number, seconds=5):
+    def last_line(self, number, seconds=60):
         """The last line of a log; the child that writes it ends just after its process."""
         limit = time.monotonic() + seconds
         while time.monotonic() < limit and "contextdiff_jax: " not in self.log(number):
