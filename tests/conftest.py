@@ -58,13 +58,22 @@ def pytest_configure(config):
     The slow half, and tests by themselves, run what users run; their children too.
     """
     if config.getoption("markexpr") == "not slow":
-        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        fewer = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+        fewer = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
+        os.environ.update(few_optimizations() if fewer else {})
         jax.config.update("jax_disable_most_optimizations", fewer)
-        if fewer and metadata.version("jaxlib").startswith("0.10."):
-            # Half the compiling again. XLA ends a process at a flag that it does not know.
-            given = os.environ.get("XLA_FLAGS", "")
-            os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {given}".strip()
+
+
+def few_optimizations():
+    """Returns what to set in the environment, so that programs are compiled sooner, not run faster.
+
+    The older of XLA's code generators for CPUs takes half of the time; a process of an XLA that
+    does not know the flag would end at once.
+    """
+    found = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    if metadata.version("jaxlib").startswith("0.10."):
+        given = os.environ.get("XLA_FLAGS", "")
+        found["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {given}".strip()
+    return found
 
 
 # Files of a minute and more, the longest first. Those that use the finished pipeline stand apart,

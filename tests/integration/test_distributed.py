@@ -19,7 +19,7 @@ from contextdiff_jax.evaluation.features import CHUNK, FeatureFiles
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.training import checksums
 from contextdiff_jax.training.checkpoints import load_tree, newest_metadata
-from tests.conftest import ROOT
+from tests.conftest import ROOT, few_optimizations
 from tests.integration.train_squares import BATCH, train
 
 pytestmark = pytest.mark.slow
@@ -261,7 +261,7 @@ def test_local_sh_does_as_one_process_does(quickstart, tmp_path):
     done = subprocess.run(
         [*command, f"--workdir={tmp_path}"],
         cwd=ROOT,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env=os.environ | few_optimizations(),
         capture_output=True,
         text=True,
     )
