@@ -76,8 +76,8 @@ def few_optimizations():
     return found
 
 
-# Files of a minute and more, the longest first. Those that use the finished pipeline stand apart,
-# so that not all workers wait until one of them has made it.
+# Files of whole runs and large programs: begun first, so that none is left to one worker at the
+# end. Those that use the finished pipeline stand apart, so that not all wait until it is made.
 LONG = (
     "tests/integration/test_distributed.py",
     "tests/test_compile.py",
@@ -94,7 +94,7 @@ LONG = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With `-n 2`: a file's tests share a worker and its fixtures, and long files begin first."""
+    """With `-n 2`: a file's tests share a worker and its fixtures, and LONG begins first."""
     from xdist.scheduler import LoadFileScheduling
 
     class LongFirst(LoadFileScheduling):
