@@ -31,14 +31,15 @@ from contextdiff_jax.tasks.latent_text_to_image import LatentTextToImageConfig
 from contextdiff_jax.training.optimizer import OptimizerConfig
 
 BASE, CLIP = "base", "clip"
+STAGE = "pixels"  # folder of the first stage
 _CHANNELS = {16: (24, 48), 32: (24, 48, 72)}
 _BOUND = 3.0  # of the tiny first stage's decoder: 3 tanh(x / 3)
-_STAGE = TinyAutoencoderConfig(latent_channels=3, width=4, encoder_blocks=(1,), decoder_blocks=(1,))
+_SIZES = TinyAutoencoderConfig(latent_channels=3, width=4, encoder_blocks=(1,), decoder_blocks=(1,))
 
 
 def write_pixel_stage(folder: epath.Path) -> None:
     """Writes a first stage whose latents are the pixels in [-1, 1]; it errs by one grey level."""
-    abstract = abstract_first_stage(_STAGE)
+    abstract = abstract_first_stage(_SIZES)
     flat = traverse_util.flatten_dict(nn.unbox(abstract), sep="/")
     arrays = {name: np.zeros(leaf.shape, np.float32) for name, leaf in flat.items()}
     shrunk = _BOUND * math.tanh(1 / _BOUND)  # what its bound makes of 1
@@ -125,7 +126,7 @@ def sampler(num_steps: int, guidance_scale: float) -> SamplerConfig:
 
 def trained_base(folder: epath.Path, seed: int, side: int, steps: int) -> tuple[Stage, epath.Path]:
     """Trains CLIP and base, or goes on with that; returns the stage and CLIP's folder."""
-    stage_folder = folder / "pixels"
+    stage_folder = folder / STAGE
     if not (stage_folder / "config.json").exists():
         write_pixel_stage(stage_folder)
     config = base_config(stage_folder, seed, side, steps)

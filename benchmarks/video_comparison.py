@@ -4,14 +4,17 @@
   python -m benchmarks.video_comparison --output=runs/small --seeds=0 --clips=2 --edits=colour \
       --base_steps=1000 --tuning_steps=50 --methods=per_frame,fatezero
 
-For each seed a CLIP and an image model of rendered scenes are trained (clip_base.py). Then every
-clip is edited by every method, from the same noise: methods differ in nothing else. Each edit is
-measured against the exact one. Two rows are no methods: `source` is the clip left as it is,
-`target` the exact edit.
+For each seed a CLIP and an image model of rendered scenes are trained (clip_base.py), and for
+ControlVideo a control branch that follows edges (clip_control.py); its control pictures are the
+edges of the clip that is edited. Then every clip is edited by every method, from the same noise:
+methods differ in nothing else. Each edit is measured against the exact one. Two rows are no
+methods: `source` is the clip left as it is, `target` the exact edit. Several --tuning_steps measure
+each method that tunes after each number of them, every time from the beginning.
 
-OUTPUT/SEED/METHOD/CLIP.json is one clip, and CLIP_EDIT.png its source, edit and exact edit; what is
-there is not repeated, and a training that was stopped goes on. OUTPUT/summary.md has mean and
-standard deviation over the seeds, of each seed's mean over clips and edits.
+OUTPUT/SEED/ROW/CLIP.json is one clip, and CLIP_EDIT.png its source, edit and exact edit; what is
+there is not repeated, and a training that was stopped goes on. ROW is a method, with the number of
+its tuning steps where it has some. OUTPUT/summary.md has mean and standard deviation over the
+seeds, of each seed's mean over clips and edits.
 """
 
 import argparse
@@ -30,10 +33,11 @@ from absl import logging
 from etils import epath
 
 from benchmarks.clip_base import sampler, trained_base
+from benchmarks.clip_control import edges, trained_control
 from contextdiff_jax.data.clips import Clip, ClipConfig
 from contextdiff_jax.data.scenes_clips import Edit, MovingScene, make_clip
 from contextdiff_jax.entry import hide_libraries, keep_compiled_programs
-from contextdiff_jax.evaluation.clips import flicker, masked_psnr, outside, scene_scores
+from contextdiff_jax.evaluation.clips import flicker, masked_psnr, outside, scene_scores, warp_error
 from contextdiff_jax.evaluation.pick_score import ClipNetworks, load_clip_networks
 from contextdiff_jax.evaluation.similarity import frame_consistency, text_alignment
 from contextdiff_jax.generation.cascade import Stage
@@ -41,7 +45,7 @@ from contextdiff_jax.generation.editing_config import EditingConfig, FusionConfi
 from contextdiff_jax.generation.editor import Beside, Editor, editor_of
 from contextdiff_jax.generation.video_editing import Wanted, tuned_on
 from contextdiff_jax.networks.config import AdapterConfig
-from contextdiff_jax.networks.video_config import VideoConfig, tune_a_video
+from contextdiff_jax.networks.video_config import VideoConfig, control_video, tune_a_video
 from contextdiff_jax.spaces.clips import strip
 from contextdiff_jax.spaces.pictures import write_png
 from contextdiff_jax.system.atomic_write import written_whole
@@ -50,19 +54,66 @@ from contextdiff_jax.system.interruption import Watch
 SOURCE, TARGET = "source", "target"
 _ADAPTER = AdapterConfig(patch_size=2, width=64, num_blocks=2, heads=4, mlp_ratio=2, time_width=64)
 _FATEZERO = VideoConfig(keys_from=("mid",), temporal=None)
-_TUNED = ("**/self/query", "**/cross/query", "**/temporal")
-# The inflation, what is tuned, and whether attention is taken over.
-METHODS: dict[str, tuple[VideoConfig | None, tuple[str, ...], bool]] = {
-    "per_frame": (None, (), False),
-    "tune_a_video": (tune_a_video(), _TUNED, False),
-    "tune_a_video_adapter": (tune_a_video(), (*_TUNED, "adapter"), False),
-    "fatezero": (_FATEZERO, (), True),
-    "fatezero_adapter": (_FATEZERO, ("adapter",), True),
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """video: the inflation. trainable: what is tuned. fused: whether attention is taken over.
+
+    controlled: whether a control branch follows the clip's edges.
+    """
+
+    video: VideoConfig | None = None
+    trainable: tuple[str, ...] = ()
+    fused: bool = False
+    controlled: bool = False
+
+    def with_adapter(self) -> "Method":
+        """Returns the method with the adapter, which is tuned."""
+        return dataclasses.replace(self, trainable=(*self.trainable, "adapter"))
+
+
+_TUNE_A_VIDEO = Method(tune_a_video(), ("**/self/query", "**/cross/query", "**/temporal"))
+_FUSED = Method(_FATEZERO, fused=True)
+_CONTROL_VIDEO = Method(
+    control_video(), ("**/self/out", "**/temporal", "**/temporal_out"), controlled=True
+)
+METHODS = {
+    "per_frame": Method(),
+    "tune_a_video": _TUNE_A_VIDEO,
+    "tune_a_video_adapter": _TUNE_A_VIDEO.with_adapter(),
+    "fatezero": _FUSED,
+    "fatezero_adapter": _FUSED.with_adapter(),
+    "controlvideo": _CONTROL_VIDEO,
+    "controlvideo_adapter": _CONTROL_VIDEO.with_adapter(),
 }
 SECONDS = "tuning s", "edit s"  # of a processor
 COLUMNS = ("text", "consistency", "colour", "shape", "all right", "centre px", "PSNR outside")
-COLUMNS += ("flicker", *SECONDS)
-_MAY_DIFFER = ("output", "seeds", "methods", "clips")  # of a call, and its results are still these
+COLUMNS += ("flicker", "warp error", *SECONDS)
+# Of a call, and its results are still these; the tuning steps are in the rows' names.
+_MAY_DIFFER = ("output", "seeds", "methods", "clips", "tuning_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of the table. method: of METHODS, or a bound. steps: of tuning, 0 for none."""
+
+    method: str
+    steps: int = 0
+
+    @property
+    def name(self) -> str:
+        """What the table and its folder are called by."""
+        return f"{self.method}_{self.steps}" if self.steps else self.method
+
+
+def rows_of(args: argparse.Namespace) -> list[Row]:
+    """Returns the rows that a call asks for, the bounds last."""
+    found = []
+    for method in args.methods:
+        tuned = bool(METHODS[method].trainable)
+        found += [Row(method, steps) for steps in (args.tuning_steps if tuned else [0])]
+    return [*found, Row(SOURCE), Row(TARGET)]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -70,6 +121,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     def names(text: str) -> list[str]:
         return text.split(",")
+
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in text.split(",")]
 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.video_comparison",
@@ -85,7 +139,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--frames", type=int, default=8, help="of each clip")
     add("--side", type=int, choices=(16, 32), default=16, help="of the frames in pixels")
     add("--base_steps", type=int, default=4000, help="of the base's training")
-    add("--tuning_steps", type=int, default=200, help="on each clip")
+    add("--control_steps", type=int, default=2000, help="of the control branch's training")
+    add("--tuning_steps", type=numbers, default=[200], help="on each clip, comma-separated")
     add("--num_steps", type=int, default=50, help="of inversion and edit")
     args = parser.parse_args(argv)
     for flag, allowed in (("methods", METHODS), ("edits", get_args(Edit))):
@@ -95,42 +150,49 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for seed in args.seeds:
         if not seed.isdecimal():
             raise ValueError(f"--seeds = {seed!r}: must be whole numbers, comma-separated")
-    for flag, least in (("clips", 1), ("frames", 2), ("base_steps", 1), ("tuning_steps", 1)):
-        if getattr(args, flag) < least:
-            raise ValueError(f"--{flag} = {getattr(args, flag)}: must be at least {least}")
+    least = {"clips": 1, "frames": 2, "base_steps": 1, "control_steps": 1, "tuning_steps": 1}
+    for flag, value in least.items():
+        given = getattr(args, flag)
+        if np.min(given) < value:
+            raise ValueError(f"--{flag} = {np.min(given)}: must be at least {value}")
     return args
 
 
-def editing_config(method: str, scene: MovingScene, args: argparse.Namespace) -> EditingConfig:
+def editing_config(row: Row, scene: MovingScene, args: argparse.Namespace) -> EditingConfig:
     """Returns how a method edits a clip; the words that may change are the moving shape's."""
-    video, trainable, fused = METHODS[method]
+    method = METHODS[row.method]
     fusion, tuning = None, TuningConfig()
-    if fused:
+    if method.fused:
         words = (scene.moving.colour, scene.moving.shape)
         fusion = FusionConfig(blend_words=words, finest=1, mask_reduction=2)
-    if trainable:
-        tuning = TuningConfig(args.tuning_steps, learning_rate=3e-4, trainable=trainable)
+    if method.trainable:
+        tuning = TuningConfig(row.steps, learning_rate=3e-4, trainable=method.trainable)
     return EditingConfig(
-        method,
+        row.method,
         clip=ClipConfig(count=args.frames),
-        video=video,
+        video=method.video,
         tuning=tuning,
         num_steps=args.num_steps,
         guidance_scale=3.0,
         invert_from=0.055,
         fusion=fusion,
-        adapter=_ADAPTER if "adapter" in trainable else None,
+        adapter=_ADAPTER if "adapter" in method.trainable else None,
+        control_scale=float(method.controlled),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What the clips of one seed share: the base, CLIP to score with, its folder, and options."""
+    """What the clips of one seed share: the base, CLIP to score with, its folder, and options.
+
+    control: folder of the control branch; None where no method asks for it.
+    """
 
     seed: int
     stage: Stage
     clip: ClipNetworks
     encoder: epath.Path
+    control: epath.Path | None
     args: argparse.Namespace
 
     def measure(
@@ -151,15 +213,16 @@ class Bench:
             "all right": float(seen.both == 1),
             "PSNR outside": masked_psnr(frames, source, unmasked),
             "flicker": flicker(frames, source, unmasked),
+            "warp error": warp_error(frames, *target.flow(side)),
         }
         return found if seen.centre is None else found | {"centre px": seen.centre}
 
-    def edit(self, method: str, number: int, folder: pathlib.Path) -> dict[str, dict[str, float]]:
+    def edit(self, row: Row, number: int, folder: pathlib.Path) -> dict[str, dict[str, float]]:
         """Edits a clip and writes pictures; returns {edit: figures}."""
         scene, args = make_clip("test", number, self.args.frames), self.args
-        config = editing_config(method, scene, args)
+        config = editing_config(row, scene, args)
         clip = Clip(scene.render(args.side), f"clip {number}", 8.0, (args.side, args.side))
-        wanted = Wanted(clip, scene.caption, ())
+        wanted = Wanted(clip, scene.caption, (), self._control(config, clip))
         editor, seconds = self._tuned(config, wanted, folder / f"{number:03d}")
         inverted, found = editor.invert(clip, scene.caption, self.seed), {}
         for edit in args.edits:
@@ -172,6 +235,11 @@ class Bench:
             write_png(epath.Path(folder / f"{number:03d}_{edit}.png"), _enlarged(picture))
         return found
 
+    def _control(self, config: EditingConfig, clip: Clip) -> Clip | None:
+        if not config.control_scale:
+            return None
+        return dataclasses.replace(clip, frames=np.asarray(edges(clip.frames)))
+
     def _tuned(
         self, config: EditingConfig, wanted: Wanted, folder: pathlib.Path
     ) -> tuple[Editor, float]:
@@ -181,7 +249,9 @@ class Bench:
             self.stage, sampler=sampler(config.num_steps, config.guidance_scale)
         )
         encoder = "" if config.adapter is None else str(self.encoder)
-        editor = editor_of(stage, config, Beside(image_encoder=encoder), self.seed)
+        control = str(self.control) if config.control_scale else ""
+        beside = Beside(image_encoder=encoder, controlnet=control)
+        editor = editor_of(stage, config, beside, self.seed)
         begun = time.process_time()
         with Watch() as watch:
             editor = tuned_on(editor, wanted, epath.Path(folder / "tuned"), self.seed, watch)
@@ -201,26 +271,28 @@ def _enlarged(picture: np.ndarray) -> np.ndarray:
     return picture.repeat(4, axis=0).repeat(4, axis=1)
 
 
-def measured(bench: Bench, method: str) -> list[dict[str, float]]:
-    """Returns the figures of every clip and edit by a method; those that are there are read."""
+def measured(bench: Bench, row: Row) -> list[dict[str, float]]:
+    """Returns the figures of every clip and edit of a row; those that are there are read."""
     args = bench.args
-    folder = args.output / str(bench.seed) / method
+    folder = args.output / str(bench.seed) / row.name
     folder.mkdir(parents=True, exist_ok=True)
     asked = {name: value for name, value in vars(args).items() if name not in _MAY_DIFFER}
-    rows = []
+    figures = []
     for number in range(args.clips):
         path = folder / f"{number:03d}.json"
         if not path.exists():
-            bounds = method in (SOURCE, TARGET)
-            found = bench.bound(method, number) if bounds else bench.edit(method, number, folder)
+            if row.method in METHODS:
+                found = bench.edit(row, number, folder)
+            else:
+                found = bench.bound(row.method, number)
             with written_whole(epath.Path(path)) as file:
                 file.write_text(json.dumps({"asked": asked, "figures": found}, indent=1) + "\n")
-            logging.info("seed %d, %s, clip %d: %s", bench.seed, method, number, found)
+            logging.info("seed %d, %s, clip %d: %s", bench.seed, row.name, number, found)
         kept = json.loads(path.read_text())
         if kept["asked"] != asked:
             raise ValueError(f"{path} is of another call: take another --output")
-        rows += kept["figures"].values()
-    return rows
+        figures += kept["figures"].values()
+    return figures
 
 
 def summary(results: Mapping[str, Mapping[str, Sequence[dict[str, float]]]]) -> str:
@@ -247,20 +319,28 @@ def _spread(seeds: Mapping[str, Sequence[dict[str, float]]], name: str) -> str:
     return f"{mean:.3g} ± {statistics.stdev(means):.2g}" if spread else f"{mean:.3g}"
 
 
+def _bench(folder: epath.Path, seed: int, args: argparse.Namespace) -> Bench:
+    """Returns what the clips of a seed share, trained in `folder` where it is not there yet."""
+    stage, encoder = trained_base(folder, seed, args.side, args.base_steps)
+    control = None
+    if any(METHODS[method].controlled for method in args.methods):
+        control = trained_control(folder, seed, args.side, (args.base_steps, args.control_steps))
+    clip = load_clip_networks(encoder, args.frames)
+    return Bench(seed, stage, clip, encoder, control, args)
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measures what is missing, writes and prints the summary; returns {method: {seed: rows}}."""
+    """Measures what is missing, writes and prints the summary; returns {row: {seed: figures}}."""
     args = parse(argv)
-    methods = (*args.methods, SOURCE, TARGET)
-    results: dict[str, dict[str, list[dict[str, float]]]] = {method: {} for method in methods}
+    rows = rows_of(args)
+    results: dict[str, dict[str, list[dict[str, float]]]] = {row.name: {} for row in rows}
     args.output.mkdir(parents=True, exist_ok=True)
     keep_compiled_programs(epath.Path(args.output) / "compiled")
     for seed in args.seeds:
         folder = epath.Path(args.output / seed / "base")
-        stage, encoder = trained_base(folder, int(seed), args.side, args.base_steps)
-        clip = load_clip_networks(encoder, args.frames)
-        bench = Bench(int(seed), stage, clip, encoder, args)
-        for method in methods:
-            results[method][seed] = measured(bench, method)
+        bench = _bench(folder, int(seed), args)
+        for row in rows:
+            results[row.name][seed] = measured(bench, row)
             there = {name: seeds for name, seeds in results.items() if seeds}
             (args.output / "summary.md").write_text(summary(there))
     print(summary(results))

@@ -2,7 +2,11 @@
 
   python -m contextdiff_jax.compile --config=configs/laion.py --run=base --topology=v5e:16x16 \
       --config.mesh.fsdp=16 --config.runs.base.batch_size=2048
+  python -m contextdiff_jax.compile --config=configs/video_editing.py:tune_a_video --what=train \
+      --topology=v5e:2x4 --config.clip.count=8
 
+The config of an edit has no runs: its programs are the tuning step (--what=train), the inversion
+(invert) and the drawing of a whole edit (sample), at the sizes of --model.
 A TPU topology needs libtpu (pip install libtpu), not a TPU; --topology=cpu:8 takes seconds. Prints
 memory per chip, operations, the roofline's step time, collectives; --output writes them as JSON.
 Exit codes: 0 it fits, or the chip's memory is unknown; 1 it does not fit; 2 refused; 70 failed.
@@ -14,6 +18,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -22,22 +27,33 @@ from absl import flags
 from etils import epath
 
 from contextdiff_jax import command_line, entry
-from contextdiff_jax.compilation import lower, report, shapes
+from contextdiff_jax.compilation import lower, lower_edit, report, shapes
 from contextdiff_jax.config import Config, from_config_dict
+from contextdiff_jax.generation.editing_config import read_editing_config
 from contextdiff_jax.parallel import topologies
 from contextdiff_jax.parallel.device_errors import out_of_memory
-from contextdiff_jax.parallel.mesh import make_mesh
+from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.runs.device_memory import knobs
 from contextdiff_jax.runs.validation import validate
 from contextdiff_jax.system import notices
 
-_CONFIG = command_line.define_config("Config file, as main's.")
+EDITED = "stable-diffusion-v1-5"
+
+_CONFIG = command_line.define_config("Config file, as main's or edit's.")
 _RUN = flags.DEFINE_string("run", None, "Run of the pipeline; by default its only or first one.")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, f"Kind of chip and shape of a slice: {', '.join(topologies.EXAMPLES)}."
 )
 _SLICES = flags.DEFINE_integer("slices", 1, "Number of such slices, joined by the data axis.")
-_WHAT = flags.DEFINE_enum("what", "train", ["train", "sample"], "Training step or sampling run.")
+_WHAT = flags.DEFINE_enum(
+    "what",
+    "train",
+    ["train", "sample", "invert"],
+    "Training step or sampling run; of an edit its tuning step, drawing or inversion.",
+)
+_MODEL = flags.DEFINE_enum(
+    "model", None, list(lower_edit.MODELS), f"Sizes that an edit is of; by default {EDITED}."
+)
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 0, "Global batch; 0: the run's in training, 8 pictures a chip in sampling."
 )
@@ -60,32 +76,84 @@ class DoesNotFit(Exception):
     """The program needs more memory than the chip has; says what takes it and what lowers it."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is compiled. name: of the config. run: of its pipeline, or the model that is edited.
+
+    lower: returns the program for a mesh and its batch size; compute dtype "auto" is bfloat16 where
+    the chip is known. knobs: see device_memory.knobs; of the mesh's sizes and the batch size.
+    """
+
+    name: str
+    run: str
+    mesh: MeshConfig
+    lower: Callable[[jax.sharding.Mesh, topologies.Chip | None], tuple[lower.Program, int]]
+    knobs: Callable[[dict[str, int], int], dict[str, str]]
+
+
 def main() -> None:
-    values = _CONFIG.value
-    values.data_path = values.data_path or "no data is read"
-    config = from_config_dict(values)
-    name = _RUN.value or config.pipeline[0]
-    if not 0 <= _BATCH_SIZE.value < 2**31:
-        raise ValueError(
-            f"--batch_size={_BATCH_SIZE.value}: must be at least 1 and below 2^31, or 0 for its own"
-        )
     devices = shapes.devices(_TOPOLOGY.value, _SLICES.value)
-    validate(config, name, files=False, platform=devices[0].platform)
+    of_run = "runs" in _CONFIG.value
+    asked = _asked_run(devices) if of_run else _asked_edit()
     if _OUTPUT.value:
         if epath.Path(_OUTPUT.value).is_dir():
             raise ValueError(f"--output={_OUTPUT.value}: is a folder, must be a file")
         entry.check_writable(epath.Path(_OUTPUT.value).parent, "output")
-    notices.doing(f"compiling run {name}")
+    notices.doing(f"compiling {'run ' if of_run else ''}{asked.run}")
     try:
-        found = compile_report(config, name, _TOPOLOGY.value, devices)
+        found = compile_report(asked, _TOPOLOGY.value, devices)
     except report.OutOfMemory as error:
         _write(error.figures)
-        knob = _knobs(config, name, error.figures["mesh"], error.figures["batch_size"])
+        knob = asked.knobs(error.figures["mesh"], error.figures["batch_size"])
         raise DoesNotFit("\n".join([str(error), *knob.values()])) from error
     print(report.describe(found))
     _write(found.to_json())
     if found.fits is False:
-        raise DoesNotFit(report.advice(found, _knobs(config, name, found.mesh, found.batch_size)))
+        raise DoesNotFit(report.advice(found, asked.knobs(found.mesh, found.batch_size)))
+
+
+def _asked_run(devices: list[jax.Device]) -> Asked:
+    """Returns the run that the flags ask for."""
+    values = _CONFIG.value
+    values.data_path = values.data_path or "no data is read"
+    config = from_config_dict(values)
+    name, what = _RUN.value or config.pipeline[0], _WHAT.value
+    for flag, value, wrong in (("model", _MODEL.value, True), ("what", what, what == "invert")):
+        if value is not None and wrong:
+            raise ValueError(f"--{flag}={value}: only with the config of an edit")
+    if not 0 <= _BATCH_SIZE.value < 2**31:
+        raise ValueError(
+            f"--batch_size={_BATCH_SIZE.value}: must be at least 1 and below 2^31, or 0 for its own"
+        )
+    validate(config, name, files=False, platform=devices[0].platform)
+
+    def lowered(mesh: jax.sharding.Mesh, chip: topologies.Chip | None):
+        own = dataclasses.replace(config, dtype=_dtype(config.dtype, chip))
+        return _lower(own, name, mesh)
+
+    def turned(mesh: dict[str, int], batch_size: int) -> dict[str, str]:
+        return knobs(config, name, what, mesh, batch_size, _SLICES.value)
+
+    return Asked(config.name, name, config.mesh, lowered, turned)
+
+
+def _asked_edit() -> Asked:
+    """Returns the program of an edit that the flags ask for."""
+    config, model = read_editing_config(_CONFIG.value), _MODEL.value or EDITED
+    for flag, value in (("run", _RUN.value), ("batch_size", _BATCH_SIZE.value)):
+        if value:
+            raise ValueError(f"--{flag}={value}: not with the config of an edit, which has no runs")
+
+    def lowered(mesh: jax.sharding.Mesh, chip: topologies.Chip | None):
+        own = dataclasses.replace(config, dtype=_dtype(config.dtype, chip))
+        return lower_edit.lower_edit(own, model, _WHAT.value, mesh), config.clip.count
+
+    return Asked(config.name, model, MeshConfig(), lowered, lower_edit.knobs)
+
+
+def _dtype(asked: str, chip: topologies.Chip | None) -> str:
+    """Returns the compute dtype: "auto" is bfloat16 on a chip, as there."""
+    return "bfloat16" if chip is not None and asked == "auto" else asked
 
 
 def run() -> None:
@@ -105,32 +173,24 @@ def run() -> None:
         sys.exit(EXIT_FAILED)
 
 
-def _knobs(config: Config, name: str, mesh: dict[str, int], batch_size: int) -> dict[str, str]:
-    return knobs(config, name, _WHAT.value, mesh, batch_size, _SLICES.value)
-
-
 def _write(figures: dict[str, Any]) -> None:
     if _OUTPUT.value:
         epath.Path(_OUTPUT.value).write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def compile_report(
-    config: Config, name: str, topology: str, devices: list[jax.Device]
-) -> report.Report:
+def compile_report(asked: Asked, topology: str, devices: list[jax.Device]) -> report.Report:
     """Lowers and compiles; returns the figures. Raises report.OutOfMemory where there are none."""
     chip = topologies.chip(topology)
-    if chip is not None and config.dtype == "auto":
-        config = dataclasses.replace(config, dtype="bfloat16")  # as "auto" is on the chip itself
-    mesh = make_mesh(config.mesh, devices)
+    mesh = make_mesh(asked.mesh, devices)
     effort = None if chip is None else _EFFORT.value
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         started = time.monotonic()
-        program, batch_size = _lower(config, name, mesh)
+        program, batch_size = asked.lower(mesh, chip)
         lowered = time.monotonic()
         print("\n".join(program.memory), flush=True)
         known = {
-            "config": config.name,
-            "run": name,
+            "config": asked.name,
+            "run": asked.run,
             "what": _WHAT.value,
             "topology": topology if _SLICES.value == 1 else f"{_SLICES.value} x {topology}",
             "slices": _SLICES.value,

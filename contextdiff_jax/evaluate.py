@@ -171,6 +171,7 @@ def main() -> None:
     if unknown:
         near = nearest(unknown[0], PLANS)
         raise ValueError(f"--what={unknown[0]}: must be one of {', '.join(PLANS)}{near}")
+    _check_of_video()
     if settings.export:
         existing_folder(settings.export, "export")
     entry.check_writable(settings.output, "output")
@@ -195,6 +196,15 @@ def _check_npz(path: str) -> None:
     if not path.endswith(".npz") or epath.Path(path).is_dir():
         raise ValueError(f"--npz={path}: must be a file that ends with .npz")
     entry.check_writable(epath.Path(path).parent, "npz")
+
+
+def _check_of_video() -> None:
+    if "video" in _WHAT.value:
+        return
+    for flag in (_EDITS, _TGVE, _MASKS, _PICK_SCORE):
+        if flag.value:
+            shown = flag.value[0] if flag is _EDITS else flag.value
+            raise ValueError(f"--{flag.name}={shown}: only --what=video reads it")
 
 
 def _settings() -> Settings:

@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Children (entry points run as a user would run them) share the parent's compiled programs.
+# Children (entry points run as a user would run them) and other workers share compiled programs,
+# the smallest too: there are thousands, and reading one takes half of compiling it or less.
 os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "contextdiff_jax_cache")
+    "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "contextdiff_jax_compiled")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax  # noqa: E402
@@ -40,6 +42,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = [
+    "tests.fixtures.parameters",
     "tests.fixtures.pictures",
     "tests.fixtures.stable_diffusion",
     "tests.fixtures.tiny_tasks",
@@ -55,22 +58,53 @@ def pytest_configure(config):
     The slow half, and tests by themselves, run what users run; their children too.
     """
     if config.getoption("markexpr") == "not slow":
-        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        fewer = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+        fewer = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
+        os.environ.update(few_optimizations() if fewer else {})
         jax.config.update("jax_disable_most_optimizations", fewer)
+
+
+def few_optimizations():
+    """Returns what to set in the environment, so that programs are compiled sooner, not run faster.
+
+    The older of XLA's code generators for CPUs takes half of the time; a process of an XLA that
+    does not know the flag would end at once.
+    """
+    found = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    if metadata.version("jaxlib").startswith("0.10."):
+        given = os.environ.get("XLA_FLAGS", "")
+        found["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {given}".strip()
+    return found
+
+
+# Files of whole runs and large programs: begun first, so that none is left to one worker at the
+# end. Those that use the finished pipeline stand apart, so that not all wait until it is made.
+LONG = (
+    "tests/integration/test_distributed.py",
+    "tests/test_compile.py",
+    "tests/integration/test_pipeline.py",
+    "tests/docs/test_tutorials.py",
+    "tests/integration/test_interruption.py",
+    "tests/runs/test_in_context_runs.py",
+    "tests/integration/test_evaluate.py",
+    "tests/generation/test_video_editing.py",
+    "tests/integration/test_main.py",
+    "tests/tasks/test_meshes.py",
+)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With `-n 2`: a file's tests share a worker, those of integration/ one finished pipeline."""
+    """With `-n 2`: a file's tests share a worker and its fixtures, and LONG begins first."""
     from xdist.scheduler import LoadFileScheduling
 
-    class ByFixtures(LoadFileScheduling):
-        def _split_scope(self, nodeid):
-            path = nodeid.partition("::")[0]
-            return "integration" if path.startswith("tests/integration/") else path
+    class LongFirst(LoadFileScheduling):
+        def _assign_work_unit(self, node):
+            left = next((path for path in LONG if path in self.workqueue), None)
+            if left is not None:
+                self.workqueue.move_to_end(left, last=False)
+            super()._assign_work_unit(node)
 
-    return ByFixtures(config, log)
+    return LongFirst(config, log)
 
 
 @pytest.fixture(autouse=True)

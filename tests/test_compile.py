@@ -203,6 +203,42 @@ def test_flags_that_cannot_be_are_refused_in_a_sentence(flags, sentence, forks):
     assert "Traceback" not in done.stderr
 
 
+EDIT = "--config=configs/video_editing.py:fatezero"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ((EDIT, "--run=base"), "--run=base: not with the config of an edit, which has no runs"),
+        ((EDIT, "--batch_size=2"), "--batch_size=2: not with the config of an edit"),
+        ((EDIT, "--config.num_steps=0"), "config.num_steps = 0: must be 1 to 1000"),
+        ((EDIT, "--config.clip.count=6"), "config.clip.count = 6: must be a multiple of 4"),
+        ((*CLIP, "--what=invert"), "--what=invert: only with the config of an edit"),
+        ((*CLIP, "--model=tiny"), "--model=tiny: only with the config of an edit"),
+    ],
+)
+def test_flags_of_runs_and_of_edits_are_not_mixed(flags, sentence, forks):
+    done = forks("compile", *flags, "--topology=cpu:4")
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("what", ["train", "invert", "sample"])
+def test_an_edit_compiles_for_a_slice(what, tmp_path):
+    output = tmp_path / "edit.json"
+    config = ("--config=configs/video_editing.py:fatezero_tuned", "--model=tiny")
+    sizes = ("--config.height=64", "--config.width=64", "--config.num_steps=3")
+    flags = (f"--what={what}", "--topology=v5e:2x2", f"--output={output}")
+    done = compile_command(*config, *sizes, *flags)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    assert found["fits"] is True and found["chips"] == 4
+    assert found["batch_size"] == 8 and found["mesh"]["data"] == 4
+    assert found["collectives"]  # keys and norms of other frames
+
+
 def test_a_wrong_flag_is_refused_with_the_code_of_refusals(forks):
     done = forks("compile", *CLIP, "--topology=cpu:4", "--effort=3")
     assert done.returncode == 2

@@ -41,7 +41,7 @@ ALLOWED = {
     "entry": {"command_line", "parallel", "system", "training"},
 }
 # Where the parts meet, in order: each may import all above, and those before it.
-TOP = ["runs", "compilation", "generation", "evaluation"]
+TOP = ["runs", "generation", "compilation", "evaluation"]
 ENTRIES = {"__main__", "main", "sample", "edit", "evaluate", "export", "prepare", "compile"}
 NOT_DRAWN = {*ENTRIES, "contextdiff_jax", "arguments", "command_line", "entry"}
 FORBIDDEN = {"diffusion": {"flax"}, "sampling": {"flax"}, "data": {"jax", "flax"}}

@@ -65,7 +65,7 @@ def lower_training(config: Config, name: str, mesh: Mesh) -> Program:
     plain = abstract_trained_task(without_remat(config), name)
     gradient = jax.grad(plain.loss, has_aux=True)
     flops = model_flops(gradient, shapes.params, plain.frozen, batch, key)
-    return Program(lowered, _count(shapes.params), flops, memory)
+    return Program(lowered, count_scalars(shapes.params), flops, memory)
 
 
 def _trained_on(config: Config, name: str) -> dict[str, jax.ShapeDtypeStruct]:
@@ -103,7 +103,7 @@ def lower_sampling(config: Config, name: str, mesh: Mesh, batch_size: int) -> Pr
 
     args = (sharded_abstract(params, shardings), frozen, batch, keys)
     flops = model_flops(draw, *args)
-    return Program(jit_on_mesh(draw, mesh).lower(*args), _count(params), flops, memory)
+    return Program(jit_on_mesh(draw, mesh).lower(*args), count_scalars(params), flops, memory)
 
 
 def without_remat(config: Config) -> Config:
@@ -126,5 +126,6 @@ def _over_batch(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def _count(tree: Any) -> int:
+def count_scalars(tree: Any) -> int:
+    """Returns the number of scalars in a tree of shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -6,13 +6,14 @@ captions are bare, "a red circle", half say where it goes: "a red circle moving 
 """
 
 import dataclasses
+import math
 from typing import Literal, get_args
 
 import numpy as np
 
 from contextdiff_jax.data.config import COLOURS, SCENE_SPLITS, SHAPES
 from contextdiff_jax.data.scenes import Scene, Thing, render
-from contextdiff_jax.data.scenes_drawing import PALETTE, REACH
+from contextdiff_jax.data.scenes_drawing import PALETTE, REACH, coverage
 
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}  # y downwards
 Edit = Literal["colour", "shape", "both", "identity"]
@@ -74,6 +75,26 @@ class MovingScene:
             near = np.abs(places - y)[:, None] <= reach, np.abs(places - x)[None] <= reach
             found[frame] = near[0] & near[1]
         return found
+
+    def flow(self, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns where what each frame but the first shows was in the frame before, and where so.
+
+        Offsets (x, y) in pixels, float32 (F - 1, side, side, 2); bool (F - 1, side, side), False at
+        the rim of the moving shape and where it came or left, which no frame before shows.
+        """
+        right, down = (part * side for part in self.step)
+        radius, pixels = self.moving.radius * side, range(side)
+        centres = ([side * part for part in self.centre(frame)] for frame in range(self.frames))
+        shares = np.stack(
+            [coverage(self.moving.shape, x, y, radius, pixels, pixels) for x, y in centres]
+        )
+        inside = shares[1:] == 1
+        for rows in {math.floor(down), math.ceil(down)}:
+            for columns in {math.floor(right), math.ceil(right)}:
+                inside &= np.roll(shares[:-1] == 1, (rows, columns), (1, 2))
+        still = (shares[1:] == 0) & (shares[:-1] == 0)
+        offsets = np.where(inside[..., None], (-right, -down), 0.0)
+        return offsets.astype(np.float32), inside | still
 
     def edited(self, edit: Edit) -> "MovingScene":
         """Returns the exact edit: the next colour, the next shape, both, or the clip itself.

@@ -38,6 +38,32 @@ def flicker(edited: np.ndarray, source: np.ndarray, mask: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(changes[both]))))
 
 
+def warp_error(edited: np.ndarray, flow: np.ndarray, known: np.ndarray) -> float:
+    """Returns how much a clip differs from its frames before, moved along a flow, in grey levels.
+
+    RMS of e_i+1 - e_i at the place where that was, interpolated linearly (Lai et al. 2018 have the
+    square of it, of colours in 0..1). flow: offsets (x, y) in pixels from each position to where it
+    was a frame before, (F - 1, H, W, 2). known: bool (F - 1, H, W), True where it counts.
+
+    Raises ValueError for shapes that differ, and where nothing counts.
+    """
+    if len(edited) < 2:
+        raise ValueError("1 frame: a warp error needs at least 2")
+    known = _checked(known, edited[1:])
+    if flow.shape != (*known.shape, 2):
+        raise ValueError(f"a flow of shape {flow.shape}: must be {(*known.shape, 2)}")
+    rows, columns = np.indices(known.shape[1:], float)
+    errors = []
+    for before, after, offsets, counts in zip(edited, edited[1:], flow, known, strict=False):
+        places = [rows + offsets[..., 1], columns + offsets[..., 0]]
+        moved = [
+            ndimage.map_coordinates(channel.astype(float), places, order=1, mode="nearest")
+            for channel in np.moveaxis(before, -1, 0)
+        ]
+        errors.append((after - np.stack(moved, axis=-1))[counts])
+    return float(np.sqrt(np.mean(np.square(np.concatenate(errors)))))
+
+
 def outside(mask: np.ndarray, pixels: int) -> np.ndarray:
     """Returns where no frame's mask is near: outside their union, dilated by so many pixels."""
     union = mask.any(axis=0)

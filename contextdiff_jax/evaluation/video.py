@@ -67,8 +67,13 @@ class VideoScorer:
         self.output = evaluation.output / "video"
 
     def score(self, edit: EditedClip, place: str) -> Measured:
-        """Returns the figures of an edit; embeddings are kept in OUTPUT/video/PLACE."""
+        """Returns the figures of an edit; embeddings are kept in OUTPUT/video/PLACE.
+
+        Those of a source lie under its own digest: it is embedded once for all of its edits.
+        """
         frames = read_edit(edit)
+        if edit.label == SOURCE:
+            place = f"{SOURCE}/{frames.digest}"
         scores = self._by_clip(edit, frames, place) | self._by_pixels(edit, frames)
         return Measured(edit, {name: scores.get(name) for name in COLUMNS})
 

@@ -1,11 +1,13 @@
 """Tunes a U-Net of clips on the clip that is to be edited; the weights serve later edits too."""
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 from etils import epath
 
@@ -51,31 +53,49 @@ class Tuning:
 
     def task(self) -> ClipTask:
         """Returns the task, clip and prompt encoded."""
-        sharding = batch_sharding(self.mesh)
-        frames = distributed.place(self.clip.frames, sharding)
-        encoded = jit_on_mesh(self._encoded, self.mesh)(self.frozen, frames, self.batch)
-        denoiser, adapter = self.network.task.denoiser, self.network.adapter
-        control = self.network.control
-        sizes = dataclasses.replace(denoiser.config, remat="blocks")
-        video = self.network.config.inflation
-        module = LatentUNet(sizes, denoiser.dtype, video=video)
-        task = self.network.task
-        process = Process(task.schedule, task.config.prediction, None, None)
-        read = {}
-        if adapter is not None:
-            read = {name: self.frozen[name] for name in (adapter.image.identity, COLOURS)}
-        if control is not None:
-            read |= {HINTS: self.frozen[HINTS]}
-            unet = dataclasses.replace(control.sizes.unet, remat="blocks")
-            control = dataclasses.replace(
-                control, sizes=dataclasses.replace(control.sizes, unet=unet)
-            )
-        mask = jnp.asarray(self.batch["text_mask"])
-        return ClipTask(module, process, *encoded, mask, adapter, control, read)
+        frames = distributed.place(self.clip.frames, batch_sharding(self.mesh))
+        program = jit_on_mesh(functools.partial(encode, self.network), self.mesh)
+        encoded = program(self.frozen, frames, self.batch)
+        return clip_task(self.network, encoded, jnp.asarray(self.batch["text_mask"]), self.frozen)
 
-    def _encoded(self, frozen: Any, frames: jax.Array, batch: Any) -> tuple:
-        mean, deviation = self.network.space(frozen).mean_and_deviation(frames)
-        return mean, deviation, self.network.text(frozen, batch)[0]
+
+def encode(network: ClipNetwork, frozen: Any, frames: jax.Array, batch: Any) -> tuple:
+    """Returns the clip's mean latents and their deviation (or None), and the prompt's tokens."""
+    mean, deviation = network.space(frozen).mean_and_deviation(frames)
+    return mean, deviation, network.text(frozen, batch)[0]
+
+
+def clip_task(
+    network: ClipNetwork,
+    encoded: tuple,
+    mask: jax.Array,
+    frozen: Any,
+    remat: Literal["none", "blocks"] = "blocks",
+) -> ClipTask:
+    """Returns the task of tuning: encoded of `encode`, mask of the prompt, frozen the network's."""
+    denoiser, adapter, control = network.task.denoiser, network.adapter, network.control
+    sizes = dataclasses.replace(denoiser.config, remat=remat)
+    module = LatentUNet(sizes, denoiser.dtype, video=network.config.inflation)
+    process = Process(network.task.schedule, network.task.config.prediction, None, None)
+    read = {}
+    if adapter is not None:
+        read = {name: frozen[name] for name in (adapter.image.identity, COLOURS)}
+    if control is not None:
+        read |= {HINTS: frozen[HINTS]}
+        unet = dataclasses.replace(control.sizes.unet, remat=remat)
+        control = dataclasses.replace(control, sizes=dataclasses.replace(control.sizes, unet=unet))
+    return ClipTask(module, process, *encoded, mask, adapter, control, read)
+
+
+def tuning_optimizer(config: TuningConfig) -> optax.GradientTransformation:
+    """Returns the optimizer of tuning."""
+    settings = OptimizerConfig(
+        learning_rate=config.learning_rate,
+        warmup_steps=0,
+        weight_decay=config.weight_decay,
+        ema_decay=0.0,
+    )
+    return make_optimizer(settings, config.steps)
 
 
 def check_trainable(task: ClipTask, config: TuningConfig) -> Any:
@@ -96,15 +116,7 @@ def tune(tuning: Tuning, folder: epath.Path, seed: int, watch: Watch) -> Any:
     whole = tuning.params
     part = trained_part(task, like(whole, fixed))
     params = jax.tree.map(jnp.copy, without(whole, fixed))  # the step donates its state
-    optimizer = make_optimizer(
-        OptimizerConfig(
-            learning_rate=config.learning_rate,
-            warmup_steps=0,
-            weight_decay=config.weight_decay,
-            ema_decay=0.0,
-        ),
-        config.steps,
-    )
+    optimizer = tuning_optimizer(config)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

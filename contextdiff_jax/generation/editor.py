@@ -28,6 +28,7 @@ from contextdiff_jax.generation.network_file import has_network, load_network
 from contextdiff_jax.generation.prompt_edit import PromptEdit, prompt_edit
 from contextdiff_jax.generation.word_heatmaps import marked_words
 from contextdiff_jax.networks.adapter import Adapter
+from contextdiff_jax.networks.config import AdapterConfig
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import MeshConfig
 from contextdiff_jax.parallel.programs import jit_on_mesh
@@ -35,6 +36,7 @@ from contextdiff_jax.parallel.sharding import batch_sharding
 from contextdiff_jax.spaces.pictures import to_uint8
 from contextdiff_jax.tasks.clip_adapter import COLOURS, ClipAdapter
 from contextdiff_jax.tasks.clip_control import HINTS, ClipControl
+from contextdiff_jax.tasks.latent_text_to_image import LatentTextToImage
 from contextdiff_jax.training.failure import NotFinite
 
 
@@ -219,12 +221,7 @@ def editor_of(stage: Stage, config: EditingConfig, beside: Beside, seed: int) ->
         config = dataclasses.replace(config, tuning=dataclasses.replace(config.tuning, steps=0))
     elif config.adapter is not None and not config.tuning.steps:
         logging.warning("config.adapter is zero and changes nothing: config.tuning.steps = 0")
-    count, devices = config.clip.count, stage.mesh.devices.size
-    if count % devices:
-        raise ValueError(
-            f"config.clip.count = {count}: must be a multiple of {devices}, the number of devices, "
-            "which share the frames"
-        )
+    check_frames(config, stage.mesh)
     adapter, control, params = None, None, {"denoiser": stage.params["denoiser"]}
     placed = Placed(MeshConfig(), stage.mesh)
     if config.adapter is not None:
@@ -240,18 +237,35 @@ def editor_of(stage: Stage, config: EditingConfig, beside: Beside, seed: int) ->
     return with_weights(Editor(stage, config, adapter, control), beside.tuned, seed)
 
 
-def _adapter(stage: Stage, config: EditingConfig, folder: str) -> ClipAdapter:
-    """Returns the adapter for the sizes of the weights."""
-    dtype, unet = stage.task.denoiser.dtype, stage.task.denoiser.config
-    image = load_image_encoder(folder, dtype)
+def check_frames(config: EditingConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError where the devices do not divide the frames."""
+    count, devices = config.clip.count, mesh.devices.size
+    if count % devices:
+        raise ValueError(
+            f"config.clip.count = {count}: must be a multiple of {devices}, the number of devices, "
+            "which share the frames"
+        )
+
+
+def adapter_sizes(task: LatentTextToImage, config: EditingConfig, image_dim: int) -> AdapterConfig:
+    """Returns config.adapter for the sizes of the weights; ValueError where they do not fit it."""
+    unet = task.denoiser.config
     sizes = dataclasses.replace(
         config.adapter,
         image_channels=unet.image_channels,
-        image_dim=image.width,
+        image_dim=image_dim,
         text_dim=unet.context_dim,
     )
-    for side in stage.task.space.shape[:2]:
+    for side in task.space.shape[:2]:
         sizes.check_resolution(side, "a side of the latents for config.adapter.patch_size")
+    return sizes
+
+
+def _adapter(stage: Stage, config: EditingConfig, folder: str) -> ClipAdapter:
+    """Returns the adapter for the sizes of the weights."""
+    dtype = stage.task.denoiser.dtype
+    image = load_image_encoder(folder, dtype)
+    sizes = adapter_sizes(stage.task, config, image.width)
     return ClipAdapter(Adapter(sizes, dtype, config.clip.count), image)
 
 

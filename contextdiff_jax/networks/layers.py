@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import errors
 from jax import lax
 
 from contextdiff_jax.networks import axes
@@ -27,6 +28,24 @@ ones = nn.initializers.ones_init()
 def with_axes(init: Initializer, *names: str) -> Initializer:
     """Returns `init` with the logical axis `names` attached to what it creates."""
     return nn.with_logical_partitioning(init, names)
+
+
+def parameter(
+    module: nn.Module, name: str, init: Initializer, names: tuple[str, ...], shape: tuple[int, ...]
+) -> jax.Array:
+    """Returns a parameter of `module`, unboxed; where it is not there it is made, with axis names.
+
+    As `module.param`, which for a parameter that is there traces its initializer to compare the
+    shapes, half of the time of tracing a small U-Net. names: one for each axis of `shape`.
+
+    Raises flax.errors.ScopeParamShapeError where the one that is there has another shape.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, with_axes(init, *names), shape)
+    value = nn.unbox(module.get_variable("params", name))
+    if np.shape(value) != shape:
+        raise errors.ScopeParamShapeError(name, module.scope.path_text, np.shape(value), shape)
+    return value
 
 
 def _matmul(x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -62,12 +81,12 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., input width) to (..., features)."""
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", with_axes(self.kernel_init, *self.axes), shape)
+        kernel = parameter(self, "kernel", self.kernel_init, self.axes, shape)
         # Gathered in the compute dtype: half the bytes in bfloat16.
         kernel = gathered(kernel.astype(self.dtype), self.axes)
         y = _matmul(over_batch(x).astype(self.dtype), kernel)
         if self.use_bias:
-            bias = self.param("bias", with_axes(self.bias_init, self.axes[1]), (self.features,))
+            bias = parameter(self, "bias", self.bias_init, self.axes[1:], (self.features,))
             y = y + bias.astype(self.dtype)
         return over_batch(y)
 
@@ -101,7 +120,7 @@ class Conv(nn.Module):
         padding = self.padding or ((half, half), (half, half))
         names = (axes.KERNEL_HEIGHT, axes.KERNEL_WIDTH, axes.CONV_IN, axes.CONV_OUT)
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", with_axes(self.kernel_init, *names), shape)
+        kernel = parameter(self, "kernel", self.kernel_init, names, shape)
         x, weights = over_batch(x).astype(self.dtype), gathered(kernel.astype(self.dtype), names)
         if self.kernel_size == self.stride == 1 and self.padding is None:
             y = _matmul(x, weights[0, 0])
@@ -114,7 +133,7 @@ class Conv(nn.Module):
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
         if self.use_bias:
-            bias = self.param("bias", with_axes(zeros, axes.CONV_OUT), (self.features,))
+            bias = parameter(self, "bias", zeros, (axes.CONV_OUT,), (self.features,))
             y = y + bias.astype(self.dtype)
         return over_batch(y)
 
@@ -148,8 +167,8 @@ class GroupNorm(nn.Module):
                 f"GroupNorm: {channels} channels cannot be split into groups={self.groups}; "
                 "groups must divide the channels."
             )
-        gain = self.param("scale", with_axes(ones, axes.NORM), (channels,))
-        bias = self.param("bias", with_axes(zeros, axes.NORM), (channels,))
+        gain = parameter(self, "scale", ones, (axes.NORM,), (channels,))
+        bias = parameter(self, "bias", zeros, (axes.NORM,), (channels,))
         if scale is not None:
             gain = gain * (1.0 + scale.astype(jnp.float32))
             bias = bias * (1.0 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)
@@ -202,8 +221,8 @@ class LayerNorm(nn.Module):
         y = y - y.mean(-1, keepdims=True)
         y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
         if self.affine:
-            scale = self.param("scale", with_axes(ones, axes.NORM), x.shape[-1:])
-            bias = self.param("bias", with_axes(zeros, axes.NORM), x.shape[-1:])
+            scale = parameter(self, "scale", ones, (axes.NORM,), x.shape[-1:])
+            bias = parameter(self, "bias", zeros, (axes.NORM,), x.shape[-1:])
             y = y * scale + bias
         return y.astype(self.dtype)
 

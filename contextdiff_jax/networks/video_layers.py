@@ -12,7 +12,7 @@ import numpy as np
 
 from contextdiff_jax.networks import axes
 from contextdiff_jax.networks.activation_sharding import gathered
-from contextdiff_jax.networks.layers import Initializer, with_axes, zeros
+from contextdiff_jax.networks.layers import Initializer, parameter, zeros
 from contextdiff_jax.networks.video_config import VideoConfig
 
 
@@ -73,13 +73,13 @@ class TimeConv(nn.Module):
         """Maps (F * R, ..., C) to (F * R, ..., features)."""
         names = (axes.KERNEL_TIME, axes.CONV_IN, axes.CONV_OUT)
         shape = (3, x.shape[-1], self.features)
-        kernel = self.param("kernel", with_axes(self.kernel_init, *names), shape)
+        kernel = parameter(self, "kernel", self.kernel_init, names, shape)
         kernel = gathered(kernel.astype(self.dtype), names)
         rows = unfolded(x.astype(self.dtype), self.frames)
         around = jnp.pad(rows, [(1, 1)] + [(0, 0)] * (rows.ndim - 1))
         y = sum(around[shift : shift + self.frames] @ kernel[shift] for shift in range(3))
         if self.use_bias:
-            bias = self.param("bias", with_axes(zeros, axes.CONV_OUT), (self.features,))
+            bias = parameter(self, "bias", zeros, (axes.CONV_OUT,), (self.features,))
             y = y + bias.astype(self.dtype)
         return y.reshape(*x.shape[:-1], self.features)
 

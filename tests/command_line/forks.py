@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 
-LONGEST = 120  # seconds until a child that does not end is killed
+LONGEST = 600  # seconds until a child that does not end is killed
 
 
 def import_all() -> None:

@@ -243,6 +243,10 @@ MISTAKES = [
     ("evaluate", [*EXPORT, "--terms=-1"], "--terms=-1: must be a non-negative integer"),
     ("evaluate", [*EXPORT, "--what=sceens"], "--what=sceens: must be one of scenes"),
     ("evaluate", [*EXPORT, "--what=sceens"], "did you mean scenes?"),
+    ("evaluate", [*EXPORT, "--edits=a=b"], "--edits=a=b: only --what=video reads it"),
+    ("evaluate", [*EXPORT, "--what=fid", "--tgve=x"], "--tgve=x: only --what=video reads it"),
+    ("evaluate", [*EXPORT, "--what=curves", "--masks=x"], "--masks=x: only --what=video reads it"),
+    ("evaluate", [*EXPORT, "--pick_score=x"], "--pick_score=x: only --what=video reads it"),
     ("export", ["--workdir={tmp}", "--output={tmp}/o", "--copy_encoders=2"], "must be true or f"),
     (
         "export",

@@ -49,7 +49,7 @@ def check(module, rest: list[str]) -> None:
             raise ValueError(f"--what: no {unknown}")
     if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
         values = flags.FLAGS["config"].value
-        if module.__name__ == "contextdiff_jax.edit":
+        if "runs" not in values:  # of an edit
             read_editing_config(values)
             return
         values.data_path = values.data_path or "somewhere"

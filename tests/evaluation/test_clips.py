@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from contextdiff_jax.data.scenes_clips import make_clip
-from contextdiff_jax.evaluation.clips import flicker, masked_psnr, outside, scene_scores
+from contextdiff_jax.evaluation.clips import flicker, masked_psnr, outside, scene_scores, warp_error
 
 SOURCE = np.random.default_rng(0).integers(40, 200, (4, 6, 5, 3), np.uint8)
 MASK = np.zeros((4, 6, 5), bool)
@@ -49,6 +49,37 @@ def test_what_does_not_fit_is_refused(edited, mask, reason):
     for measure in (masked_psnr, flicker):
         with pytest.raises(ValueError, match=reason):
             measure(edited, SOURCE, mask)
+
+
+def test_a_warp_error_is_what_the_flow_does_not_explain():
+    """Everything moves a pixel to the right and half a one down, on ramps; then two grey levels."""
+    rows, columns = np.indices((6, 5))
+    ramp = (80 + 4 * rows + 10 * columns)[..., None].repeat(3, -1)
+    moving = np.stack([ramp, ramp - 12, ramp - 24]).astype(np.uint8)
+    flow = np.broadcast_to([-1.0, -0.5], (2, 6, 5, 2))
+    known = np.zeros((2, 6, 5), bool)
+    known[:, 1:, 1:] = True  # the rest comes from outside
+    assert warp_error(moving, flow, known) == pytest.approx(0)
+    moving[1:, 1:, 1:] += 2  # a step, and then none
+    assert warp_error(moving, flow, known) == pytest.approx(np.sqrt(4 / 2), rel=0.35)
+    with pytest.raises(ValueError, match="a flow of shape"):
+        warp_error(moving, flow[:1], known)
+    with pytest.raises(ValueError, match="1 frame: a warp error needs at least 2"):
+        warp_error(moving[:1], flow[:0], known[:0])
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("side", [16, 32])
+def test_rendered_clips_move_along_their_flow(side, number):
+    clip = make_clip("test", number)
+    flow, known = clip.flow(side)
+    frames, inside = clip.render(side), known & flow.any(-1)
+    assert warp_error(frames, flow, known) < 0.3  # of rounding
+    assert inside.any(axis=(1, 2)).all() and known.mean() > 0.85
+    still = np.repeat(frames[:1], len(frames), axis=0)
+    assert warp_error(still, np.zeros_like(flow), known) == 0
+    assert warp_error(still, flow, known) > 3
+    assert warp_error(frames, np.zeros_like(flow), np.ones_like(known)) > 10
 
 
 def test_the_exact_edit_is_right_and_the_source_is_not():

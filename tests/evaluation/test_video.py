@@ -136,6 +136,25 @@ def test_what_was_embedded_is_not_embedded_again(measured, monkeypatch):
         evaluate(other, {"video": video.plan_video})
 
 
+def test_a_source_is_embedded_once_for_all_of_its_edits(clip, tmp_path, monkeypatch):
+    source, seen, extract = drawn(0), [], FeatureNetwork.extract
+
+    def counted(network, frames):
+        seen.append(np.asarray(frames))
+        return extract(network, frames)
+
+    monkeypatch.setattr(FeatureNetwork, "extract", counted)
+    folder = write_edit(tmp_path / "ours", source, drawn(1))
+    write_frames(tmp_path / "ours/01/frames", drawn(2))
+    record = {"clip": "clips/park", "source_prompt": CAPTION, "prompt": "three cats"}
+    (tmp_path / "ours/01/edit.json").write_text(json.dumps(record))
+    settings = Settings(output=str(tmp_path / "check"), edits=(("ours", folder),), clip=clip[0])
+    evaluate(settings, {"video": video.plan_video})
+    assert sum(np.array_equal(frames, source) for frames in seen) == 1 and len(seen) == 3
+    methods = read_results(settings.output)["video"].values["methods"]
+    assert methods["source"]["edits"] == 2
+
+
 def test_a_submission_is_written_and_scored(clip, tmp_path):
     """One video of two is there: scored, and it is said that the other is missing."""
     from contextdiff_jax.data.tgve import read_tgve

@@ -6,13 +6,13 @@ import functools
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from contextdiff_jax.generation.cascade import Cascade, Stage
 from contextdiff_jax.generation.inversion import Inverted, check_invertible, invert_pictures
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.runs.description import Export, StageRecord
 from contextdiff_jax.sampling.config import SamplerConfig
+from tests.fixtures.parameters import initial
 
 REQUESTS = [{"text": "a red circle"}, {"text": None}, {"text": "two birds"}]
 EDITS = [{"text": "a red bird"}, {"text": "nothing at all"}, {"text": "two birds"}]
@@ -24,10 +24,11 @@ GUIDED = dataclasses.replace(PLAIN, guidance_scale=4.0, threshold="static")
 def inverted(make_task, pictures):
     """Returns inverted(sampler, ...) of the pictures by one tiny stage with a smooth network."""
     task = make_task("base", use_adapter=False, num_steps=1000)
-    leaves, tree = jax.tree.flatten(nn.unbox(task.init(jax.random.key(0))))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    params = jax.tree.unflatten(tree, moved)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda leaf: leaf + np.float32(0.05) * rng.standard_normal(leaf.shape, np.float32),
+        jax.device_get(initial(task.init)),
+    )
 
     @functools.cache
     def run(sampler, devices=1, batch_size=16):

@@ -1,12 +1,14 @@
 """Entry points run as a user runs them, and one finished toy pipeline for all tests to use."""
 
+import fcntl
+import functools
 import os
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, few_optimizations
 
 
 def run_module(module, *arguments, **environment):
@@ -26,9 +28,25 @@ def run():
 
 
 @pytest.fixture(scope="session")
+def run_soon():
+    """As `run`, compiled with few optimizations: for tests that are about something else."""
+    return functools.partial(run_module, **few_optimizations())
+
+
+@pytest.fixture(scope="session")
 def quickstart(tmp_path_factory):
-    """The workdir of a finished `configs/quickstart.py:test`, and what the command printed."""
-    workdir = tmp_path_factory.mktemp("quickstart")
-    done = run_module("main", "--config=configs/quickstart.py:test", f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    return workdir, done.stderr
+    """The workdir of a finished `configs/quickstart.py:test`, and what the command printed.
+
+    Made once for all workers of xdist, so tests only read it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # theirs lie side by side
+        folder = folder.parent
+    workdir, printed = folder / "quickstart", folder / "quickstart.log"
+    with (folder / "quickstart.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            done = run_module("main", "--config=configs/quickstart.py:test", f"--workdir={workdir}")
+            assert done.returncode == 0, done.stderr
+            printed.write_text(done.stderr)
+    return workdir, printed.read_text()

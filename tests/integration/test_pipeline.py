@@ -33,8 +33,9 @@ def test_one_command_leaves_what_it_promises(quickstart):
 
 
 @pytest.mark.slow
-def test_the_same_command_again_trains_nothing(quickstart, run):
-    workdir, _ = quickstart
+def test_the_same_command_again_trains_nothing(quickstart, run, tmp_path):
+    workdir = tmp_path / "again"
+    shutil.copytree(quickstart[0], workdir)
     before = (workdir / "base/metrics.csv").read_text()
     again = run("main", "--config=configs/quickstart.py:test", f"--workdir={workdir}")
     assert again.returncode == 0, again.stderr

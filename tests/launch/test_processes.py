@@ -84,7 +84,7 @@ class Trial:
         }
 
 
-def wait_until(condition, seconds=20):
+def wait_until(condition, seconds=300):
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "waited too long"

@@ -9,6 +9,7 @@ from contextdiff_jax.networks.adapter import Adapter
 from contextdiff_jax.networks.causal_frames import CausalFrames
 from contextdiff_jax.networks.config import AdapterConfig
 from contextdiff_jax.training.parameter_names import by_name, nested
+from tests.fixtures.parameters import initial
 
 FRAMES, ROWS, TOKENS, WIDTH, HEADS = 5, 2, 4, 8, 2
 RNG = np.random.default_rng(4)
@@ -47,10 +48,11 @@ def explicit(params, x):
 
 def test_it_is_attention_to_the_frames_that_there_are():
     module = CausalFrames(HEADS, FRAMES)
-    fresh = module.init(jax.random.key(0), X)["params"]
-    assert not np.any(module.apply({"params": fresh}, X))  # it begins as zero
+    apply = jax.jit(module.apply)
+    fresh = initial(lambda key: module.init(key, X))["params"]
+    assert not np.any(apply({"params": fresh}, X))  # it begins as zero
     params = randomized(fresh)
-    np.testing.assert_allclose(module.apply({"params": params}, X), explicit(params, X), atol=1e-4)
+    np.testing.assert_allclose(apply({"params": params}, X), explicit(params, X), atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +69,13 @@ def adapters():
     inputs = (normal(FRAMES, 8, 8, 4), np.full(FRAMES, 7.0, np.float32))
     inputs += (normal(FRAMES, 5, 6), np.repeat(normal(1, 3, 5), FRAMES, axis=0))
     pictures, clips = Adapter(config), Adapter(config, frames=FRAMES)
-    params = randomized(pictures.init(jax.random.key(0), *inputs)["params"])
+    params = randomized(initial(lambda key: pictures.init(key, *inputs))["params"])
     return pictures, params, clips, inputs
 
 
 def test_an_adapter_of_pictures_loads_unchanged_and_sees_no_other_frame(adapters):
     pictures, params, clips, inputs = adapters
-    fresh = by_name(clips.init(jax.random.key(1), *inputs)["params"])
+    fresh = by_name(initial(lambda key: clips.init(key, *inputs), seed=1)["params"])
     own = by_name(params)
     new = set(fresh) - set(own)
     assert set(own) <= set(fresh) and all(name.startswith("block_0/frames/") for name in new)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeParamShapeError
 
 from contextdiff_jax.networks.layers import (
     Conv,
@@ -140,3 +141,19 @@ def test_bilinear_resize_computes_in_float32():
     got = resize_bilinear(x, 24, 32)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, resize_bilinear(x.astype(jnp.float32), 24, 32), atol=1e-6)
+
+
+def test_a_parameter_is_made_once_and_one_of_another_shape_is_refused():
+    made = []
+
+    def init(key, shape):
+        made.append(shape)
+        return jnp.ones(shape)
+
+    module = Dense(3, ("embed", "mlp"), kernel_init=init)
+    params = module.init(jax.random.key(0), jnp.ones((2, 4)))
+    assert params["params"]["kernel"].names == ("embed", "mlp")
+    np.testing.assert_array_equal(module.apply(params, jnp.ones((2, 4))), np.full((2, 3), 4.0))
+    assert made == [(4, 3)]
+    with pytest.raises(ScopeParamShapeError, match=r'"kernel" in .*\(5, 3\).*\(4, 3\)'):
+        module.apply(params, jnp.ones((2, 5)))

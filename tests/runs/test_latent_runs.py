@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from PIL import Image
 
 from contextdiff_jax.config import ConfigError
@@ -33,6 +32,7 @@ from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.training.checkpoints import load_tree
 from contextdiff_jax.training.parameter_names import by_name
+from tests.fixtures.parameters import initial
 from tests.fixtures.tiny_tasks import build_loaded
 
 # diffusers itself, on NumPy 2.
@@ -140,8 +140,7 @@ def test_an_adapter_that_is_zero_draws_stable_diffusion_to_the_last_digit(
 ):
     config = sd_config()
     task = build_loaded(config, "base")
-    params = jax.tree.map(jnp.asarray, task.init(jax.random.key(0)))
-    params = nn.unbox(params) | {"denoiser": load_unet(sd_folder / "unet")[1]}
+    params = initial(task.init) | {"denoiser": load_unet(sd_folder / "unet")[1]}
     settings = ["name=ddim", "num_steps=3", "guidance_scale=5"]
     [plain] = stable_diffusion.load(sd_folder, Settings(sampler=settings)).stages
     batch, keys = task.collate(["a red circle", ""]), sample_keys(3, jnp.arange(2))

@@ -18,6 +18,7 @@ from contextdiff_jax.networks.latent_config import (
 from contextdiff_jax.spaces.latents import LatentSpace, Normalization, scaled
 from contextdiff_jax.spaces.pictures import to_uint8
 from contextdiff_jax.spaces.tiling import decode_in_tiles
+from tests.fixtures.parameters import initial
 
 RNG = np.random.default_rng(6)
 IMAGES = RNG.integers(0, 256, size=(2, 16, 16, 3), dtype=np.uint8)
@@ -58,7 +59,7 @@ def test_latents_are_scaled_once_each_way(kl, latent_oracles):
     expected = latent_oracles.array(decoded).clip(-1, 1)
     assert (np.abs(expected) == 1).any() and (np.abs(expected) < 1).any()
     np.testing.assert_allclose(jax.jit(bound.decode)(x0), expected, atol=2e-3)
-    np.testing.assert_allclose(bound.pixels(x0), expected, atol=2e-3)
+    np.testing.assert_allclose(jax.jit(bound.pixels)(x0), expected, atol=2e-3)
 
 
 def test_the_gaussian_is_drawn_from_anew(kl, encode, latent_oracles):
@@ -134,7 +135,7 @@ def test_tiles_see_their_overlap():
 def test_a_large_picture_is_decoded_in_tiles():
     config = TinyAutoencoderConfig(width=8, encoder_blocks=(1, 1), decoder_blocks=(1, 1))
     stage = first_stage(config)
-    params = {"stage": stage.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))["params"]}
+    params = {"stage": initial(lambda key: stage.init(key, jnp.zeros((1, 4, 4, 3)))["params"])}
     whole = LatentSpace(stage, 80).bind(params)
     tiled = dataclasses.replace(whole, tile=24, overlap=8)
     tiled.validate()
@@ -153,16 +154,19 @@ def test_cheap_pixels_are_of_latents_in_the_stage_s_units(kl):
     cheap = first_stage(
         TinyAutoencoderConfig(width=8, encoder_blocks=(1,) * 3, decoder_blocks=(1,) * 3)
     )
-    cheap_params = cheap.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))["params"]
+    cheap_params = initial(lambda key: cheap.init(key, jnp.zeros((1, 8, 8, 3)))["params"], seed=1)
     params = {**params, "cheap": cheap_params}
     normalization = Normalization((0.5,) * 4, (2.0,) * 4)
     x0 = RNG.normal(size=(1, 4, 4, 4)).astype(np.float32)
-    expected = cheap.apply({"params": cheap_params}, x0, method="decode")
+    expected = jax.jit(cheap.apply, static_argnames="method")(
+        {"params": cheap_params}, x0, method="decode"
+    )
     for normalized, given in ((None, x0), (normalization, (x0 / 0.18215 - 0.5) / 2.0)):
         bound = dataclasses.replace(space, cheap=cheap, normalization=normalized).bind(params)
         bound.validate()
-        np.testing.assert_allclose(bound.pixels(given), np.clip(expected, -1, 1), atol=1e-4)
-    gradient = jax.grad(lambda x: bound.pixels(x).sum())(jnp.asarray(x0))
+        pixels = jax.jit(bound.pixels)
+        np.testing.assert_allclose(pixels(given), np.clip(expected, -1, 1), atol=1e-4)
+    gradient = jax.jit(jax.grad(lambda x: bound.pixels(x).sum()))(jnp.asarray(x0))
     assert np.abs(gradient).max() > 0
 
 

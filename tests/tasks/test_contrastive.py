@@ -1,17 +1,16 @@
 """The contrastive loss against torch, and its treatment of captions that recur."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import linen as nn
 
 from contextdiff_jax.encoders.clip import CLIP
 from contextdiff_jax.encoders.preprocess import clip_preprocess
 from contextdiff_jax.encoders.tokenizers import load_tokenizer
 from contextdiff_jax.encoders.weights import load_clip
 from contextdiff_jax.tasks.contrastive import ContrastiveTask
+from tests.fixtures.parameters import initial
 
 CAPTIONS = ("a red circle", "a blue square", "two green birds", "nothing at all")
 
@@ -29,13 +28,14 @@ def batch_of(task, captions):
 
 def logits_of(task, params, batch):
     pixels = clip_preprocess(batch["image"].astype(np.float32) / 127.5 - 1, 16)
-    return np.array(task.clip.apply({"params": params["clip"]}, batch["text_ids"], pixels))
+    apply = jax.jit(task.clip.apply)
+    return np.array(apply({"params": params["clip"]}, batch["text_ids"], pixels))
 
 
 def test_agrees_with_torch_cross_entropy(task):
-    params = nn.unbox(task.init(jax.random.key(0)))
+    params = initial(task.init)
     batch = batch_of(task, CAPTIONS)
-    loss, metrics = task.loss(params, {}, batch, jax.random.key(0))
+    loss, metrics = jax.jit(task.loss)(params, {}, batch, jax.random.key(0))
     logits = torch.from_numpy(logits_of(task, params, batch))
     labels = torch.arange(4)
     theirs = torch.nn.functional.cross_entropy
@@ -46,9 +46,9 @@ def test_agrees_with_torch_cross_entropy(task):
 
 
 def test_equal_captions_share_their_match(task):
-    params = nn.unbox(task.init(jax.random.key(0)))
+    params = initial(task.init)
     batch = batch_of(task, (CAPTIONS[0], CAPTIONS[1], CAPTIONS[0]))
-    loss, _ = task.loss(params, {}, batch, jax.random.key(0))
+    loss, _ = jax.jit(task.loss)(params, {}, batch, jax.random.key(0))
     logits = torch.from_numpy(logits_of(task, params, batch))
     target = torch.tensor([[0.5, 0, 0.5], [0, 1, 0], [0.5, 0, 0.5]])
     theirs = torch.nn.functional.cross_entropy
@@ -57,8 +57,9 @@ def test_equal_captions_share_their_match(task):
 
 
 def test_gradients_reach_both_towers(task):
-    params = nn.unbox(task.init(jax.random.key(0)))
+    params = initial(task.init)
     batch = batch_of(task, CAPTIONS)
-    grads = jax.grad(lambda p: task.loss(p, {}, batch, jax.random.key(0))[0])(params)["clip"]
+    gradient = jax.jit(jax.grad(lambda p: task.loss(p, {}, batch, jax.random.key(0))[0]))
+    grads = gradient(params)["clip"]
     for tower in ("text_model", "vision_model", "logit_scale"):
-        assert sum(float(jnp.sum(jnp.abs(leaf))) for leaf in jax.tree.leaves(grads[tower])) > 0
+        assert sum(np.sum(np.abs(leaf)) for leaf in jax.tree.leaves(grads[tower])) > 0

@@ -5,9 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from contextdiff_jax.sampling.noise import sample_keys
+from tests.fixtures.parameters import initial
 
 CAPTIONS = ("a red circle", "a blue square", "two green birds", "nothing at all")
 
@@ -18,7 +18,7 @@ def loss_of(task, params, batch, seed=0):
 
 def test_a_fresh_adapter_changes_nothing(make_task, make_batch):
     with_adapter, without = make_task(), make_task(use_adapter=False)
-    params = nn.unbox(with_adapter.init(jax.random.key(0)))
+    params = initial(with_adapter.init)
     loss, metrics = loss_of(with_adapter, params, make_batch(with_adapter))
     plain, _ = loss_of(without, {"denoiser": params["denoiser"]}, make_batch(without))
     assert float(loss) == float(plain)

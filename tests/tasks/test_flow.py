@@ -1,6 +1,7 @@
 """Kind flow in a task: gradients of the two losses, fitting, keeping and refusing."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -31,6 +32,7 @@ from contextdiff_jax.tasks.flow_objective import draw_times, flow_loss
 from contextdiff_jax.tasks.objective import Draw
 from contextdiff_jax.tasks.whitening import NAME, fit, moments
 from contextdiff_jax.training.parameter_names import by_name
+from tests.fixtures.parameters import initial
 from tests.tasks.small_denoiser import Small, random_batch
 
 # -- the objective --------------------------------------------------------------------------------
@@ -154,7 +156,7 @@ def test_relations_begin_as_none_and_train_or_stay(settings):
     """Every relation but the fitted one begins at r = 0, z = eps, and gets a gradient."""
     source = Pictures(side=16) if settings["relation"] == "whitening" else None
     task = make_flow(source, **settings)
-    params = nn.unbox(task.init(jax.random.key(0)))
+    params = initial(task.init)
     batch = random_batch(task)
 
     def both(params):
@@ -174,7 +176,7 @@ def test_relations_begin_as_none_and_train_or_stay(settings):
 def test_a_flow_draws_with_every_sampler_and_nothing_of_its_relation():
     """Without a threshold other numbers of the relation draw the same pictures, to the bit."""
     task = make_flow(relation="affine")
-    params = nn.unbox(task.init(jax.random.key(0)))
+    params = initial(task.init)
     other = params | {"relation": jax.tree.map(lambda leaf: leaf + 1.0, params["relation"])}
     batch, keys = random_batch(task), sample_keys(0, jnp.arange(4))
     draw = jax.jit(task.sample, static_argnums=4)
@@ -187,7 +189,7 @@ def test_a_flow_draws_with_every_sampler_and_nothing_of_its_relation():
 
 def test_diagnostics_are_errors_at_four_times():
     task = make_flow()
-    params = nn.unbox(task.init(jax.random.key(0)))
+    params = initial(task.init)
     found = jax.jit(task.diagnose)(params, {}, random_batch(task), jax.random.key(2))
     assert set(found) == {f"error_at_{share}" for share in flow_objective.QUARTERS}
     assert all(np.isfinite(value) for value in found.values())
@@ -281,6 +283,14 @@ def decay(config):
     return changed(config, optimizer=optimizer)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def slope(flow, given):
+    """Returns the slope of a relation that has moved off its beginning."""
+    params = nn.unbox(flow.init(jax.random.key(1), (4, 4, 1), given))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    return flow.process(LinearPath(10), "v", params, given, None).context.slope
+
+
 def test_a_shuffled_relation_is_told_of_another_picture():
     """r of row n is that of the condition of row n - 1; the denoiser's conditions are its own."""
     plain = FlowConfig(relation="affine", by_condition=True, modes=2, width=8)
@@ -288,11 +298,7 @@ def test_a_shuffled_relation_is_told_of_another_picture():
     given = {"label": Given(there[:, 0], tokens, there)}
     slopes = []
     for config in (plain, dataclasses.replace(plain, shuffle_condition=True)):
-        flow = Flow(config)
-        params = nn.unbox(flow.init(jax.random.key(1), (4, 4, 1), given))
-        params = jax.tree.map(lambda leaf: leaf + 0.1, params)
-        context = flow.process(LinearPath(10), "v", params, given, None).context
-        slopes.append(np.asarray(context.slope))
+        slopes.append(np.asarray(slope(Flow(config), given)))
     own, shuffled = slopes
     assert np.abs(own - shuffled).max(axis=(1, 2, 3)).min() > 1e-5
     np.testing.assert_allclose(shuffled, own[[2, 0, 1]], rtol=1e-6)
@@ -320,20 +326,17 @@ def test_a_relation_reads_the_condition_and_leaves_it_to_the_denoiser():
     tokens = jax.random.normal(jax.random.key(0), (3, 2, 5))
     shown, present = jnp.array([[True, False]] * 3), jnp.array([True, True, False])
 
-    def slope(tokens):
-        given = {"label": Given(present, tokens, shown)}
-        params = nn.unbox(flow.init(jax.random.key(1), (4, 4, 1), given))
-        params = jax.tree.map(lambda leaf: leaf + 0.1, params)
-        return flow.process(LinearPath(10), "v", params, given, None).context.slope
+    def slope_of(tokens):
+        return slope(flow, {"label": Given(present, tokens, shown)})
 
-    found = np.asarray(slope(tokens))
+    found = np.asarray(slope_of(tokens))
     assert np.abs(found[0] - found[1]).max() > 1e-4
     np.testing.assert_allclose(found[:, 2:], 3 * np.tanh(0.1 / 3), rtol=1e-6)  # beyond the modes
-    moved = np.asarray(slope(tokens + jnp.array([0.0, 1.0])[:, None]))
+    moved = np.asarray(slope_of(tokens + jnp.array([0.0, 1.0])[:, None]))
     np.testing.assert_array_equal(moved, found)
-    moved = np.asarray(slope(tokens + 1.0))
+    moved = np.asarray(slope_of(tokens + 1.0))
     assert (np.abs(moved - found).max(axis=(1, 2, 3)) > 1e-4).tolist() == [True, True, False]
-    np.testing.assert_array_equal(jax.grad(lambda tokens: slope(tokens).sum())(tokens), 0)
+    np.testing.assert_array_equal(jax.grad(lambda tokens: slope_of(tokens).sum())(tokens), 0)
 
 
 def test_relations_that_cannot_be_made_are_refused():

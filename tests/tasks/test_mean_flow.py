@@ -34,6 +34,7 @@ from contextdiff_jax.tasks.flow_config import FlowConfig, MeanFlowConfig
 from contextdiff_jax.tasks.flow_objective import flow_loss
 from contextdiff_jax.tasks.mean_flow_objective import draw_steps, mean_flow_loss
 from contextdiff_jax.tasks.objective import Draw
+from tests.fixtures.parameters import initial
 from tests.tasks.small_denoiser import Small, random_batch
 
 T = 1000
@@ -364,7 +365,7 @@ def test_a_task_learns_of_steps(relation, mean):
     config = mean_config(relation, **mean)
     validate(config)
     task = dataclasses.replace(build_task(config, "base", None), denoiser=Two())
-    params = nn.unbox(task.init(jax.random.key(0)))
+    params = initial(task.init)
     batch = random_batch(task)
     learn = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
     (loss, metrics), gradient = learn(params, {}, batch, jax.random.key(1))
@@ -376,7 +377,7 @@ def test_a_task_learns_of_steps(relation, mean):
 
 def test_a_mean_flow_draws_by_steps_and_by_its_velocity():
     task = dataclasses.replace(build_task(mean_config(), "base", None), denoiser=Two())
-    params = nn.unbox(task.init(jax.random.key(0)))
+    params = initial(task.init)
     other = params | {"denoiser": params["denoiser"] | {"length": jnp.float32(0.0)}}
     batch, keys = random_batch(task), sample_keys(0, jnp.arange(4))
     draw = jax.jit(task.sample, static_argnums=4)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from PIL import Image
 
 from contextdiff_jax.conditions.low_resolution import augment, downsample
@@ -14,6 +13,7 @@ from contextdiff_jax.data.decode import to_square
 from contextdiff_jax.sampling.noise import sample_keys
 from contextdiff_jax.spaces.pictures import to_uint8
 from contextdiff_jax.spaces.pixels import from_uint8
+from tests.fixtures.parameters import drawn
 
 
 def test_level_zero_is_clean_and_level_one_is_noise(make_task):
@@ -108,7 +108,7 @@ def test_training_evaluation_and_diagnosis_see_the_same_condition(
             return images
 
         monkeypatch.setattr(type(task), "sample", perfect)
-        params = nn.unbox(task.init(jax.random.key(0)))
+        params = drawn(task.init)
         values = task.diagnose(params, task.frozen, batch, jax.random.key(0))
         assert float(values["consistency_rms"]) == 0
         (low,) = seen
@@ -152,7 +152,7 @@ def test_training_draws_levels_and_reports_consistency(make_task, make_batch, aw
 
 def test_consistency_is_of_the_result_with_its_own_input(make_task, make_batch, monkeypatch):
     task = make_task("sr", use_adapter=False)
-    params = nn.unbox(task.init(jax.random.key(0)))
+    params = drawn(task.init)
 
     def upsampled(self, params, frozen, batch, keys, sampler):
         low = batch["low_res"]
