@@ -79,7 +79,7 @@ def _base() -> cfg.RunConfig:
     return cfg.RunConfig(
         task=TextToImageConfig(
             diagnose_every=1000,
-            preview=PreviewConfig(every=1000, prompts=PROMPTS[:9], num_steps=10),
+            preview=PreviewConfig(every=1000, prompts=PROMPTS[:9], num_steps=8),
             unet=UNetConfig(
                 width=24,
                 multipliers=(1, 2),
@@ -93,9 +93,7 @@ def _base() -> cfg.RunConfig:
             ),
             adapter=_adapter(patch_size=4),
             diffusion=DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1"),
-            sampler=SamplerConfig(
-                name="ddim", num_steps=25, guidance_scale=3.0, threshold="static"
-            ),
+            sampler=SamplerConfig(name="ddim", num_steps=8, guidance_scale=3.0, threshold="static"),
         ),
         data=_data(16),
         batch_size=16,
@@ -128,7 +126,7 @@ def _super_resolution() -> cfg.RunConfig:
             ),
             adapter=_adapter(patch_size=16),
             diffusion=DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1"),
-            sampler=SamplerConfig(name="ddim", num_steps=10, threshold="static"),
+            sampler=SamplerConfig(name="ddim", num_steps=8, threshold="static"),
         ),
         data=_data(64),
         batch_size=4,

@@ -18,7 +18,7 @@ WHAT A WEIGHT LEAVES OUT. snr, min_snr_5 and p2 vanish towards T, where a pictur
 nothing but the condition tells: where things are, and how many. An eps-network's loss cannot
 avoid it. A network that predicts x0 or v then hardly learns what is there at t = T from its
 condition, and its samples, which begin there, ignore it. Rendered scenes, quickstart's base:
-docs/evidence.md, "Loss weights". x0, snr_plus_1 and min_snr_5_plus_1 are at least 1 everywhere.
+docs/evidence/loss_weights.md. x0, snr_plus_1 and min_snr_5_plus_1 are at least 1 everywhere.
 """
 
 from typing import Literal, get_args
