@@ -15,7 +15,7 @@ from contextdiff_jax.evaluation import scenes_checker
 def masked_psnr(edited: np.ndarray, source: np.ndarray, mask: np.ndarray) -> float:
     """Returns the PSNR in dB over the masked pixels of all frames; infinite where they are equal.
 
-    Raises ValueError for shapes that differ, and for the mask is empty.
+    Raises ValueError for shapes that differ, and for an empty mask.
     """
     difference = _difference(edited, source)[_checked(mask, source)]
     error = float(np.mean(np.square(difference)))
