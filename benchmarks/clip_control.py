@@ -20,16 +20,16 @@ from contextdiff_jax.encoders.diffusers_names import unet_table
 from contextdiff_jax.encoders.latent_weights import STEM
 from contextdiff_jax.encoders.name_map import from_params
 from contextdiff_jax.encoders.tensor_files import write_folder
-from contextdiff_jax.networks.controlnet import ControlNet
 from contextdiff_jax.runs.build import RUN_PREFIX
 from contextdiff_jax.runs.train import train_run
 from contextdiff_jax.runs.validation import validate
+from contextdiff_jax.tasks.clip_control import HINTS, ClipControl
 from contextdiff_jax.tasks.latent_text_to_image import LatentTextToImage, LatentTextToImageConfig
 from contextdiff_jax.tasks.task_config import Parts, register
 from contextdiff_jax.training.task import Batch, Metrics, Params
 
 CONTROL = "control"
-HINTS = (16,)  # channels; latents are as large as the pictures
+HINT_CHANNELS = (16,)  # latents are as large as the pictures
 _FOLDER = "controlnet"
 _EDGE = 40  # grey levels between neighbours
 
@@ -62,18 +62,17 @@ class EdgesToImageConfig(LatentTextToImageConfig):
     def build(self, parts: Parts) -> "EdgesToImage":
         """Returns the task with the condition "text"."""
         task = super().build(parts)
-        fields = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
-        return EdgesToImage(**fields)
+        return EdgesToImage(**_fields(task))
 
     def finish(self, task: "EdgesToImage", weights: Params, folder: epath.Path) -> None:
         """Writes the branch as a folder of diffusers' ControlNetModel."""
-        sizes = ControlNetConfig(self.latent_unet, HINTS)
+        sizes = ControlNetConfig(self.latent_unet, HINT_CHANNELS)
         abstract = abstract_controlnet(sizes)
         table = unet_table(abstract, len(self.latent_unet.channels))
         tensors = from_params(table, abstract, weights[CONTROL])
         description = unet_config_json(self.latent_unet) | {
             "_class_name": "ControlNetModel",
-            "conditioning_embedding_out_channels": list(HINTS),
+            "conditioning_embedding_out_channels": list(HINT_CHANNELS),
         }
         write_folder(folder / _FOLDER, description, tensors, STEM)
 
@@ -91,22 +90,23 @@ class EdgesToImage(LatentTextToImage):
     """A LatentTextToImage that follows the edges of the pictures themselves."""
 
     @property
-    def branch(self) -> ControlNet:
-        """The network; its parameters are params["control"]."""
-        return ControlNet(self.denoiser.config, self.denoiser.dtype, hint_channels=HINTS)
+    def branch(self) -> ClipControl:
+        """The branch, each picture a frame by itself; its parameters are params["control"]."""
+        sizes = ControlNetConfig(self.denoiser.config, HINT_CHANNELS)
+        return ClipControl(sizes, None, 1.0, self.denoiser.dtype)
 
     def init(self, key: jax.Array) -> Params:
         """Returns what LatentTextToImage does, and the branch's."""
         latents, context = jnp.zeros((1, *self.space.shape)), self.denoiser.config.context_dim
         inputs = latents, jnp.ones(1), jnp.zeros((1, 1, context)), jnp.zeros_like(latents)
-        branch = self.branch.init(jax.random.fold_in(key, 1), *inputs)["params"]
+        branch = self.branch.module.init(jax.random.fold_in(key, 1), *inputs)["params"]
         return super().init(key) | {CONTROL: branch}
 
     def loss(
         self, params: Params, frozen: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         """The objective, told the edges of the batch's pictures."""
-        return super().loss(params, {**frozen, CONTROL: edges(batch["image"])}, batch, key)
+        return super().loss(params, {**frozen, HINTS: edges(batch["image"])}, batch, key)
 
     def controlled(
         self,
@@ -116,19 +116,22 @@ class EdgesToImage(LatentTextToImage):
         read: Mapping[str, jax.Array],
     ) -> Mapping[str, Any]:
         """Returns what the denoiser reads, and what the branch adds."""
-        hints = frozen[CONTROL].astype(jnp.float32) / 255
-        found = self.branch.apply({"params": params[CONTROL]}, *placed, read["context"], hints)
+        found = self.branch.residuals(params[CONTROL], frozen, *placed, read["context"])
         return {**read, "residuals": found}
+
+
+def _fields(made: Any) -> dict[str, Any]:
+    """Returns a dataclass' fields, for one of a kind derived from its own."""
+    return {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
 
 
 def control_config(folder: epath.Path, seed: int, side: int, steps: tuple[int, int]) -> Config:
     """Returns base_config with the branch's run. steps: of the base, and of the branch."""
     config = base_config(folder, seed, side, steps[0])
     base = config.runs[BASE]
-    fields = {f.name: getattr(base.task, f.name) for f in dataclasses.fields(base.task)}
     branch: RunConfig = dataclasses.replace(
         base,
-        task=EdgesToImageConfig(**(fields | {"kind": "edges_to_image"})),
+        task=EdgesToImageConfig(**(_fields(base.task) | {"kind": "edges_to_image"})),
         steps=steps[1],
         optimizer=dataclasses.replace(base.optimizer, learning_rate=1e-3),
         start_from=WarmStartConfig(f"{RUN_PREFIX}{BASE}", fresh=(CONTROL,)),

@@ -118,8 +118,8 @@ def _asked_run(devices: list[jax.Device]) -> Asked:
     values.data_path = values.data_path or "no data is read"
     config = from_config_dict(values)
     name, what = _RUN.value or config.pipeline[0], _WHAT.value
-    for flag, value, wrong in (("model", _MODEL.value, True), ("what", what, what == "invert")):
-        if value is not None and wrong:
+    for flag, value in (("model", _MODEL.value), ("what", what if what == "invert" else None)):
+        if value is not None:
             raise ValueError(f"--{flag}={value}: only with the config of an edit")
     if not 0 <= _BATCH_SIZE.value < 2**31:
         raise ValueError(

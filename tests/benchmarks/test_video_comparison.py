@@ -70,7 +70,7 @@ def test_the_branch_is_a_folder_of_controlnet(tmp_path):
     """Every weight is found again under diffusers' name, and the sizes fit the base."""
     config = clip_control.control_config(epath.Path("pixels"), 0, 16, (10, 10))
     task = config.runs[clip_control.CONTROL].task
-    sizes = ControlNetConfig(task.latent_unet, clip_control.HINTS)
+    sizes = ControlNetConfig(task.latent_unet, clip_control.HINT_CHANNELS)
     rng = np.random.default_rng(0)
     weights = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
@@ -81,7 +81,7 @@ def test_the_branch_is_a_folder_of_controlnet(tmp_path):
     task.finish(None, {clip_control.CONTROL: weights}, folder)
     assert task.is_finished(folder)
     written = folder / "controlnet"
-    assert read_controlnet(written, task.latent_unet).hint_channels == clip_control.HINTS
+    assert read_controlnet(written, task.latent_unet).hint_channels == clip_control.HINT_CHANNELS
     jax.tree.map(np.testing.assert_array_equal, load_controlnet(written, sizes), weights)
     task.go_on(folder)
     assert not task.is_finished(folder)
