@@ -29,7 +29,7 @@ def test_defaults_are_valid():
         ({"flip": True}, r"data.flip = True: must be False, captions of scenes say left and right"),
         (
             {"source": "folder", "path": "x", "min_original_side": 5},
-            r"data.min_original_side = 5: must be 0",
+            r"data.min_original_side = 5: must be 0, source 'folder' does not record",
         ),
         ({"caption_template": "a photo"}, r"data.caption_template = 'a photo': must hold {} once"),
         ({"caption_template": "{} {}"}, r"data.caption_template = '{} {}': must hold {} once"),

@@ -298,7 +298,8 @@ def test_neither_key_may_change_when_a_run_goes_on(workdir):
         ),
         (
             make_run(start_from=FROM_FIRST, trainable=("head", "body/**/ww")),
-            r"second.trainable has 'body/\*\*/ww', which matches no .* body, head, or a name",
+            r"second.trainable has 'body/\*\*/ww', which matches no .* body, head, or a name "
+            "below; did",
         ),
         (
             make_run(start_from=cfg.WarmStartConfig(path="run:first", fresh=("haed",))),

@@ -45,7 +45,6 @@ MOMENTS = 1e-6  # in which Adam's moments may differ
 # Gradients below may be rounding, of which Adam makes a step as long as any other; from here on
 # moments that differ by MOMENTS make steps that differ by RATE * MOMENTS / SURE = 2e-5.
 SURE = 5e-5
-STEPS = 2
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +126,7 @@ def trained(make, fresh_params):
         _check_split(frozen, mesh)
         batch = {"image": images} | task.collate(CAPTIONS)
         told = []
-        for _ in range(STEPS):
+        for _ in range(2):
             placed = jax.device_put(batch, batch_sharding(mesh))
             state, metrics = step(state, frozen, placed)
             told.append([float(metrics[key]) for key in ("loss", "gradient_norm")])
@@ -178,7 +177,7 @@ def test_every_mesh_trains_alike(trained, fresh_params, name):
     sure = jax.tree.map(lambda d: d > SURE * np.sqrt(1e-3), deviation)
     assert np.mean(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(sure)])) > 0.5
     moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), state.params, fresh_params(name))
-    assert max(jax.tree.leaves(moved)) > RATE  # 25 times what is allowed to differ
+    assert max(jax.tree.leaves(moved)) > RATE  # a hundred times what is allowed to differ
     for shape in SHAPES[name]:
         found, other = trained(name, shape)
         np.testing.assert_allclose(found, told, atol=1e-5, rtol=1e-5, err_msg=f"loss on {shape}")
@@ -188,4 +187,4 @@ def test_every_mesh_trains_alike(trained, fresh_params, name):
         for tree in ("params", "ema"):
             expected = getattr(state, tree)
             compared = jax.tree.map(np.where, sure, getattr(other, tree), expected)
-            _same(compared, expected, STEPS * RATE * MOMENTS / SURE, f"{tree} on {shape}")
+            _same(compared, expected, RATE * MOMENTS / SURE, f"{tree} on {shape}")
