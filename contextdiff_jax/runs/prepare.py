@@ -66,7 +66,13 @@ class ShardWorker:
     def __init__(self, job: Job):
         self.job = job
         self.report = SkipReport()
-        self.source = open_source(job.config.runs[job.run].data, self.report)
+        data = job.config.runs[job.run].data
+        if data.source == "scenes" and not data.limit:
+            raise ValueError(
+                f"config.runs.{job.run}.data.limit = {data.limit}: must be a number of samples here, "
+                "scenes are endless"
+            )
+        self.source = open_source(data, self.report)
 
     def path(self, shard: int) -> epath.Path:
         """Returns where a shard lies, once it is written."""

@@ -134,6 +134,16 @@ def test_a_folder_of_something_else_is_refused(prepared, make_job):
         prepare(prepared, encode=lambda *_: None)
 
 
+def test_endless_scenes_are_refused(make_job):
+    job = make_job()
+    config = job.config
+    data = dataclasses.replace(config.runs["base"].data, source="scenes", path="")
+    runs = {"base": dataclasses.replace(config.runs["base"], data=data)}
+    job = dataclasses.replace(job, config=dataclasses.replace(config, runs=runs))
+    with pytest.raises(ValueError, match="config.runs.base.data.limit = 0: must be a number"):
+        Worker(job)
+
+
 def test_beam_writes_the_same_bytes(prepared, make_job):
     pytest.importorskip("apache_beam", reason="requirements-beam.txt is not installed")
     from contextdiff_jax.runs.prepare_beam import encode_with_beam
