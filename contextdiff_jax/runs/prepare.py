@@ -69,8 +69,8 @@ class ShardWorker:
         data = job.config.runs[job.run].data
         if data.source == "scenes" and not data.limit:
             raise ValueError(
-                f"config.runs.{job.run}.data.limit = {data.limit}: must be a number of samples here, "
-                "scenes are endless"
+                f"config.runs.{job.run}.data.limit = {data.limit}: must be a number of samples "
+                "here, scenes are endless"
             )
         self.source = open_source(data, self.report)
 
