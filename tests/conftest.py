@@ -18,6 +18,17 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Programs are compiled soon, not to run fast: that is most of the time. JAX reads this when
+# it is imported; children and other workers inherit it. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles
+# what users run. The flag, the older of XLA's code generators, takes half of the time; an XLA that
+# does not know it would end at once.
+OLDER_GENERATOR = "--xla_cpu_use_fusion_emitters=false"
+XLA_FLAGS = os.environ.get("XLA_FLAGS", "").replace(OLDER_GENERATOR, "").strip()
+AS_USERS_COMPILE = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": XLA_FLAGS}
+fewer = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
+if fewer and metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = f"{OLDER_GENERATOR} {XLA_FLAGS}".strip()
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import logging  # noqa: E402
@@ -50,30 +61,6 @@ pytest_plugins = [
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = pathlib.Path(os.environ.get("CONTEXTDIFF_TEST_DATA", ROOT.parent / "shared" / "data"))
-
-
-def pytest_configure(config):
-    """The fast half compiles with few optimizations, or that would be most of its time.
-
-    The slow half, and tests by themselves, run what users run; their children too.
-    """
-    if config.getoption("markexpr") == "not slow":
-        fewer = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
-        os.environ.update(few_optimizations() if fewer else {})
-        jax.config.update("jax_disable_most_optimizations", fewer)
-
-
-def few_optimizations():
-    """Returns what to set in the environment, so that programs are compiled sooner, not run faster.
-
-    The older of XLA's code generators for CPUs takes half of the time; a process of an XLA that
-    does not know the flag would end at once.
-    """
-    found = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    if metadata.version("jaxlib").startswith("0.10."):
-        given = os.environ.get("XLA_FLAGS", "")
-        found["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {given}".strip()
-    return found
 
 
 # Files of whole runs and large programs: begun first, so that none is left to one worker at the

@@ -1,14 +1,13 @@
 """Entry points run as a user runs them, and one finished toy pipeline for all tests to use."""
 
 import fcntl
-import functools
 import os
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import ROOT, few_optimizations
+from tests.conftest import ROOT
 
 
 def run_module(module, *arguments, **environment):
@@ -25,12 +24,6 @@ def run_module(module, *arguments, **environment):
 @pytest.fixture(scope="session")
 def run():
     return run_module
-
-
-@pytest.fixture(scope="session")
-def run_soon():
-    """As `run`, compiled with few optimizations: for tests that are about something else."""
-    return functools.partial(run_module, **few_optimizations())
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from contextdiff_jax.evaluation.features import CHUNK, FeatureFiles
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.training import checksums
 from contextdiff_jax.training.checkpoints import load_tree, newest_metadata
-from tests.conftest import ROOT, few_optimizations
+from tests.conftest import ROOT
 from tests.integration.train_squares import BATCH, train
 
 pytestmark = pytest.mark.slow
@@ -253,16 +253,12 @@ def test_a_process_that_never_joins_is_named(incomplete):
 
 @pytest.mark.timeout(0)  # it may have made quickstart too: on a loaded machine, half an hour
 def test_local_sh_does_as_one_process_does(quickstart, tmp_path):
-    """The whole pipeline: its runs, the export, the samples.
-
-    Each of the two compiles all of it: with few optimizations, which must not matter either.
-    """
+    """The whole pipeline: its runs, the export, the samples."""
     command = ["bash", "launch/local.sh", f"--port={free_port()}", f"--log-dir={tmp_path}/logs"]
     command += [f"--python={sys.executable}", "--", "--config=configs/quickstart.py:test"]
     done = subprocess.run(
         [*command, f"--workdir={tmp_path}"],
         cwd=ROOT,
-        env=os.environ | few_optimizations(),
         capture_output=True,
         text=True,
     )

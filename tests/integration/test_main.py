@@ -99,14 +99,14 @@ def test_a_checkpoint_of_another_config_names_the_keys(quickstart, forks):
 
 
 @pytest.mark.slow
-def test_damaged_shards_are_skipped_counted_and_named(shared_data, run_soon, tmp_path):
+def test_damaged_shards_are_skipped_counted_and_named(shared_data, run, tmp_path):
     good, damaged = shared_data("emoji_shards"), shared_data("damaged_shards")
     folder = tmp_path / "shards"
     folder.mkdir()
     (folder / "00000.tar").symlink_to(good / "00000.tar")
     for tar in damaged.glob("*.tar"):
         (folder / f"1{tar.name}").symlink_to(tar)
-    done = run_soon(
+    done = run(
         "main",
         "--config=configs/laion.py:tiny",
         f"--workdir={tmp_path / 'w'}",

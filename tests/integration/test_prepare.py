@@ -31,22 +31,22 @@ def losses(workdir):
 
 
 @pytest.mark.slow
-def test_training_on_embeddings_is_training(flags, run_soon, tmp_path):
+def test_training_on_embeddings_is_training(flags, run, tmp_path):
     store = tmp_path / "embeddings"
     make = [*flags, f"--output={store}", "--shard_size=20", "--dtype=float32"]
-    done = run_soon("prepare", *make)
+    done = run("prepare", *make)
     assert done.returncode == 0, done.stderr
     assert "50 samples of shards" in done.stderr and "3 of them to do" in done.stderr
     assert "50 of 50 samples" in done.stderr and "a second, 0 s left" in done.stderr
     report = json.loads((store / "data_report.json").read_text())
     assert report["total_skipped"] == 0
-    again = run_soon("prepare", *make)
+    again = run("prepare", *make)
     assert again.returncode == 0 and "0 of them to do" in again.stderr, again.stderr
 
     alone = ["--config.runs.base.task.preview.every=0", "--config.runs.base.task.diagnose_every=0"]
     stored = [f"--config.runs.base.data.embeddings={store}"]
     for name, extra in (("loop", alone), ("stored", stored)):
-        done = run_soon("main", *flags, f"--workdir={tmp_path / name}", *extra)
+        done = run("main", *flags, f"--workdir={tmp_path / name}", *extra)
         assert done.returncode == 0, done.stderr
         assert ("no text encoder is loaded" in done.stderr) == (name == "stored")
     assert (tmp_path / "stored/base/preview/00000004.png").exists()
@@ -55,18 +55,18 @@ def test_training_on_embeddings_is_training(flags, run_soon, tmp_path):
 
 
 @pytest.mark.slow
-def test_beam_by_the_command(flags, run_soon, tmp_path):
+def test_beam_by_the_command(flags, run, tmp_path):
     pytest.importorskip("apache_beam", reason="requirements-beam.txt is not installed")
     more = ["--shard_size=20", "--dtype=float32"]
     runner = ["--runner=DirectRunner", "--", "--direct_num_workers=1"]
     found = []
     for name, beam in (("plain", []), ("beam", runner)):
-        done = run_soon("prepare", *flags, *more, f"--output={tmp_path / name}", *beam)
+        done = run("prepare", *flags, *more, f"--output={tmp_path / name}", *beam)
         assert done.returncode == 0, done.stderr
         shards = (tmp_path / name).glob("*.array_record")
         found.append({path.name: path.read_bytes() for path in shards})
     assert "00002-of-00003.array_record" in found[0] and found[1] == found[0]
-    again = run_soon("prepare", *flags, *more, f"--output={tmp_path / 'beam'}")
+    again = run("prepare", *flags, *more, f"--output={tmp_path / 'beam'}")
     assert "0 of them to do" in again.stderr
 
 

@@ -20,7 +20,7 @@ from contextdiff_jax.config import with_task
 from contextdiff_jax.encoders.clip import CLIP
 from contextdiff_jax.encoders.tokenizers import load_tokenizer
 from contextdiff_jax.encoders.weights import load_clip
-from contextdiff_jax.parallel import distributed, programs
+from contextdiff_jax.parallel import distributed
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, shardings_of
@@ -45,30 +45,6 @@ MOMENTS = 1e-6  # in which Adam's moments may differ
 # Gradients below may be rounding, of which Adam makes a step as long as any other; from here on
 # moments that differ by MOMENTS make steps that differ by RATE * MOMENTS / SURE = 2e-5.
 SURE = 5e-5
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation(monkeypatch):
-    """What is compared does not depend on how well it is optimized."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    known = programs.compiler_options
-    monkeypatch.setattr(
-        programs, "compiler_options", lambda platform: {**(known(platform) or {}), **_sooner()}
-    )
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@functools.cache
-def _sooner():
-    """What makes XLA compile in half the time on CPUs, where it knows that."""
-    options = {"xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return options
 
 
 @pytest.fixture(scope="module")
