@@ -1,6 +1,7 @@
 """What the comparisons with diffusers share: flags, the course of one, sizes, ratios and MFU.
 
-benchmarks/unet_vs_diffusers.py and benchmarks/latent_vs_diffusers.py say which networks.
+benchmarks/unet_vs_diffusers.py and benchmarks/latent_vs_diffusers.py say which networks;
+benchmarks/edit_vs_diffusers.py compares whole edits of a clip.
 """
 
 import argparse
@@ -47,12 +48,52 @@ def flags_parser(program: str, description: str) -> argparse.ArgumentParser:
     add("--peak_tflops", type=float, help="of the device, for MFU; by default from a table")
     add("--what", choices=(*PARTS, "both", "all"), default="both", help="both: all but the last")
     add("--sample_batch_size", type=int, default=4, help="images drawn together")
+    add_timing_flags(parser)
+    return parser
+
+
+def add_timing_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that do not depend on what is compared."""
+    add = parser.add_argument
     add("--turns", type=int, default=5)
     add("--seconds", type=float, default=6.0, help="of a turn; at least one unit of work is done")
     add("--threads", type=int, help="cores for either side; all by default")
     add("--torch_compile", metavar="BACKEND", help="compile the peer, e.g. with inductor")
     add("--json", type=pathlib.Path, help="file for the results")
-    return parser
+
+
+def begin(args: argparse.Namespace) -> dict[str, Any]:
+    """Gives both sides their cores; returns the first results: flags, cores, versions and load."""
+    keep_freed_memory()  # for both sides: they share the process
+    if args.threads is not None:
+        use_cores(args.threads)
+    torch.set_num_threads(cores())
+    return {
+        "settings": vars(args) | {"json": None},
+        "threads": cores(),
+        "versions": versions(),
+        "load_before": load(),
+    }
+
+
+def finish(args: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
+    """Prints the load, writes the file of --json, and returns the results."""
+    results["load_after"] = load()
+    print(f"before: {results['load_before']}; after: {results['load_after']}")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def versions() -> dict[str, str]:
+    """Returns the libraries' versions."""
+    return {library.__name__: library.__version__ for library in (jax, torch, diffusers)}
+
+
+def conditions() -> str:
+    """Returns the device, the cores and the versions, for people."""
+    shown = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"{jax.devices()[0].device_kind}, {cores()} cores, {shown}"
 
 
 def check_device(args: argparse.Namespace) -> None:
@@ -74,16 +115,12 @@ def run(
 
     aims: ratios that were hoped for, by part; None for none.
     """
-    keep_freed_memory()  # for both sides: they share the process
-    if args.threads is not None:
-        use_cores(args.threads)
-    torch.set_num_threads(cores())
+    results = begin(args)
     check_device(args)
     ours = JaxUNet(work)
     parameters = ours.parameter_count()
     width = torch_unet.matching_width(work, peer, parameters)
     theirs = torch_unet.TorchUNet(work, peer, width, args.torch_compile)
-    results = {"settings": vars(args) | {"json": None}, "threads": cores(), "load_before": load()}
     results |= describe(ours, theirs, parameters)
     for what in {"all": PARTS, "both": PARTS[:2]}.get(args.what, (args.what,)):
         print(f"{what}:")
@@ -96,11 +133,7 @@ def run(
         results[what] |= compare(rates, "ours", "diffusers")
         calls = 3 if what == "training" else 2 * args.num_steps
         results[what]["mfu"] = utilization(rates, results["forward_flops"], calls, peak(args))
-    results["load_after"] = load()
-    print(f"before: {results['load_before']}; after: {results['load_after']}")
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
-    return results
+    return finish(args, results)
 
 
 def describe(ours: JaxUNet, theirs: torch_unet.TorchUNet, parameters: int) -> dict:
@@ -111,8 +144,7 @@ def describe(ours: JaxUNet, theirs: torch_unet.TorchUNet, parameters: int) -> di
     print(
         f"{work.resolution}x{work.resolution}, batch {work.batch_size} (sampling "
         f"{work.sample_batch_size}), {work.text_tokens} text tokens, {work.dtype}, "
-        f"{jax.devices()[0].device_kind}, {cores()} cores, jax {jax.__version__}, "
-        f"torch {torch.__version__}, diffusers {diffusers.__version__}\n"
+        f"{conditions()}\n"
         f"ours: width {work.unet.channels[0]}, {parameters:,} parameters, "
         f"{flops / 1e9:.3f} GFLOP per image and call\n"
         f"diffusers, {theirs.kind}: width {theirs.width}, {peers:,} parameters "
@@ -130,11 +162,6 @@ def describe(ours: JaxUNet, theirs: torch_unet.TorchUNet, parameters: int) -> di
         "forward_flops": {"ours": flops, "diffusers": peers_flops},
         "device": jax.devices()[0].device_kind,
         "widths": {"ours": work.unet.channels[0], "diffusers": theirs.width},
-        "versions": {
-            "jax": jax.__version__,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-        },
     }
 
 
