@@ -292,13 +292,13 @@ def test_the_speed_of_drawing_leaves_out_the_batch_that_compiles(tmp_path, monke
 
 @pytest.mark.slow
 def test_command(tmp_path):
-    flags = [f"--output={tmp_path}", "--config=quickstart:test", "--variants=unbounded"]
-    flags += ["--seeds=0", "--count=8", "--steps=2", "--what=scenes,fid", "--guidance=6"]
+    flags = [f"--output={tmp_path}", "--config=quickstart:test", "--variants=bounded"]
+    flags += ["--seeds=0", "--count=8", "--steps=4", "--what=scenes,fid", "--guidance=6"]
     flags += ["--calls=2", "--samplers=ab2", "--sampler=guidance_scale=2"]
     # A child of its own sees one device, and compiles for one.
     command = [sys.executable, "-m", "benchmarks.paired_runs", *flags]
     subprocess.run(command, check=True, cwd=ROOT)
-    path = tmp_path / "0/unbounded/result.json"
+    path = tmp_path / "0/bounded/result.json"
     kept = json.loads(path.read_text())
     fid, calls = "Frechet distance on CLIP features", "at 2 calls of ab2"
     assert set(kept["figures"]) >= {
@@ -307,10 +307,10 @@ def test_command(tmp_path):
     }
     assert "## Frechet distance" in (tmp_path / "calls.md").read_text()
     assert (tmp_path / "calls.png").exists()
-    assert (tmp_path / "0/unbounded/check/report.html").exists()
+    assert (tmp_path / "0/bounded/check/report.html").exists()
     kept["figures"]["loss"] = 42.0
     path.write_text(json.dumps(kept))
-    assert paired_runs.main(flags)["unbounded"]["0"]["loss"] == 42.0
+    assert paired_runs.main(flags)["bounded"]["0"]["loss"] == 42.0
     with pytest.raises(ValueError, match="is of another call"):
         paired_runs.main([*flags, "--count=9"])
     kept["config"]["runs"]["base"]["task"]["sampler"]["guidance_scale"] = 9.0
