@@ -196,6 +196,7 @@ def _stable_diffusion() -> cfg.Config:
         pipeline=("base",),
         runs={"base": base},
         encoders=cfg.EncodersConfig(text=cfg.EncoderRef(path="model:text_encoder"), clip=clip),
+        mesh=cfg.MeshConfig(data=-1, fsdp=8),
     )
 
 
@@ -227,4 +228,5 @@ def _latent_tiny() -> cfg.Config:
         pipeline=("clip", "base"),
         runs={"clip": small["clip"], "base": base},
         encoders=dataclasses.replace(config.encoders, clip=ref),
+        mesh=cfg.MeshConfig(),
     )

@@ -35,18 +35,16 @@ def make_train_step(
         norm = optax.tree.norm(grads)
         sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & (state.failed_at < 0)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, old)  # noqa: E731
-        params = keep(optax.apply_updates(state.params, updates), state.params)
+        params = optax.apply_updates(state.params, updates)
         done = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1.0 + done) / (10.0 + done))
-        # Of kept parameters and a rate of 0: a second choice for every leaf takes long to compile.
-        rate = jnp.where(sound, 1.0 - decay, 0.0)
-        ema = jax.tree.map(lambda old, new: old + rate * (new - old), state.ema, params)
+        ema = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), state.ema, params)
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, old)  # noqa: E731
         first_failure = jnp.where(sound | (state.failed_at >= 0), state.failed_at, state.step)
         new_state = TrainState(
             step=state.step + sound.astype(jnp.int32),
-            params=params,
-            ema=ema,
+            params=keep(params, state.params),
+            ema=keep(ema, state.ema),
             optimizer=keep(optimizer_state, state.optimizer),
             failed_at=first_failure,
         )
