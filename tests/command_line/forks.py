@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 
-LONGEST = 600  # seconds until a child that does not end is killed
+LONGEST = 1800  # seconds until a child that does not end is killed
 
 
 def import_all() -> None:
@@ -26,6 +26,7 @@ def import_all() -> None:
             if module.name != "contextdiff_jax.runs.prepare_beam":
                 importlib.import_module(module.name)
     importlib.import_module("contextdiff_jax.entry")
+    importlib.import_module("clu.metric_writers")  # TensorFlow, too
 
 
 def run(module: str, arguments: list[str]) -> list:

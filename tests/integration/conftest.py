@@ -1,6 +1,7 @@
 """Entry points run as a user runs them, and one finished toy pipeline for all tests to use."""
 
 import fcntl
+import functools
 import os
 import subprocess
 import sys
@@ -22,12 +23,18 @@ def run_module(module, *arguments, **environment):
 
 
 @pytest.fixture(scope="session")
-def run():
-    return run_module
+def run(forks):
+    """As run_module, sooner: a fork, unless it has an environment of its own."""
+
+    def either(module, *arguments, **environment):
+        start = functools.partial(run_module, **environment) if environment else forks
+        return start(module, *arguments)
+
+    return either
 
 
 @pytest.fixture(scope="session")
-def quickstart(tmp_path_factory):
+def quickstart(run, tmp_path_factory):
     """The workdir of a finished `configs/quickstart.py:test`, and what the command printed.
 
     Made once for all workers of xdist, so tests only read it.
@@ -39,7 +46,7 @@ def quickstart(tmp_path_factory):
     with (folder / "quickstart.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not printed.exists():
-            done = run_module("main", "--config=configs/quickstart.py:test", f"--workdir={workdir}")
+            done = run("main", "--config=configs/quickstart.py:test", f"--workdir={workdir}")
             assert done.returncode == 0, done.stderr
             printed.write_text(done.stderr)
     return workdir, printed.read_text()

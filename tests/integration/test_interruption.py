@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 
 from contextdiff_jax.training.checkpoints import newest_ema
-from tests.conftest import AS_USERS_COMPILE, ROOT
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
 STEPS = 24
 KILLS = int(os.environ.get("CONTEXTDIFF_KILLS", "2"))
 LINES = 12  # of the log, before one of which a run is killed: to the middle of training
-PLACE = {"cwd": ROOT, "env": os.environ | AS_USERS_COMPILE}  # of every training here
 LONGEST = 1  # seconds that it lives on: into the next steps, or the writing of a checkpoint
 
 
@@ -54,7 +53,7 @@ def undisturbed(quickstart, tmp_path_factory):
     """The encoder to train with, and the final weights of an undisturbed run."""
     encoder = quickstart[0] / "clip/encoder"
     workdir = tmp_path_factory.mktemp("undisturbed")
-    subprocess.run(command(workdir, encoder), check=True, capture_output=True, **PLACE)
+    subprocess.run(command(workdir, encoder), check=True, capture_output=True, cwd=ROOT)
     return encoder, final_weights(workdir)
 
 
@@ -66,7 +65,7 @@ def assert_same(ours, expected):
 def killed_at(line, seconds, workdir, encoder):
     """Kills a training so long after so many of its lines in the log; returns whether it could."""
     process = subprocess.Popen(
-        command(workdir, encoder), stderr=subprocess.PIPE, text=True, **PLACE
+        command(workdir, encoder), stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
     with process.stderr as log:
         own = (text for text in log if re.match(r"[IW]\d{4} .*\.py:", text))
@@ -94,14 +93,14 @@ def test_killed_runs_end_bit_identical(undisturbed, tmp_path):
             assert_same(final_weights(workdir), expected)
             runs += 1
     last = command(tmp_path / str(runs), encoder)
-    subprocess.run(last, check=True, capture_output=True, **PLACE)
+    subprocess.run(last, check=True, capture_output=True, cwd=ROOT)
     assert_same(final_weights(tmp_path / str(runs)), expected)
 
 
 def stopped(workdir, encoder):
     """Lets a training begin, sends SIGTERM and checks that it saved and said so."""
     process = subprocess.Popen(
-        command(workdir, encoder), stderr=subprocess.PIPE, text=True, **PLACE
+        command(workdir, encoder), stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
     for line in process.stderr:
         if "step 2:" in line:
@@ -115,7 +114,7 @@ def stopped(workdir, encoder):
 def resumed(workdir, encoder):
     """Gives the same command again and returns the final weights."""
     again = subprocess.run(
-        command(workdir, encoder), check=True, capture_output=True, **PLACE, text=True
+        command(workdir, encoder), check=True, capture_output=True, text=True, cwd=ROOT
     )
     assert "resumed at step" in again.stderr
     return final_weights(workdir)
@@ -133,7 +132,7 @@ def test_a_full_disk_stops_with_the_reason_and_keeps_the_checkpoint(undisturbed,
         capture_output=True,
         text=True,
         preexec_fn=small_files_only,
-        **PLACE,
+        cwd=ROOT,
     )
     assert full.returncode == 4, full.stderr
     assert "could not be written" in full.stderr and "give the same command again" in full.stderr
@@ -145,7 +144,7 @@ def test_sigterm_before_the_first_step_says_what_it_ended(tmp_path):
         [*command(tmp_path, "run:clip"), "--run=clip"],
         stderr=subprocess.PIPE,
         text=True,
-        **PLACE,
+        cwd=ROOT,
     )
     for line in process.stderr:
         if "run clip: contrastive" in line:

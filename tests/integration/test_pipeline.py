@@ -1,5 +1,6 @@
 """From one command to pictures: training, resuming, exporting, sampling, checking."""
 
+import itertools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from contextdiff_jax.encoders.weights import load_clip
+from tests.conftest import AS_USERS_COMPILE
 
 
 def pixels(path):
@@ -98,6 +100,20 @@ def test_a_level_that_is_left_out_is_the_exports(quickstart, run, tmp_path):
         assert done.returncode == 0, done.stderr
     left_out, given = (pixels(tmp_path / name / "sr/0000.png") for name in asked)
     np.testing.assert_array_equal(left_out, given)
+
+
+@pytest.mark.slow
+def test_programs_as_users_compile_them_draw_the_same_pictures(quickstart, run, tmp_path):
+    """The other tests compile with few optimizations, see tests/conftest.py."""
+    export, where = quickstart[0] / "export", tmp_path / "out"
+    flags = [f"--export={export}", f"--output={where}", "--prompt=a red circle", "--prompt="]
+    flags += ["--prompt=a blue square", "--batch_size=2"]
+    done = run("sample", *flags, **AS_USERS_COMPILE)
+    assert done.returncode == 0, done.stderr
+    for index, stage in itertools.product(range(3), ("base", "sr")):
+        file = f"{stage}/{index:04d}.png"
+        other = pixels(quickstart[0] / "samples" / file)
+        assert np.abs(pixels(where / file) - other).max() <= 1
 
 
 @pytest.mark.slow
