@@ -234,7 +234,7 @@ def test_a_killed_process_ends_the_others_and_is_named(one, tmp_path):
     job.processes[1].kill()
     started = time.monotonic()
     assert job.end() == {0: -signal.SIGABRT, 1: -signal.SIGKILL}, job.log(0)
-    assert time.monotonic() - started < HEARTBEAT_S + 10
+    assert time.monotonic() - started < 60  # by default it would be 100 s
     assert "process 1 was lost (its own log says why)" in job.last_line(0)
     again = Job(job.workdir, "--mesh=1,1,8", f"--steps={STEPS}", slurm=True)
     assert again.end() == {0: 0, 1: 0}, again.log(0) + again.log(1)
