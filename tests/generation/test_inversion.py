@@ -57,6 +57,7 @@ def test_a_picture_comes_back_the_nearer_the_more_steps(inverted, pictures):
     assert np.all(wrong > 2 * errors[:2]), (errors, wrong)
 
 
+@pytest.mark.slow
 def test_an_edit_is_drawn_by_the_sampler_as_it_is(inverted):
     found, guided = inverted(PLAIN), inverted(GUIDED)
     np.testing.assert_allclose(found.edited[2], found.redrawn[2], atol=1e-4)  # its own request
@@ -66,6 +67,7 @@ def test_an_edit_is_drawn_by_the_sampler_as_it_is(inverted):
     assert np.abs(guided.edited).max() <= 1 and np.abs(guided.edited - found.edited).max() > 0.01
 
 
+@pytest.mark.slow
 def test_neither_batches_nor_devices_change_a_picture(inverted):
     """The second batch has one picture, and is filled up."""
     whole, parts = inverted(GUIDED), inverted(GUIDED, devices=2, batch_size=2)

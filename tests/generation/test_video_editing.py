@@ -134,6 +134,7 @@ def edits(folder, tmp_path_factory):
     return output, editor, wanted
 
 
+@pytest.mark.slow
 def test_the_files_of_an_edit(edits):
     output, _, _ = edits
     for number in ("00", "01"):
@@ -157,6 +158,7 @@ def test_the_files_of_an_edit(edits):
     )
 
 
+@pytest.mark.slow
 def test_heatmaps_of_words(edits):
     """Every prompt shows those of the words that it has; all tokens together have attention 1.
 
@@ -180,6 +182,7 @@ def test_heatmaps_of_words(edits):
     np.testing.assert_allclose(heat, 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_command_draws_what_is_missing(edits, monkeypatch):
     output, editor, wanted = edits
     before = (output / "01/frames/003.png").read_bytes()
@@ -403,6 +406,7 @@ def test_frames_that_devices_cannot_share_are_refused(folder, monkeypatch):
         open_editor(folder, PLAIN)
 
 
+@pytest.mark.slow
 def test_a_resolution_without_attention_is_refused(edits):
     fusion = dataclasses.replace(FUSION, mask_reduction=8)
     for config, key in (
@@ -413,6 +417,7 @@ def test_a_resolution_without_attention_is_refused(edits):
             editors.Editor(edits[1].stage, config)
 
 
+@pytest.mark.slow
 def test_numbers_that_are_none_write_nothing(edits, tmp_path):
     from contextdiff_jax.training.failure import NotFinite
 

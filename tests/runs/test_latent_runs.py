@@ -74,6 +74,7 @@ def exported(lora_config, with_updates):
     return with_updates / "diffusers"
 
 
+@pytest.mark.slow
 def test_state_and_checkpoint_hold_the_updates_alone(with_updates, sd_folder):
     state = load_tree(with_updates / "base/checkpoints/2/state")
     assert list(state["params"]) == list(state["ema"]) == ["lora"]

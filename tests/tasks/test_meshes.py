@@ -144,10 +144,8 @@ def _same(found, expected, tolerance, what):
         np.testing.assert_allclose(other, leaf, atol=tolerance, rtol=1e-4, err_msg=message)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("contrastive", "base", "sr")]
-
-
-@pytest.mark.parametrize("name", [*SLOW, "scanned"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHAPES)
 def test_every_mesh_trains_alike(trained, fresh_params, name):
     told, state = trained(name, (1, 1, 1))
     assert told[0] != told[1]
