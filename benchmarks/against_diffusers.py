@@ -6,7 +6,6 @@ benchmarks/edit_vs_diffusers.py compares whole edits of a clip.
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import statistics
 import typing
@@ -20,7 +19,7 @@ import torch
 from benchmarks import convolutions, torch_unet
 from benchmarks.devices import peak_flops
 from benchmarks.jax_unet import JaxUNet
-from benchmarks.turns import Side, compare, cores, load, take_turns, use_cores
+from benchmarks.turns import Side, compare, cores, finish, load, take_turns, use_cores
 from benchmarks.workload import Workload
 from contextdiff_jax.networks.dot_product_attention import Implementation, check_implementation
 from contextdiff_jax.system.host_memory import keep_freed_memory
@@ -76,15 +75,6 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def finish(args: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
-    """Prints the load, writes the file of --json, and returns the results."""
-    results["load_after"] = load()
-    print(f"before: {results['load_before']}; after: {results['load_after']}")
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
-    return results
-
-
 def versions() -> dict[str, str]:
     """Returns the libraries' versions."""
     return {library.__name__: library.__version__ for library in (jax, torch, diffusers)}
@@ -133,7 +123,7 @@ def run(
         results[what] |= compare(rates, "ours", "diffusers")
         calls = 3 if what == "training" else 2 * args.num_steps
         results[what]["mfu"] = utilization(rates, results["forward_flops"], calls, peak(args))
-    return finish(args, results)
+    return finish(results, args.json)
 
 
 def describe(ours: JaxUNet, theirs: torch_unet.TorchUNet, parameters: int) -> dict:

@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import pathlib
 import statistics
@@ -34,7 +33,7 @@ import numpy as np
 import psutil
 
 from benchmarks.configuration import load_config
-from benchmarks.turns import Side, compare, cores, load, take_turns, use_cores
+from benchmarks.turns import Side, compare, cores, finish, load, take_turns, use_cores
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.decode import open_image, reduce, to_square
 from contextdiff_jax.data.example import Example, SkipReport, Source
@@ -258,15 +257,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     results |= {"rates": rates, "aim": AIM} | compare(rates, "loader", "bare")
     busy = {name: statistics.median(run.seconds) for name, run in runs.items()}
     results |= {"cpu_seconds_per_image": busy, "ratio_of_cpu": busy["bare"] / busy["loader"]}
-    results["load_after"] = load()
     print(
         f"  images per second of one core's time: loader {1 / busy['loader']:.0f}, bare "
-        f"{1 / busy['bare']:.0f}; ratio {results['ratio_of_cpu']:.3f}, aim {AIM}\n"
-        f"before: {results['load_before']}; after: {results['load_after']}"
+        f"{1 / busy['bare']:.0f}; ratio {results['ratio_of_cpu']:.3f}, aim {AIM}"
     )
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
-    return results
+    return finish(results, args.json)
 
 
 if __name__ == "__main__":

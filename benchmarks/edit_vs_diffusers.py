@@ -36,10 +36,10 @@ import numpy as np
 import transformers
 from etils import epath
 
-from benchmarks.against_diffusers import add_timing_flags, begin, conditions, finish
+from benchmarks.against_diffusers import add_timing_flags, begin, conditions
 from benchmarks.torch_editor import Asked, TorchEditor, write_model
 from benchmarks.torch_unet import faster_layout
-from benchmarks.turns import Side, compare, seconds_of, take_turns
+from benchmarks.turns import Side, compare, finish, seconds_of, take_turns
 from benchmarks.video_comparison import METHODS as COMPARED
 from benchmarks.video_comparison import Row, editing_config
 from contextdiff_jax.data.clips import Clip
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         asked = Asked(frames, scene.caption, target, args.num_steps, scale)
         describe(asked, results["parameters"])
         results |= _measured(folder, asked, configs, args)
-    return finish(args, results)
+    return finish(results, args.json)
 
 
 def describe(asked: Asked, parameters: int) -> None:

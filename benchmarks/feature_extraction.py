@@ -13,7 +13,6 @@ is checked before anything is measured.
 """
 
 import argparse
-import json
 import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ import jax
 import numpy as np
 import torch
 
-from benchmarks.turns import Side, compare, cores, load, seconds_of, take_turns, use_cores
+from benchmarks.turns import Side, compare, cores, finish, load, seconds_of, take_turns, use_cores
 from contextdiff_jax.encoders.inception import check_features
 from contextdiff_jax.evaluation.extraction import Extraction, collect
 from contextdiff_jax.evaluation.extractors import inception_extractor
@@ -122,11 +121,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     sides = [Side("ours", ours, images), Side("torch-fidelity", theirs, images)]
     rates = take_turns(sides, args.turns, args.seconds)
     results |= {"rates": rates} | compare(rates, "ours", "torch-fidelity")
-    results["load_after"] = load()
-    print(f"before: {results['load_before']}; after: {results['load_after']}")
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
-    return results
+    return finish(results, args.json)
 
 
 def largest_error(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:

@@ -11,7 +11,6 @@ measures that of pictures.
 
 import argparse
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +20,7 @@ import jax
 from benchmarks.adapter_overhead import training_run
 from benchmarks.configuration import load_config
 from benchmarks.stages import random_inputs, random_stage
-from benchmarks.turns import Side, compare, load, take_turns
+from benchmarks.turns import Side, compare, finish, load, take_turns
 from contextdiff_jax.runs.build import diffusion_runs
 
 
@@ -64,11 +63,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     ]
     rates = take_turns(sides, args.turns, args.seconds)
     results |= {"batch_size": batch_size, "rates": rates, **compare(rates, "stored", "encoded")}
-    results["load_after"] = load()
-    print(f"before: {results['load_before']}; after: {results['load_after']}")
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
-    return results
+    return finish(results, args.json)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Throughput of competitors that take turns, so that a machine's moods hit all of them alike."""
 
 import dataclasses
+import json
 import math
 import os
+import pathlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 # After its last parallel region a thread pool spins for a while; the other side must not pay.
 _REST_SECONDS = 0.5
@@ -97,3 +100,12 @@ def use_cores(count: int) -> None:
 def load() -> str:
     """Returns the machine's load averages, which tell whether it was idle."""
     return "load averages " + ", ".join(f"{value:.1f}" for value in os.getloadavg())
+
+
+def finish(results: dict[str, Any], path: pathlib.Path | None) -> dict[str, Any]:
+    """Prints the load before and after, writes the file of --json, and returns the results."""
+    results["load_after"] = load()
+    print(f"before: {results['load_before']}; after: {results['load_after']}")
+    if path:
+        path.write_text(json.dumps(results, indent=1) + "\n")
+    return results

@@ -180,6 +180,11 @@ class DataConfig:
         return 1 if alone else min(_cores(), _MOST_THREADS)
 
     @property
+    def endless(self) -> bool:
+        """Whether samples never end: rendered scenes without a limit."""
+        return self.source == "scenes" and not self.limit
+
+    @property
     def context(self) -> int:
         """The pictures of context that every sample comes with, beside a query; 0 for neither."""
         given = {"scenes": self.scenes.context, "folder": self.styles.context}

@@ -269,7 +269,7 @@ def _evaluate(
 def plan_bits_per_dim(evaluation: Evaluation) -> Callable[[], Result]:
     """The exact discrete bound of held-out images, term by term; of a flow the ODE's density."""
     settings, data = evaluation.settings, evaluation.data()
-    if data.source == "scenes" and not (settings.count or data.limit):
+    if data.endless and not settings.count:
         raise ValueError("--what=bits_per_dim: scenes are endless, give --count")
     evaluation.open_data(data)
     kind = evaluation.config.runs[evaluation.stage].task.diffusion.kind

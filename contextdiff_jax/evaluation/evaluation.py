@@ -195,7 +195,7 @@ class Evaluation:
         if settings.captions:
             found = read_captions(settings.captions)
             return tuple(choose(found, asked, settings.caption_seed) if asked else found)
-        if data.source == "scenes" and not data.limit:
+        if data.endless:
             data = dataclasses.replace(data, limit=asked or MOST_BY_DEFAULT)
         source = self.open_data(data)
         asked = asked or min(len(source), MOST_BY_DEFAULT)

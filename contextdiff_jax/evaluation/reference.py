@@ -52,7 +52,7 @@ class Reference:
             check_comparable(self._stored, drawn)
             return
         config = data_settings(data, asked, "reference")
-        if config.source == "scenes" and not config.limit:
+        if config.endless:
             config = dataclasses.replace(config, limit=count)
         self.config = config
         self._report = SkipReport()

@@ -60,7 +60,7 @@ def plan_scene_fid(evaluation: Evaluation) -> Callable[[], Result]:
         raise ValueError(
             "--what=scene_fid: its boxes are of --data, give no --captions, --reference"
         )
-    if data.source == "scenes" and not data.limit:
+    if data.endless:
         data = dataclasses.replace(data, limit=settings.count or MOST_BY_DEFAULT)
     report = SkipReport()
     source = evaluation.open_data(data, report)

@@ -67,7 +67,7 @@ class ShardWorker:
         self.job = job
         self.report = SkipReport()
         data = job.config.runs[job.run].data
-        if data.source == "scenes" and not data.limit:
+        if data.endless:
             raise ValueError(
                 f"config.runs.{job.run}.data.limit = {data.limit}: must be a number of samples "
                 "here, scenes are endless"

@@ -34,7 +34,7 @@ def test_time_counts_from_the_beginning_of_the_training():
 
 @pytest.mark.slow
 def test_command(tmp_path):
-    # Sizes of the pipeline that other tests train: half of the programs are compiled already.
+    # CLIP as the pipeline of other tests trains it: that program is compiled already.
     flags = ["--config=quickstart:test", "--minutes=0.005", "--clip_steps=4", "--batch_size=8"]
     # A child of its own sees one device, and compiles for one.
     command = [sys.executable, "-m", "benchmarks.adapter_vs_plain", *flags]

@@ -53,7 +53,7 @@ def undisturbed(quickstart, tmp_path_factory):
     """The encoder to train with, and the final weights of an undisturbed run."""
     encoder = quickstart[0] / "clip/encoder"
     workdir = tmp_path_factory.mktemp("undisturbed")
-    subprocess.run(command(workdir, encoder), check=True, capture_output=True, cwd=ROOT)
+    subprocess.run(command(workdir, encoder), check=True, cwd=ROOT, capture_output=True)
     return encoder, final_weights(workdir)
 
 
@@ -65,7 +65,7 @@ def assert_same(ours, expected):
 def killed_at(line, seconds, workdir, encoder):
     """Kills a training so long after so many of its lines in the log; returns whether it could."""
     process = subprocess.Popen(
-        command(workdir, encoder), stderr=subprocess.PIPE, text=True, cwd=ROOT
+        command(workdir, encoder), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     with process.stderr as log:
         own = (text for text in log if re.match(r"[IW]\d{4} .*\.py:", text))
@@ -93,14 +93,14 @@ def test_killed_runs_end_bit_identical(undisturbed, tmp_path):
             assert_same(final_weights(workdir), expected)
             runs += 1
     last = command(tmp_path / str(runs), encoder)
-    subprocess.run(last, check=True, capture_output=True, cwd=ROOT)
+    subprocess.run(last, check=True, cwd=ROOT, capture_output=True)
     assert_same(final_weights(tmp_path / str(runs)), expected)
 
 
 def stopped(workdir, encoder):
     """Lets a training begin, sends SIGTERM and checks that it saved and said so."""
     process = subprocess.Popen(
-        command(workdir, encoder), stderr=subprocess.PIPE, text=True, cwd=ROOT
+        command(workdir, encoder), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     for line in process.stderr:
         if "step 2:" in line:
@@ -114,7 +114,7 @@ def stopped(workdir, encoder):
 def resumed(workdir, encoder):
     """Gives the same command again and returns the final weights."""
     again = subprocess.run(
-        command(workdir, encoder), check=True, capture_output=True, text=True, cwd=ROOT
+        command(workdir, encoder), check=True, cwd=ROOT, capture_output=True, text=True
     )
     assert "resumed at step" in again.stderr
     return final_weights(workdir)
@@ -129,10 +129,10 @@ def test_a_full_disk_stops_with_the_reason_and_keeps_the_checkpoint(undisturbed,
 
     full = subprocess.run(
         command(tmp_path, encoder),
+        cwd=ROOT,
         capture_output=True,
         text=True,
         preexec_fn=small_files_only,
-        cwd=ROOT,
     )
     assert full.returncode == 4, full.stderr
     assert "could not be written" in full.stderr and "give the same command again" in full.stderr
@@ -142,9 +142,9 @@ def test_a_full_disk_stops_with_the_reason_and_keeps_the_checkpoint(undisturbed,
 def test_sigterm_before_the_first_step_says_what_it_ended(tmp_path):
     process = subprocess.Popen(
         [*command(tmp_path, "run:clip"), "--run=clip"],
+        cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=ROOT,
     )
     for line in process.stderr:
         if "run clip: contrastive" in line:
