@@ -17,7 +17,7 @@ TEXTURES = ("plain", "striped", "barred", "checked")
 """All of the object's colour; rows, columns or fields of it lighter."""
 
 _FIELDS = 8  # of a texture's pattern along a side
-_LIGHT = 0.65  # how much of the colour is left where a texture is light
+_LIGHT = 0.45  # how much of the colour is left where a texture is light
 _OF_CONTEXT = 0x7FFFFFFF  # a stream beside the scenes' own, which has two numbers
 
 
@@ -88,6 +88,13 @@ class ContextScenesSource:
 
 def textured(scene: Scene, texture: str, side: int) -> np.ndarray:
     """Returns the scene in a texture, uint8 (side, side, 3)."""
+    background = np.array(scene.background, np.float64)
+    seen = (render(scene, side) - background) * kept(texture, side)
+    return (background + seen + 0.5).astype(np.uint8)
+
+
+def kept(texture: str, side: int) -> np.ndarray:
+    """Returns how much of an object's colour a texture leaves, (side, side, 1) in 0..1."""
     place = np.arange(side) * _FIELDS // side % 2
     light = {
         "plain": np.zeros((side, side), int),
@@ -95,9 +102,7 @@ def textured(scene: Scene, texture: str, side: int) -> np.ndarray:
         "barred": np.broadcast_to(place, (side, side)),
         "checked": place[:, None] ^ place,
     }[texture]
-    share = np.where(light, _LIGHT, 1.0)[..., None]
-    background = np.array(scene.background, np.float64)
-    return (background + (render(scene, side) - background) * share + 0.5).astype(np.uint8)
+    return np.where(light, _LIGHT, 1.0)[..., None]
 
 
 def silhouette(scene: Scene, side: int) -> np.ndarray:

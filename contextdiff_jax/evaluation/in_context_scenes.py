@@ -6,12 +6,19 @@ picture.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from contextdiff_jax.data.context_scenes import TEXTURES, ContextScenesSource, Shown, textured
+from contextdiff_jax.data.context_scenes import (
+    TEXTURES,
+    ContextScenesSource,
+    Shown,
+    kept,
+    textured,
+)
 from contextdiff_jax.data.example import SkipReport
 from contextdiff_jax.data.scenes import CELL_BORDERS, Scene, Thing
 from contextdiff_jax.data.scenes_drawing import PALETTE
@@ -19,7 +26,7 @@ from contextdiff_jax.evaluation.evaluation import Evaluation
 from contextdiff_jax.evaluation.galleries import sample_gallery
 from contextdiff_jax.evaluation.in_context_examples import written_examples
 from contextdiff_jax.evaluation.results import Result, Table
-from contextdiff_jax.evaluation.scenes_checker import Seen, read
+from contextdiff_jax.evaluation.scenes_checker import background_of, read
 from contextdiff_jax.generation.generate import Pictures
 
 SCENES = 128  # by default
@@ -44,14 +51,13 @@ class Look:
 def look_of(image: np.ndarray) -> Look:
     """Reads the one object of a picture, uint8 (side, side, 3); an empty Look for another number.
 
+    Each texture is taken away in turn and the object read, and drawn again as it was read. The
+    texture whose drawing is nearest to the picture is the one that is seen.
     place: column and row of the 3 x 3 grid.
     """
-    seen = read(image)
-    if len(seen) != 1:
-        return Look()
-    [thing] = seen
-    texture = None if thing.colour is None or thing.shape is None else _texture(image, thing)
-    return Look(thing.colour, texture, thing.shape, _place((thing.x, thing.y)))
+    readings = [_read_as(image, texture) for texture in TEXTURES]
+    found = [reading for reading in readings if reading is not None]
+    return min(found, key=lambda reading: reading[0], default=(0.0, Look()))[1]
 
 
 def look_wanted(shown: Shown) -> Look:
@@ -65,17 +71,22 @@ def _place(centre: tuple[float, float]) -> tuple[int, int]:
     return column, row
 
 
-def _texture(image: np.ndarray, seen: Seen) -> str:
-    border = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
-    background = tuple(int(value) for value in np.median(border, axis=0))
-    centre = (seen.x, seen.y)
-    thing = Thing(seen.colour, seen.shape, centre, seen.radius, PALETTE[seen.colour])
-
-    def distance(texture: str) -> float:
-        drawn = textured(Scene((thing,), background, ""), texture, len(image))
-        return float(np.square(drawn.astype(np.float64) - image).sum())
-
-    return min(TEXTURES, key=distance)
+def _read_as(image: np.ndarray, texture: str) -> tuple[float, Look] | None:
+    """Returns the squared distance to what is read if it has this texture; None for no object."""
+    background = background_of(image)
+    plain = background + (image - background) / kept(texture, len(image))
+    seen = read((plain.clip(0, 255) + 0.5).astype(np.uint8))
+    if len(seen) != 1:
+        return None
+    [thing] = seen
+    look = Look(thing.colour, texture, thing.shape, _place((thing.x, thing.y)))
+    if thing.colour is None or thing.shape is None:
+        return math.inf, dataclasses.replace(look, texture=None)
+    known = Thing(
+        thing.colour, thing.shape, (thing.x, thing.y), thing.radius, PALETTE[thing.colour]
+    )
+    drawn = textured(Scene((known,), tuple(background), ""), texture, len(image))
+    return float(np.square(drawn.astype(np.float64) - image).sum()), look
 
 
 def agreement(looks: Sequence[Look], context: Sequence[Look], query: Sequence[Look]) -> dict:

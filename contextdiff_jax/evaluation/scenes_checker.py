@@ -131,15 +131,23 @@ def read(image: np.ndarray) -> list[Seen]:
     if image.dtype != np.uint8 or image.shape != (side, side, 3) or side < 16:
         raise ValueError(f"picture {image.dtype} {image.shape}: must be uint8, square, >= 16, RGB")
     pixels = image.astype(np.float32)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
-    background = np.median(border, axis=0)
-    foreign = np.linalg.norm(border - background, axis=1) > _DIFFERENT
+    background = background_of(pixels)
+    foreign = np.linalg.norm(_border(pixels) - background, axis=1) > _DIFFERENT
     if background.min() < _DARKEST_BACKGROUND or foreign.mean() > _MOST_BORDER:
         return []
     labels = _regions(pixels - background, background)
     areas = np.bincount(labels.ravel())[1:]
     order = [int(i) + 1 for i in np.argsort(-areas) if areas[i] >= _LEAST_AREA * labels.size]
     return [_read_object(pixels, background, labels, label) for label in order]
+
+
+def background_of(pixels: np.ndarray) -> np.ndarray:
+    """Returns the median of the border, (3,), of a picture (side, side, 3)."""
+    return np.median(_border(pixels), axis=0)
+
+
+def _border(pixels: np.ndarray) -> np.ndarray:
+    return np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
 
 
 def _regions(difference: np.ndarray, background: np.ndarray) -> np.ndarray:
