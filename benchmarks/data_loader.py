@@ -88,7 +88,8 @@ def data_config(args: argparse.Namespace) -> DataConfig:
         "processes": args.processes,
     }
     given = {key: value for key, value in named.items() if value is not None}
-    data = dataclasses.replace(config.runs[args.run].data, **given)
+    # Copies of a data set that keeps what it decoded would measure memory.
+    data = dataclasses.replace(config.runs[args.run].data, keep_mib=0, **given)
     data.validate("data")
     if data.source not in ("shards", "folder"):
         raise ValueError(f"data.source = {data.source!r}: must be shards or folder")

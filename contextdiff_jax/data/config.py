@@ -134,6 +134,9 @@ class DataConfig:
     processes: processes that read batches in turns, each with `threads` threads (-1: 8 from a
         bucket, else 1). For machines with many cores and small files, where one process's lock is
         the limit. Each takes memory for the source's index and starts in seconds. 0: none.
+    keep_mib: folder only: decoded squares are kept in memory, each after it is first read, if all
+        of the split take at most so many MiB; 0 reads and decodes every time. Each of `processes`
+        keeps its own.
     cache_dir: where the index of tar shards is kept; empty: beside the shards, if writable.
     tfds_dir: folder of the prepared TFDS data sets; empty: TFDS's own default.
     styles: source "folder" only: the same things in several styles, for in-context generation.
@@ -162,6 +165,7 @@ class DataConfig:
     limit: int = 0
     threads: int = dataclasses.field(default=-1, metadata=FREE)
     processes: int = dataclasses.field(default=0, metadata=FREE)
+    keep_mib: int = dataclasses.field(default=256, metadata=FREE)
     cache_dir: str = dataclasses.field(default="", metadata=FREE)
     tfds_dir: str = ""
     embeddings: str = dataclasses.field(default="", metadata=FREE)
@@ -193,7 +197,7 @@ class DataConfig:
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key whose value cannot work."""
         lowest = {"resolution": 8, "min_side": 1, "min_original_side": 0, "limit": 0}
-        lowest |= {"threads": -1, "processes": 0}
+        lowest |= {"threads": -1, "processes": 0, "keep_mib": 0}
         for key, bound in lowest.items():
             if getattr(self, key) < bound:
                 raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be at least {bound}")

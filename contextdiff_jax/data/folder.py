@@ -88,6 +88,9 @@ class FolderSource:
                 report.skip(damaged.reason, name)
         if not self._rows:
             raise DataError(f"no usable sample in {self.name}: {'; '.join(report.summary())}")
+        values = config.resolution**2 * (4 if config.mask_field else 3)
+        self._keeps = len(self._rows) * values <= config.keep_mib << 20
+        self._kept: dict[int, tuple[Example, tuple[int, int]]] = {}
 
     def _rows_of_split(self, report: SkipReport) -> list[tuple[int, dict[str, Any]]]:
         """Returns the rows of the split, each with the number of its line."""
@@ -135,11 +138,23 @@ class FolderSource:
         return self.with_size(index)[0]
 
     def with_size(self, index: int) -> tuple[Example, tuple[int, int]]:
-        """Returns a sample, and width and height of its whole picture; raises DamagedSample."""
-        config, row = self._config, self._rows[index]
+        """Returns a sample, and width and height of its whole picture; raises DamagedSample.
+
+        The arrays of a sample that is kept (DataConfig.keep_mib) cannot be written to.
+        """
+        if index in self._kept:
+            return self._kept[index]
+        found = self._decoded(self._rows[index])
+        if self._keeps:
+            example, _ = self._kept[index] = found
+            for array in (example.image, *example.maps.values()):
+                array.setflags(write=False)
+        return found
+
+    def _decoded(self, row: _Row) -> tuple[Example, tuple[int, int]]:
         data = self._read(row, row.name, decode.IMAGE_UNUSABLE)
         with sample_at_fault(row.name):
-            picture, notes = decode.decode_sample(data, row.name, config)
+            picture, notes = decode.decode_sample(data, row.name, self._config)
             size = decode.upright_size(data)
         example = Example(picture, row.captions, row.name, notes + row.notes)
         return self._laid_out(example, row, size), size

@@ -94,7 +94,7 @@ def test_samples_in_use(error, kind, shards, bucket, tmp_path, picture_bytes, fa
     with pytest.raises(kind, match=f"{shards}/00000.tar cannot be read"):
         in_shards[0]
     with pytest.raises(kind, match=f"{folder}/0.png cannot be read"):
-        in_folder[0]
+        in_folder[1]  # the other is kept
     with pytest.raises(kind, match=f"{folder}/{METADATA} cannot be read"):
         FolderSource(config, SkipReport())
 

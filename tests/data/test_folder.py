@@ -56,6 +56,25 @@ def test_rows_and_captions(tmp_path, picture_bytes):
     assert report.counts() == {decode.CAPTION_MISSING: 1}
 
 
+def test_a_small_folder_is_decoded_once(tmp_path, picture_bytes):
+    """One MiB holds 1,365 squares of 16 pixels."""
+    rows = [{"file_name": f"{i}.png", "text": "a"} for i in (0, 1)] * 683
+    write(tmp_path, rows, picture_bytes)
+    every, _ = open_folder(tmp_path, keep_mib=1)  # one square too many
+    none, _ = open_folder(tmp_path, keep_mib=0)
+    kept, _ = open_folder(tmp_path, keep_mib=2)
+    before = [source[0].image.copy() for source in (every, kept)]
+    (tmp_path / "0.png").write_bytes(picture_bytes(150))
+    np.testing.assert_array_equal(kept[0].image, before[1])
+    assert (every[0].image == 150).all() and (none[0].image == 150).all()
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0].image[:] = 0
+    (tmp_path / "1.png").write_bytes(b"damaged")
+    for _ in range(2):
+        with pytest.raises(DamagedSample):
+            kept[1]
+
+
 def test_damaged_rows_are_counted_by_name(tmp_path, picture_bytes):
     rows = [
         {"file_name": "1.png", "text": "one"},
