@@ -1,13 +1,14 @@
-"""Where metrics go: the log, a CSV file that plots read, and TensorBoard through clu.
+"""Where metrics go: the log, a CSV file that plots read, and TensorBoard.
 
-clu's TensorBoard writer needs TensorFlow. Where that is missing, the event writer of the
-tensorboard package writes the same files.
+clu's TensorBoard writer imports TensorFlow, which takes seconds and half a GiB. It is used where its
+files lie in a bucket, to which TensorFlow alone can append.
 """
 
 import csv
 import importlib.util
 import io
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -41,31 +42,35 @@ class SummaryWriter(Protocol):
 
 
 def make_summary_writer(directory: epath.PathLike) -> SummaryWriter:
-    """Returns clu's asynchronous TensorBoard writer, or tensorboard's own without TensorFlow."""
-    if importlib.util.find_spec("tensorflow") is not None:
+    """Returns a TensorBoard writer: in a bucket clu's, where TensorFlow is installed."""
+    if in_bucket(directory) and importlib.util.find_spec("tensorflow") is not None:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         from clu import metric_writers  # imports TensorFlow
 
         return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(directory)))
-    logging.info("TensorFlow is not installed: TensorBoard files come from tensorboard's writer")
-    return _EventFileWriter(directory)
+    return EventFile(directory)
 
 
-class _EventFileWriter:
+class EventFile:
     """Scalars and images as TensorBoard events, without TensorFlow.
 
-    tensorboard's writer appends to its file, which objects in a bucket do not allow: there the file
-    grows on this machine and is uploaded, whole, every minute and at the end.
+    In a bucket, whose objects cannot be appended to, the file grows on this machine and is
+    uploaded, whole, every minute and at the end.
     """
 
     def __init__(self, directory: epath.PathLike):
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._target = epath.Path(directory)
         self._local = epath.Path(tempfile.mkdtemp()) if in_bucket(directory) else self._target
+        self._local.mkdir(parents=True, exist_ok=True)
         self._uploaded = time.monotonic()
-        self._writer = EventFileWriter(str(self._local))
+        # TensorBoard finds files by this part of the name, and reads them in order.
+        begun, host = int(time.time()), socket.gethostname()
+        path = self._local / f"events.out.tfevents.{begun:010d}.{host}.{os.getpid()}"
+        self._records = RecordWriter(path.open("ab"))
+        self._write(file_version="brain.Event:2")
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -91,21 +96,25 @@ class _EventFileWriter:
         self._add(step, Summary(value=values))
 
     def _add(self, step: int, summary: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-
-        self._writer.add_event(Event(step=step, wall_time=time.time(), summary=summary))
+        self._write(step=step, summary=summary)
         if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
             self.flush()
 
+    def _write(self, **event: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        record = Event(wall_time=time.time(), **event).SerializeToString()
+        self._records.write(record)
+        self._records.flush()  # TensorBoard may be looking
+
     def flush(self) -> None:
-        self._writer.flush()
         self._uploaded = time.monotonic()
         for file in self._local.iterdir() if self._local != self._target else ():
             file.copy(self._target / file.name, overwrite=True)
 
     def close(self) -> None:
         self.flush()
-        self._writer.close()
+        self._records.close()
         if self._local != self._target:
             self._local.rmtree()
 

@@ -26,7 +26,6 @@ def import_all() -> None:
             if module.name != "contextdiff_jax.runs.prepare_beam":
                 importlib.import_module(module.name)
     importlib.import_module("contextdiff_jax.entry")
-    importlib.import_module("clu.metric_writers")  # TensorFlow, too
 
 
 def run(module: str, arguments: list[str]) -> list:

@@ -1,6 +1,6 @@
 """TensorBoard files with and without TensorFlow; progress; grids."""
 
-import importlib.util
+import io
 import subprocess
 import sys
 import uuid
@@ -8,6 +8,7 @@ import uuid
 import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from contextdiff_jax.spaces.pictures import grid, side_by_side, to_uint8
@@ -17,22 +18,37 @@ from contextdiff_jax.training import metrics
 
 @pytest.mark.parametrize("tensorflow", [True, False])
 def test_tensorboard_reads_what_is_written(tensorflow, tmp_path, monkeypatch):
-    found = importlib.util.find_spec("tensorflow")
-    if tensorflow and found is None:
-        pytest.skip("TensorFlow is not installed")
-    if not tensorflow:
-        monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    if tensorflow:  # as in a bucket
+        pytest.importorskip("tensorflow", reason="clu's writer is TensorFlow's")
+        monkeypatch.setattr(metrics, "in_bucket", lambda path: True)
     log = metrics.MetricLog(tmp_path)
     log.scalars(7, {"loss": 0.25})
     picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     log.image(7, "preview", picture)
+    if not tensorflow:  # at once: TensorBoard may be looking
+        events = EventAccumulator(str(tmp_path)).Reload()
+        assert [(e.step, e.value) for e in events.Scalars("loss")] == [(7, 0.25)]
+        [seen] = events.Images("preview/0")
+        shown = np.asarray(Image.open(io.BytesIO(seen.encoded_image_string)))
+        np.testing.assert_array_equal(shown, picture)
     log.close()
     events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
     tags = events.Tags()
     assert "loss" in tags["scalars"] + tags["tensors"]
     assert any("preview" in tag for tag in tags["images"] + tags["tensors"])
-    if not tensorflow:
-        assert events.Scalars("loss")[0].value == 0.25 and events.Scalars("loss")[0].step == 7
+
+
+def test_a_run_that_goes_on_adds_a_file(tmp_path):
+    for step in (1, 2):
+        code = (
+            "from contextdiff_jax.training.metrics import EventFile\n"
+            f"file = EventFile({str(tmp_path)!r})\n"
+            f"file.write_scalars({step}, {{'loss': {step} / 4}}); file.close()\n"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+    assert len(list(tmp_path.iterdir())) == 2
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.25), (2, 0.5)]
 
 
 def test_tensorboard_files_in_a_bucket_are_whole(tmp_path, monkeypatch, bucket):
@@ -101,11 +117,16 @@ def test_grids_place_images_row_by_row():
     np.testing.assert_array_equal(to_uint8(np.array([-9.0, 9.0])), [0, 255])
 
 
-def test_nothing_of_tensorflow_reaches_the_screen(tmp_path):
+@pytest.mark.parametrize("in_bucket", [True, False])
+def test_nothing_of_tensorflow_reaches_the_screen(in_bucket, tmp_path):
+    """In a bucket it writes; elsewhere it is not even imported."""
     pytest.importorskip("tensorflow")
     code = (
-        "from contextdiff_jax.training.metrics import MetricLog\n"
-        f"log = MetricLog({str(tmp_path)!r}); log.scalars(1, {{'loss': 0.5}}); log.close()\n"
+        "import sys\n"
+        "from contextdiff_jax.training import metrics\n"
+        f"metrics.in_bucket = lambda path: {in_bucket}\n"
+        f"log = metrics.MetricLog({str(tmp_path)!r}); log.scalars(1, {{'loss': 0.5}}); log.close()\n"
+        f"assert ('tensorflow' in sys.modules) == {in_bucket}\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
