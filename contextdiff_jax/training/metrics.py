@@ -1,7 +1,7 @@
 """Where metrics go: the log, a CSV file that plots read, and TensorBoard.
 
-clu's TensorBoard writer imports TensorFlow, which takes seconds and half a GiB. It is used where its
-files lie in a bucket, to which TensorFlow alone can append.
+clu's TensorBoard writer imports TensorFlow, which takes seconds and half a GiB. It is used where
+the files lie in a bucket, to which TensorFlow alone can append.
 """
 
 import csv

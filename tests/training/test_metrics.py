@@ -125,7 +125,8 @@ def test_nothing_of_tensorflow_reaches_the_screen(in_bucket, tmp_path):
         "import sys\n"
         "from contextdiff_jax.training import metrics\n"
         f"metrics.in_bucket = lambda path: {in_bucket}\n"
-        f"log = metrics.MetricLog({str(tmp_path)!r}); log.scalars(1, {{'loss': 0.5}}); log.close()\n"
+        f"log = metrics.MetricLog({str(tmp_path)!r})\n"
+        "log.scalars(1, {'loss': 0.5}); log.close()\n"
         f"assert ('tensorflow' in sys.modules) == {in_bucket}\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
