@@ -39,7 +39,10 @@ def new_state(
 
     weights: of the parameters that do not begin anew, as nested dicts.
     """
-    params = merged(nn.unbox(task.init(key)), weights or {})
+    return _before_the_first_step(merged(nn.unbox(task.init(key)), weights or {}), optimizer)
+
+
+def _before_the_first_step(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -55,7 +58,7 @@ def abstract_state(
 ) -> tuple[TrainState, TrainState]:
     """Returns (shapes, shardings) of the state, without allocating anything."""
     boxed = jax.eval_shape(task.init, key)
-    shapes = jax.eval_shape(lambda key: new_state(task, optimizer, key), key)
+    shapes = jax.eval_shape(lambda new: _before_the_first_step(new, optimizer), nn.unbox(boxed))
     of_params = shardings_of(boxed, mesh)
     shardings = TrainState(
         step=replicated(mesh),
