@@ -6,7 +6,7 @@ A folder needs Pillow alone; a video file PyAV (video_files.py).
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -90,24 +90,27 @@ def read_clip(path: str, config: ClipConfig, height: int, width: int) -> Clip:
     Raises ClipError where there is no such clip, it is too short, a frame is damaged or of another
     size, names have gaps, or PyAV is needed and missing.
     """
-    source = pathlib.Path(path)
+    source, natives, fitted = pathlib.Path(path), [], []
+
+    def take(picture: np.ndarray) -> None:  # at once: hundreds of whole frames are gigabytes
+        natives.append(picture.shape[:2])
+        _check_crop(path, natives[0], config.crop)
+        fitted.append(fit(_turned(picture, config), height, width))
+
     if source.is_dir():
-        pictures, fps = _read_folder(source, config)
+        fps = _read_folder(source, config, take)
     elif source.is_file():
         if source.suffix.lower() not in VIDEO_SUFFIXES:
             raise ClipError(
                 f"clip {path}: must be a folder of frames, or a video file "
                 f"({', '.join(VIDEO_SUFFIXES)})"
             )
-        pictures, fps, there = read_video(source, config.frames)
+        fps, there = read_video(source, config.frames, take)
         _check_length(source, there, config)
     else:
         raise ClipError(f"clip {path}: no such folder or file")
     fps = _checked_fps(path, fps, config)
-    native = pictures[0].shape[:2]
-    _check_crop(path, native, config.crop)
-    fitted = [fit(_turned(each, config), height, width) for each in pictures]
-    return Clip(np.stack(fitted), str(path), fps, native)
+    return Clip(np.stack(fitted), str(path), fps, natives[0])
 
 
 def count_frames(folder: pathlib.Path) -> int:
@@ -121,10 +124,14 @@ def read_frames(folder: pathlib.Path, size: tuple[int, int] | None = None) -> Cl
     Raises ClipError as read_clip does.
     """
     config = ClipConfig(count=count_frames(folder))
-    pictures, fps = _read_folder(folder, config)
-    native = pictures[0].shape[:2]
-    frames = np.stack([fit(each, *(size or native)) for each in pictures])
-    return Clip(frames, str(folder), _checked_fps(str(folder), fps, config), native)
+    natives, fitted = [], []
+
+    def take(picture: np.ndarray) -> None:
+        natives.append(picture.shape[:2])
+        fitted.append(fit(picture, *(size or natives[0])))
+
+    fps = _read_folder(folder, config, take)
+    return Clip(np.stack(fitted), str(folder), _checked_fps(str(folder), fps, config), natives[0])
 
 
 def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -179,10 +186,13 @@ def _check_length(path: pathlib.Path, there: int, config: ClipConfig) -> None:
 # -- folders ----------------------------------------------------------------------------------
 
 
-def _read_folder(folder: pathlib.Path, config: ClipConfig) -> tuple[list[np.ndarray], float]:
+def _read_folder(
+    folder: pathlib.Path, config: ClipConfig, take: Callable[[np.ndarray], None]
+) -> float:
+    """Hands the frames that a config asks for to `take`, one by one; returns fps, or 0."""
     files = _numbered(folder)
     _check_length(folder, len(files), config)
-    pictures: list[np.ndarray] = []
+    first: np.ndarray | None = None
     for number in config.frames:
         file = files[number]
         try:
@@ -190,13 +200,14 @@ def _read_folder(folder: pathlib.Path, config: ClipConfig) -> tuple[list[np.ndar
             picture = decode_upright(content, file.name, DataConfig.max_pixels)
         except DamagedSample as damaged:
             raise ClipError(f"clip {folder}: {file.name}: {damaged.reason}") from damaged
-        if pictures and picture.shape != pictures[0].shape:
+        first = picture if first is None else first
+        if picture.shape != first.shape:
             raise ClipError(
                 f"clip {folder}: {file.name} is {_size(picture)}, the frames before it are "
-                f"{_size(pictures[0])}: all must have one size"
+                f"{_size(first)}: all must have one size"
             )
-        pictures.append(picture)
-    return pictures, _folders_fps(folder)
+        take(picture)
+    return _folders_fps(folder)
 
 
 def _numbered(folder: pathlib.Path) -> list[pathlib.Path]:

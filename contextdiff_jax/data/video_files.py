@@ -2,6 +2,7 @@
 
 import pathlib
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,39 +30,46 @@ def _av() -> types.ModuleType:
     return av
 
 
-def read_video(path: pathlib.Path, numbers: range) -> tuple[list[np.ndarray], float, int]:
-    """Returns the frames of these numbers, upright, uint8 (H, W, 3), fps (0 where unknown).
+class _Unusable(Exception):
+    """What is wrong with a file that can be read, as the end of a sentence."""
 
-    The third value is how many frames there are, as far as was read: where it is not above the last
-    of `numbers`, that is all. Raises ValueError, with the path and the reason, for a file that
-    cannot be read, without pictures, or where PyAV is missing.
+
+def read_video(
+    path: pathlib.Path, numbers: range, take: Callable[[np.ndarray], None]
+) -> tuple[float, int]:
+    """Hands the frames of these numbers to `take`, one by one, upright, uint8 (H, W, 3).
+
+    Returns fps (0 where unknown), and how many frames there are, as far as was read: where that is
+    not above the last of `numbers`, it is all. Raises ValueError, with the path and the reason, for
+    a file that cannot be read, without pictures, or where PyAV is missing, and what `take` raises.
     """
     av = _av()
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise ValueError(f"has no pictures{', only sound' * bool(container.streams.audio)}")
+                sound = ", only sound" * bool(container.streams.audio)
+                raise _Unusable(f"has no pictures{sound}")
             stream = container.streams.video[0]
             fps = float(stream.average_rate or 0)
-            frames, there = [], 0
+            there, shape = 0, None
             for there, frame in enumerate(container.decode(stream), 1):  # noqa: B007
                 if frame.width * frame.height > _MOST_PIXELS:
-                    raise ValueError(f"has a frame of {frame.width} x {frame.height}, too large")
+                    raise _Unusable(f"has a frame of {frame.width} x {frame.height}, too large")
                 if there - 1 in numbers:
-                    frames.append(upright(frame))
-                    if frames[-1].shape != frames[0].shape:
-                        raise ValueError(f"changes its size at frame {there - 1}")
+                    pixels = upright(frame)
+                    if shape not in (None, pixels.shape):
+                        raise _Unusable(f"changes its size at frame {there - 1}")
+                    shape = pixels.shape
+                    take(pixels)
                 if there > numbers[-1]:
                     break
-    except ValueError as error:
-        if isinstance(error, av.error.FFmpegError):
-            raise _unreadable(path, error) from error
+    except _Unusable as error:
         raise ValueError(f"clip {path} {error}") from error
     except (av.error.FFmpegError, OSError, RuntimeError, IndexError) as error:
         raise _unreadable(path, error) from error
     if not there:
         raise ValueError(f"clip {path} has no frames")
-    return frames, fps, there
+    return fps, there
 
 
 def _unreadable(path: pathlib.Path, error: Exception) -> ValueError:

@@ -73,7 +73,9 @@ def read_regular(path: epath.PathLike, most: int) -> bytes:
     if not in_bucket(path) and not os.path.isfile(path):
         raise ValueError(f"{os.fspath(path)!r} is no regular file")
     with path.open("rb") as file:
-        content = file.read(most + 1)
+        # `read` makes room for all that it is asked for before it reads.
+        size = most if in_bucket(path) else os.fstat(file.fileno()).st_size
+        content = file.read(min(size, most) + 1)
     if len(content) > most:
         raise ValueError(f"{os.fspath(path)!r} has more than {most:,} bytes")
     return content

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import os
+import tracemalloc
 import types
+import weakref
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from contextdiff_jax.data import video_files
 from contextdiff_jax.data.clips import ClipConfig, read_clip, read_frames
 from contextdiff_jax.data.video_files import available, upright, write_mp4
 
@@ -47,6 +50,35 @@ def test_names_are_ordered_by_their_numbers_and_fps_is_read(tmp_path):
     clip = read_clip(path, ClipConfig(count=4), 6, 10)
     assert clip.frames[:, 3, 5, 0].tolist() == [80, 90, 100, 110]
     assert clip.fps == 25
+
+
+def test_one_whole_frame_is_held_at_a_time(tmp_path):
+    frames = np.zeros((24, 256, 320, 3), np.uint8)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / f"{number}.png")
+    read_clip(str(tmp_path), ClipConfig(count=1), 16, 16)  # imports
+    tracemalloc.start()
+    clip = read_clip(str(tmp_path), ClipConfig(count=24), 16, 16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert clip.frames.shape == (24, 16, 16, 3) and clip.native == (256, 320)
+    assert peak < 6 * frames[0].nbytes, peak / frames[0].nbytes
+
+
+@pytest.mark.skipif(not available(), reason="PyAV is not installed")
+def test_one_whole_frame_of_a_film_is_held_at_a_time(tmp_path, monkeypatch):
+    write_mp4(tmp_path / "clip.mp4", np.zeros((12, 64, 64, 3), np.uint8), 8.0)
+    seen = []
+
+    def watched(frame):
+        assert sum(other() is not None for other in seen) <= 1
+        pixels = upright(frame)
+        seen.append(weakref.ref(pixels))
+        return pixels
+
+    monkeypatch.setattr(video_files, "upright", watched)
+    read_clip(str(tmp_path / "clip.mp4"), ClipConfig(count=12), 16, 16)
+    assert len(seen) == 12
 
 
 def test_crop_then_rotation_then_size_as_pil(tmp_path):
