@@ -14,16 +14,21 @@
 #                                            take 12 minutes
 #   bash benchmarks/gpu.sh latent_sampling   the same, guided sampling in 25 steps
 #   bash benchmarks/gpu.sh emoji        configs/emoji.py with and without adapter (needs DATA)
+#   bash benchmarks/gpu.sh flow         configs/cifar10.py: the contextual flow and the paper's
+#                                       process by numbers of network calls (needs CIFAR10)
 #
 # OUT gets PART.log, PART.json, and emoji.tar.gz with pictures and metrics. By environment:
 #   VENV=.venv-gpu     the virtual environment; it sees the packages of PYTHON (default python3)
 #   WHEELS=FOLDER      install from the wheels in there, without a network
 #   MINUTES=2          of emoji's training with the adapter; CLIP_STEPS=600 before that
-#   UNET_FLAGS, LATENT_FLAGS, EMOJI_FLAGS   further flags of the parts' commands
+#   CIFAR10=FOLDER     train and test, with a metadata.jsonl each (docs/evidence/cifar10.md)
+#   FLOW_STEPS=5000    of each training of flow; FLOW_SEEDS=0
+#   UNET_FLAGS, LATENT_FLAGS, EMOJI_FLAGS, FLOW_FLAGS   further flags of the parts' commands
 #   LIMIT=570          seconds after which a part is stopped
 #
 # On an H100 with 16 cores, torch and XLA compile for three minutes each in `training`. What was
-# measured is in docs/speed.md; all but `training` have run at toy size on a CPU only.
+# measured is in docs/speed.md; all but `training` have run at toy size on a CPU only. `flow` that
+# was stopped by LIMIT goes on where it was: give the part again.
 set -euo pipefail
 
 OUT=${OUT:-runs/gpu}
@@ -87,15 +92,28 @@ emoji() {
     return $status
 }
 
+flow() {
+    local status=0
+    # shellcheck disable=SC2086
+    timeout "${LIMIT:-570}" "$VENV/bin/python" -m benchmarks.paired_runs \
+        --config=cifar10:folder --data_path="${CIFAR10:?CIFAR10 is not set: the folder of CIFAR-10}" \
+        --output="$OUT/flow" --seeds="${FLOW_SEEDS:-0}" --steps="${FLOW_STEPS:-5000}" \
+        --what=fid,bits_per_dim --data=split=test --count=1000 --calls=4,8,16,50 \
+        --variants=vp_none,vp_paper,flow_none,flow_affine,flow_affine_condition,flow_whitening,flow_coupling \
+        ${FLOW_FLAGS:-} || status=$?
+    tar -C "$OUT" --exclude=work --exclude=shared --exclude=compiled -czf "$OUT/flow.tar.gz" flow
+    return $status
+}
+
 part() {
     case $1 in
-        install | attention | emoji) "$1" ;;
+        install | attention | emoji | flow) "$1" ;;
         training | sampling) unet "$1" ;;
         latent_training | latent_sampling) latent "$1" ;;
     esac
 }
 
-parts="install attention training sampling latent_training latent_sampling emoji"
+parts="install attention training sampling latent_training latent_sampling emoji flow"
 # shellcheck disable=SC2086
 if [ $# -eq 0 ]; then set -- $parts; fi
 for name in "$@"; do

@@ -12,6 +12,7 @@ For each seed one CLIP is trained, then the config's base model in several varia
 in one thing alone. --what of each is measured then, with the same prompts, images and noise:
   scenes        do pictures of rendered scenes show what held-out prompts say?
   fid           Frechet distance to held-out pictures, precision and recall, by the CLIP of the seed
+                or by --features=inception.safetensors
   bits_per_dim  the bound of held-out pictures, or of flows their density
   boxes         of layouts; in_context, of in-context runs: benchmarks/placed_figures.py
 Super-resolution is left out. --sampler=field=value changes the sampler of all variants.
@@ -50,6 +51,7 @@ from contextdiff_jax.config import Config, RunConfig, from_config_dict, with_tas
 from contextdiff_jax.entry import hide_libraries, keep_compiled_programs
 from contextdiff_jax.evaluate import PLANS
 from contextdiff_jax.evaluation.evaluation import Settings, evaluate
+from contextdiff_jax.evaluation.feature_networks import CLIP_FEATURES
 from contextdiff_jax.evaluation.results import Result, read_results
 from contextdiff_jax.generation.sampler_flags import overridden, parse_overrides
 from contextdiff_jax.runs.build import diffusion_runs, locate_in
@@ -94,6 +96,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--samplers", type=names, default=["euler", "ab2"], help="that --calls draws by")
     add("--sampler", action="append", default=[], help="field=value of every variant's sampler")
     add("--data", action="append", default=[], help="field=value of what is measured on")
+    add(
+        "--features",
+        default=CLIP_FEATURES,
+        help="Inception's weights for fid; clip: the seed's own CLIP",
+    )
     args = parser.parse_args(argv)
     for flag, allowed in (("variants", VARIANTS), ("what", WHAT), ("samplers", SAMPLERS)):
         for name in getattr(args, flag):
@@ -105,6 +112,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.guidance and not set(args.what) & set(DRAWN):
         raise ValueError(
             f"guidance = {args.guidance}: changes {' and '.join(DRAWN)} alone; --what must have one"
+        )
+    if args.features != CLIP_FEATURES and not pathlib.Path(args.features).exists():
+        raise ValueError(
+            f"features = {args.features!r}: must be {CLIP_FEATURES!r} or a file of Inception's weights"
         )
     if args.count < 2:
         raise ValueError(f"count = {args.count}: must be at least 2, prompts are shuffled")
@@ -175,6 +186,7 @@ def measure(
         export=str(workdir / "export"),
         count=args.count,
         data=tuple(args.data),
+        features=args.features,
         clip=str(locate_in(workdir)(config.encoders.clip)),
     )
     plans = {}
@@ -214,10 +226,11 @@ def train_variants(
         asked = {"steps": changed.runs[base].steps, "count": args.count}
         asked |= {"what": args.what, "data": args.data, "guidance": args.guidance}
         asked |= {"calls": args.calls, "samplers": args.samplers if args.calls else []}
+        asked |= {"features": args.features}
         if path.exists():
             found = json.loads(path.read_text())
             # Keys that are newer than the result have the value they stand for.
-            older = {"guidance": [], "calls": [], "samplers": []}
+            older = {"guidance": [], "calls": [], "samplers": [], "features": CLIP_FEATURES}
             same = {key: {**older, **found}.get(key) for key in asked} == asked
             if not same or from_config_dict(found["config"]) != changed:
                 raise ValueError(f"{path} is of another call: take another --output")

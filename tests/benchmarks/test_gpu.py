@@ -16,6 +16,7 @@ from benchmarks import (  # noqa: E402
     gpu_latent,
     gpu_unet,
     latent_vs_diffusers,
+    paired_runs,
     torch_unet,
     unet_vs_diffusers,
 )
@@ -110,7 +111,7 @@ def test_parts_start_what_exists_and_keep_its_results(tmp_path):
     python.write_text(
         f"""#!/bin/sh
         printf '%s\\n' "$*" >>{called}
-        mkdir -p {out}/emoji/work {out}/emoji/with
+        mkdir -p {out}/emoji/work {out}/emoji/with {out}/flow/0/flow_none/work
         echo '{{}}' >{out}/emoji/summary.json
         echo measured
         """
@@ -123,9 +124,12 @@ def test_parts_start_what_exists_and_keep_its_results(tmp_path):
         "attention",
         "latent_training",
         "latent_sampling",
+        "flow",
         OUT=str(out),
         VENV=str(tmp_path / "venv"),
         DATA="shards",
+        CIFAR10="cifar10",
+        FLOW_FLAGS=f"--features={__file__}",
         UNET_FLAGS="--turns=3 --peer=stable_diffusion",
         LATENT_FLAGS="--batch_size=2",
     )
@@ -135,8 +139,14 @@ def test_parts_start_what_exists_and_keep_its_results(tmp_path):
         strict=True,
     )
     last = ("benchmarks.adapter_vs_plain", "benchmarks.fused_attention")
-    assert modules == ("benchmarks.gpu_unet",) * 2 + last + ("benchmarks.gpu_latent",) * 2
-    for part, command in zip(("latent_training", "latent_sampling"), commands[4:], strict=True):
+    latent = ("benchmarks.gpu_latent",) * 2
+    assert modules == ("benchmarks.gpu_unet",) * 2 + last + latent + ("benchmarks.paired_runs",)
+    flow = paired_runs.parse(commands[6])
+    assert (flow.config, flow.data_path, flow.output) == ("cifar10:folder", "cifar10", out / "flow")
+    assert flow.features == __file__ and "flow_coupling" in flow.variants
+    with tarfile.open(out / "flow.tar.gz") as archive:
+        assert set(archive.getnames()) == {"flow", "flow/0", "flow/0/flow_none"}
+    for part, command in zip(("latent_training", "latent_sampling"), commands[4:6], strict=True):
         args = latent_vs_diffusers.parse([*gpu_latent.SETTINGS, *command])
         found = (args.what, args.json, args.turns, args.batch_size)
         assert found == (part.removeprefix("latent_"), out / f"{part}.json", 3, 2)
