@@ -115,7 +115,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     if args.features != CLIP_FEATURES and not pathlib.Path(args.features).exists():
         raise ValueError(
-            f"features = {args.features!r}: must be {CLIP_FEATURES!r} or a file of Inception's weights"
+            f"features = {args.features!r}: must be {CLIP_FEATURES!r} or a file of Inception"
         )
     if args.count < 2:
         raise ValueError(f"count = {args.count}: must be at least 2, prompts are shuffled")

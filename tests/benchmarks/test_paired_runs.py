@@ -335,7 +335,10 @@ def test_command(tmp_path):
             "--calls=4 --samplers=heun --variants=vp_paper",
             "sampler.name = 'heun': not with an adapter",
         ),
-        ("--features=none.safetensors", "features = 'none.safetensors': must be 'clip' or a file"),
+        (
+            "--features=none.safetensors",
+            "features = 'none.safetensors': must be 'clip' or a file",
+        ),
         ("--guidance=nan", "guidance = nan: must be numbers from 0"),
         ("--what=bits_per_dim --guidance=6", "guidance = .*: changes scenes and fid alone"),
         ("--config=cifar10:cpu", "what = 'scenes': cifar10:cpu trains on 'tfds'"),
