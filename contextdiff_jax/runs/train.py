@@ -33,11 +33,12 @@ Draw = Callable[[epath.Path, SamplesConfig, epath.Path], None]
 def train_pipeline(
     config: Config, workdir: epath.Path, draw: Draw, only: str | None = None
 ) -> None:
-    """Trains the pipeline's runs in order, skipping finished ones, then exports and draws.
+    """Trains the pipeline's runs in order, skipping finished ones, then exports what draws.
 
-    draw: draws the config's samples from an export into a folder.
+    draw: draws the config's samples, where it has prompts for some, from an export into a folder.
     """
-    draws = only is None and build.diffusion_runs(config) and config.samples.prompts
+    exports = only is None and bool(build.diffusion_runs(config))
+    draws = exports and bool(config.samples.prompts)
     if draws:
         for name in build.diffusion_runs(config):  # drawing encodes prompts, whatever was stored
             read = config.runs[name].task.encoders(config.use_adapter)
@@ -49,9 +50,11 @@ def train_pipeline(
             _check_start(config, name, workdir, names[:before])
     for name in names:
         train_run(config, name, workdir)
-    if draws:
-        notices.doing("exporting and drawing samples")
+    if exports:
+        notices.doing("exporting and drawing samples" if draws else "exporting")
         export_pipeline(config, workdir, workdir / "export")
+        logging.info("sample and evaluate read --export=%s", workdir / "export")
+    if draws:
         draw(workdir / "export", config.samples, workdir / "samples")
 
 

@@ -235,7 +235,7 @@ def test_fixed_weights_that_changed_are_refused(harm, workdir):
             f"'second' trains a part of the weights of {workdir}/first and reads.*restore them"
         )
     else:
-        train(config(2, first=6), workdir)
+        train(config(2, first=6), workdir, "first")
         sentence = r"with fixed weights \w{16} of .*first, which now holds \w{16}; restore those"
     with pytest.raises(CheckpointError, match=sentence):
         train(config(4, first=4), workdir, "second")
