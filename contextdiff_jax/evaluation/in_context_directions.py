@@ -7,12 +7,13 @@ mean over pictures of each one's mean squared error, pixels in 0..1 (Najdenkoska
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from contextdiff_jax.evaluation.evaluation import Evaluation
+from contextdiff_jax.evaluation.extraction import collect
 from contextdiff_jax.evaluation.feature_networks import FeatureNetwork, clip_folder, load_networks
 from contextdiff_jax.evaluation.frechet import frechet_distance
 from contextdiff_jax.evaluation.in_context_examples import Examples
@@ -28,6 +29,7 @@ from contextdiff_jax.evaluation.in_context_held_out import (
 )
 from contextdiff_jax.evaluation.results import Result, Table
 from contextdiff_jax.evaluation.statistics import FeatureStatistics
+from contextdiff_jax.generation.generate import Pictures
 
 Direction = tuple[str, str]
 """The query's style, and the one asked for."""
@@ -59,12 +61,12 @@ def plan_directions(evaluation: Evaluation) -> Callable[[], Result]:
         examples, directions = asked.written(evaluation)
         pairs, alone = measurable(directions)
         found = {name: drawn(evaluation, examples, name)[1] for name in (BOTH, CONTEXT, PROMPT)}
-        measure = _Measure(evaluation, network, examples)
+        measure = _Measure(evaluation, network, examples, found)
         values: dict[str, Any] = {}
         for pair in pairs:
             chosen = [number for number, each in enumerate(directions) if each == pair]
             title = " to ".join(pair)
-            values[title] = {"count": len(chosen), **measure(chosen, found)}
+            values[title] = {"count": len(chosen), **measure(chosen)}
         result = _result(network, values, asked.protocol(evaluation, examples))
         return dataclasses.replace(result, warnings=(*result.warnings, *alone))
 
@@ -88,31 +90,47 @@ def measurable(directions: Sequence[Direction]) -> tuple[list[Direction], list[s
 
 
 class _Measure:
-    """Figures of some of the examples, for each set of pictures drawn of them."""
+    """Figures of some of the examples, for each set of pictures drawn of them.
 
-    def __init__(self, evaluation: Evaluation, network: FeatureNetwork, examples: Examples):
-        self._stage, self._size = evaluation.stage, evaluation.settings.batch_size
-        self._network, self._examples = network, examples
+    Features of a set are extracted once, in whole batches: a direction alone may fill none.
+    """
 
-    def __call__(self, chosen: list[int], sets: dict[str, Any]) -> dict[str, dict[str, float]]:
-        true, found = self._statistics(chosen, self._examples.true), {}
-        for name, pictures in sets.items():
-            images = images_of(pictures, self._stage)
-            ours = self._statistics(chosen, images)
-            found[name] = {
-                "RMSE": self._rmse(chosen, images),
-                self._network.distance_name: frechet_distance(ours, true).distance,
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        network: FeatureNetwork,
+        examples: Examples,
+        sets: Mapping[str, Pictures],
+    ):
+        self._size, self._count = evaluation.settings.batch_size, len(examples)
+        self._network, self._true = network, examples.true
+        self._sets = {name: images_of(each, evaluation.stage) for name, each in sets.items()}
+        self._features = {
+            name: self._extracted(name, images)
+            for name, images in {"true pictures": self._true, **self._sets}.items()
+        }
+
+    def _extracted(self, name: str, images: Images) -> np.ndarray:
+        batches = (images(some) for some in parts(range(self._count), self._size))
+        found = self._network.extraction(batches, self._count, f"features, {name}")
+        return collect(found)[self._network.layer]
+
+    def __call__(self, chosen: list[int]) -> dict[str, dict[str, float]]:
+        true = self._statistics(chosen, "true pictures")
+        return {
+            name: {
+                "RMSE": rmse((images(p), self._true(p)) for p in parts(chosen, self._size)),
+                self._network.distance_name: frechet_distance(
+                    self._statistics(chosen, name), true
+                ).distance,
             }
-        return found
+            for name, images in self._sets.items()
+        }
 
-    def _rmse(self, chosen: list[int], images: Images) -> float:
-        return rmse((images(p), self._examples.true(p)) for p in parts(chosen, self._size))
-
-    def _statistics(self, chosen: list[int], images: Images) -> FeatureStatistics:
+    def _statistics(self, chosen: list[int], name: str) -> FeatureStatistics:
         network = self._network
         found = FeatureStatistics(network.identity, network.dimension, f"{len(chosen)} pictures")
-        for some in parts(chosen, self._size):
-            found.update(network.extract(images(some))[network.layer])
+        found.update(self._features[name][chosen])
         return found
 
 

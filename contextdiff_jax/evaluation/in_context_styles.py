@@ -34,7 +34,7 @@ from contextdiff_jax.evaluation.similarity import cosines
 from contextdiff_jax.evaluation.style_classifier import StyleClassifier, train_classifier
 from contextdiff_jax.generation.generate import Pictures
 
-_TRAINED_ON = 2000  # pictures at most
+_TRAINED_ON = 5000  # pictures at most
 
 
 @dataclasses.dataclass(frozen=True)
