@@ -50,6 +50,7 @@ LIMITS: Mapping[str, Mapping[str, int]] = MappingProxyType(
             "max_pixels": 178_956_970,  # PIL opens no larger picture
             "limit": 10**12,
             **dict.fromkeys(("threads", "processes"), 1024),
+            "keep_mib": 2**24,  # 16 TiB
         },
         "OptimizerConfig": {
             "warmup_steps": _COUNT,
