@@ -162,8 +162,11 @@ def _short(config: cfg.Config) -> cfg.Config:
         task = runs[name].task
         runs[name] = cfg.with_task(
             runs[name],
-            diagnose_every=4,
-            preview=dataclasses.replace(task.preview, every=4, num_steps=2),
+            diagnose_every=4,  # a fortieth of the process's steps
+            diffusion=dataclasses.replace(task.diffusion, num_steps=100),
+            preview=dataclasses.replace(
+                task.preview, every=4, prompts=task.preview.prompts[:2], num_steps=2
+            ),
             sampler=dataclasses.replace(task.sampler, num_steps=2),
         )
     samples = cfg.SamplesConfig(prompts=("a red circle", "", "a blue square"), batch_size=2)
@@ -173,6 +176,9 @@ def _short(config: cfg.Config) -> cfg.Config:
 def _shallow(runs: dict[str, cfg.RunConfig]) -> dict[str, cfg.RunConfig]:
     """What is compiled in tests: one layer, block or level of everything that repeats."""
     clip, base, sr = (run.task for run in runs.values())
+    one_level = dataclasses.replace(
+        base.unet, multipliers=(1,), attention_levels=(0,), head_dim=8
+    )
     network = dataclasses.replace(
         sr.efficient_unet,
         channels=(24, 32),
@@ -187,6 +193,6 @@ def _shallow(runs: dict[str, cfg.RunConfig]) -> dict[str, cfg.RunConfig]:
     }
     return {
         "clip": cfg.with_task(runs["clip"], clip=one_layer),
-        "base": cfg.with_task(runs["base"], adapter=one_block["base"]),
+        "base": cfg.with_task(runs["base"], adapter=one_block["base"], unet=one_level),
         "sr": cfg.with_task(runs["sr"], adapter=one_block["sr"], efficient_unet=network),
     }
