@@ -129,7 +129,11 @@ def trained_base(folder: epath.Path, seed: int, side: int, steps: int) -> tuple[
     stage_folder = folder / STAGE
     if not (stage_folder / "config.json").exists():
         write_pixel_stage(stage_folder)
-    config = base_config(stage_folder, seed, side, steps)
+    return trained(base_config(stage_folder, seed, side, steps), folder)
+
+
+def trained(config: Config, folder: epath.Path) -> tuple[Stage, epath.Path]:
+    """Trains CLIP and base of a config, or goes on; returns the stage and the folder of CLIP."""
     validate(config)
     for name in config.pipeline:
         train_run(config, name, folder)

@@ -52,7 +52,7 @@ from contextdiff_jax.system.atomic_write import written_whole
 from contextdiff_jax.system.interruption import Watch
 
 SOURCE, TARGET = "source", "target"
-_ADAPTER = AdapterConfig(patch_size=2, width=64, num_blocks=2, heads=4, mlp_ratio=2, time_width=64)
+ADAPTER = AdapterConfig(patch_size=2, width=64, num_blocks=2, heads=4, mlp_ratio=2, time_width=64)
 _FATEZERO = VideoConfig(keys_from=("mid",), temporal=None)
 
 
@@ -176,7 +176,7 @@ def editing_config(row: Row, scene: MovingScene, args: argparse.Namespace) -> Ed
         guidance_scale=3.0,
         invert_from=0.055,
         fusion=fusion,
-        adapter=_ADAPTER if "adapter" in method.trainable else None,
+        adapter=ADAPTER if "adapter" in method.trainable else None,
         control_scale=float(method.controlled),
     )
 

@@ -1,0 +1,114 @@
+"""Real clips drawn again from their inversions: what is read, the base's config, the table."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+from benchmarks import clip_base, real_clips
+from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.data.sources import open_source
+from contextdiff_jax.encoders.latent_weights import first_stage, load_first_stage
+from contextdiff_jax.runs.validation import validate
+
+FLAGS = ["--output=x", "--first_stage=y"]
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Two clips of three frames, of one shade each."""
+    rows = []
+    for name, shade in (("dark", 40), ("light", 200)):
+        folder = tmp_path / "clips" / "open" / name
+        folder.mkdir(parents=True)
+        for number in range(3):
+            frame = np.full((144, 160, 3), shade + number, np.uint8)
+            Image.fromarray(frame).save(folder / f"{number:03d}.png")
+        rows.append({"clip": f"open/{name}", "prompt": f"a {name} wall", "fps": 5})
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "clips/clips.jsonl").write_text(lines)
+    return tmp_path / "clips"
+
+
+def parse(*flags):
+    return real_clips.parse([*FLAGS, *map(str, flags)])
+
+
+def test_frames_are_an_image_folder_with_the_prompts(clips, tmp_path):
+    found = real_clips.read_clips(parse(f"--clips={clips}", "--frames=2"))
+    assert [(clip.name, prompt) for clip, prompt in found] == [
+        ("dark", "a dark wall"),
+        ("light", "a light wall"),
+    ]
+    assert found[1][0].frames.shape == (2, 128, 128, 3)
+    assert [frame[0, 0, 0] for frame in found[1][0].frames] == [200, 202]
+    folder = epath.Path(tmp_path / "pictures")
+    real_clips.write_pictures(folder, found)
+    source = open_source(DataConfig(source="folder", path=str(folder), resolution=128))
+    assert len(source) == 4
+    assert source[3].captions == ("a light wall",) and source[3].image[0, 0, 0] == 202
+
+
+def test_latents_have_mean_0_and_deviation_1(clips, tmp_path):
+    folder = epath.Path(tmp_path / "pixels")
+    clip_base.write_pixel_stage(folder)
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    reference = real_clips.measured_stage(folder, frames)
+    config, params = load_first_stage(folder)
+    space = reference.normalization
+    pixels = frames / np.float32(127.5) - 1
+    encoded, _ = first_stage(config).apply({"params": params}, pixels, method="encode")
+    x0 = (np.asarray(encoded) - space.mean) / space.std
+    np.testing.assert_allclose(x0.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(x0.std((0, 1, 2)), 1, atol=1e-5)
+    validate(real_clips.real_config(reference, epath.Path(clips), parse(f"--clips={clips}")))
+
+
+@pytest.mark.parametrize("method", real_clips.ROWS)
+def test_every_method_is_a_config_that_is_allowed(method):
+    config = real_clips.editing_config(method, 3.0, parse("--clips=x", "--tuning_steps=7"))
+    config.validate()
+    assert (config.adapter is not None) == method.endswith("_adapter")
+    assert config.tuning.steps == (0 if method in ("per_frame", "fatezero") else 7)
+    assert (config.fusion is not None) == method.startswith("fatezero")
+
+
+def test_what_is_there_is_not_drawn_again_nor_taken_for_another_call(clips, tmp_path, monkeypatch):
+    args = parse(f"--clips={clips}", "--frames=2", f"--output={tmp_path}")
+    found = real_clips.read_clips(args)
+    bench = real_clips.Bench(None, None, args)
+    kept = {clip.name: np.clip(clip.frames + 1, 0, 255) for clip, _ in found}
+    monkeypatch.setattr(real_clips.Bench, "kept", lambda self, clip: kept.pop(clip.name))
+    first = real_clips.measured(bench, real_clips.FIRST_STAGE, found)
+    assert first == real_clips.measured(bench, real_clips.FIRST_STAGE, found)
+    expected = 20 * np.log10(255)  # one grey level off
+    assert [row["round trip"] for row in first] == pytest.approx([expected] * 2)
+    assert [row["flicker"] for row in first] == [0, 0]
+    assert Image.open(tmp_path / "first stage/dark.png").size == (2 * 128, 2 * 128)
+    other = real_clips.Bench(None, None, parse(f"--output={tmp_path}", "--clips=x", "--frames=3"))
+    with pytest.raises(ValueError, match=r"dark\.json is of another call"):
+        real_clips.measured(other, real_clips.FIRST_STAGE, found)
+
+
+def test_the_table_has_mean_and_range_of_the_clips():
+    tuned = [
+        {"round trip": 20.0, "tuning error before": 0.5, "tuning error after": 0.1},
+        {"round trip": 30.0, "tuning error before": 0.7, "tuning error after": 0.3},
+    ]
+    *_, line = real_clips.summary({"tune_a_video": tuned}).splitlines()
+    assert line == "| tune_a_video | 0.6 -> 0.2 | 25 (20 to 30) |  |  |"
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--methods=controlvideo", "--methods = 'controlvideo': must be one of per_frame"),
+        ("--side=100", "--side = 100: must be 128 or 256"),
+    ],
+)
+def test_options_that_are_not_allowed_are_named(flag, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        parse("--clips=x", flag)
