@@ -29,6 +29,14 @@ fewer = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 if fewer and metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = f"{SOONER} {XLA_FLAGS}".strip()
 
+# With `-n 2` each worker has its share of the processors: XLA and PyTorch begin as many threads as
+# there are processors, and those of two workers on the same ones would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    processors = sorted(os.sched_getaffinity(0))
+    number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    own = processors[number :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+    os.sched_setaffinity(0, own or processors)
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import logging  # noqa: E402

@@ -94,7 +94,7 @@ def test_a_process_that_only_starts_is_not_ended_by_a_notice(list_source):
 
     def notify():
         told = set()
-        while not ended.is_set():
+        while not ended.wait(0.001):
             for child in multiprocessing.active_children():
                 if child.pid and child.pid not in told:
                     for notice in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -112,6 +112,7 @@ def test_the_folders_network_is_that_of_the_run_s_export(
     np.testing.assert_allclose(*drawn, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_updates_beside_make_the_folder_s_network_of_the_published_one(exported, sd_folder):
     config, published = load_unet(sd_folder / "unet")
     updates = load_lora(exported / "lora/pytorch_lora_weights.safetensors", config)
@@ -122,6 +123,7 @@ def test_the_updates_beside_make_the_folder_s_network_of_the_published_one(expor
     assert sum(change > 0 for change in moved) == 56
 
 
+@pytest.mark.slow
 def test_the_card_says_what_it_is_and_is_no_one_s_to_overwrite(
     exported, lora_config, with_updates, caplog
 ):
