@@ -40,6 +40,7 @@ def test_command(tmp_path, capsys):
     assert "compiling ours" in printed and "ours / diffusers" in printed
 
 
+@pytest.mark.slow
 def test_an_edit_depends_on_all_that_both_sides_must_agree_on(tmp_path):
     """Random weights that did nothing would let the comparison pass whatever either side does."""
     folder = epath.Path(tmp_path)

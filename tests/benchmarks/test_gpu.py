@@ -45,6 +45,7 @@ TOY = [
 TOY_LATENT = [flag for flag in TOY if not flag.startswith("--head_dim")] + ["--heads=2"]
 
 
+@pytest.mark.slow
 def test_size_and_peer():
     work = unet_vs_diffusers.workload(unet_vs_diffusers.parse(gpu_unet.SETTINGS))
     ours = JaxUNet(work).parameter_count()

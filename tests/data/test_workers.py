@@ -28,6 +28,7 @@ def tokenize(captions):
     return {"lengths": np.array([len(caption) for caption in captions]), "pid": os.getpid()}
 
 
+@pytest.mark.slow
 def test_the_stream_is_that_of_one_process(tiny_shards):
     config = DataConfig("shards", str(tiny_shards), resolution=8)
     source = open_source(config)
@@ -87,6 +88,7 @@ def test_a_process_that_is_killed_is_one_sentence(list_source):
     batches.close()
 
 
+@pytest.mark.slow
 def test_a_process_that_only_starts_is_not_ended_by_a_notice(list_source):
     """Without waiting for their first line: processes that have not run it yet ignore it too."""
     batches = make_batches(list_source(40), dataclasses.replace(CONFIG, processes=3), 4, seed=0)

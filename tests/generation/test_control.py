@@ -81,6 +81,7 @@ def uncontrolled(folders):
         return drawn(folders, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 0.4])
 def test_pictures_are_those_of_diffusers(scale, folders, uncontrolled):
     """With guidance 7.5; the branch works on both of its sides."""

@@ -207,6 +207,7 @@ def test_the_edits_rows_alone_take_attention_over(flat_network):
     np.testing.assert_allclose(same[:, 1], same[:, 0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_originals_bias_is_not_the_identity(flat_network):
     _, config, params = flat_network
     name = "middle_attn/block_0/temporal/out/bias"

@@ -177,6 +177,7 @@ def moved(task):
     return jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), shapes)
 
 
+@pytest.mark.slow
 def test_the_branch_begins_as_a_copy_and_the_encoder_stays(built, sd_folder, tmp_path):
     config, task = built
     begun = start(config, "base", task, epath.Path(tmp_path), None)
@@ -332,6 +333,7 @@ def test_configs_that_do_not_fit_are_refused(case, in_latents):
         validate(in_latents(**keys))
 
 
+@pytest.mark.slow
 def test_the_published_preset_is_as_large_as_its_parts():
     """Stable Diffusion 1.5, ControlNet, and one layer from CLIP's width to the text's."""
     config = preset("stable_diffusion", model="x/stable-diffusion-v1-5", data_path="pictures")

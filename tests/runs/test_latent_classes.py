@@ -56,6 +56,7 @@ def config(published):
     return dataclasses.replace(config, runs={"base": run}, **changed)
 
 
+@pytest.mark.slow
 def test_the_run_starts_from_the_file_and_draws_by_its_rows(config, tmp_path):
     """The denoiser attends to the class's row; where it is hidden, or "", to the last one."""
     from etils import epath

@@ -136,6 +136,7 @@ def test_deterministic_samplers_reproduce_gaussian_data(name, kind, gaussian_dat
         assert error(100) < 1e-3 + rounding
 
 
+@pytest.mark.slow
 def test_ddpm_reproduces_gaussian_data(gaussian_data):
     """Ancestral sampling keeps the mean; its variance lacks Var[x0 | x_t] in each step.
 

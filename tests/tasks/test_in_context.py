@@ -64,6 +64,7 @@ def loss_of(task):
     return lambda batch: float(run(params, task.frozen, batch, jax.random.key(3))[0])
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_what_a_request_does_not_have(make):
     """For denoiser, branch and adapter, to the digit; and nothing is missing where no share is."""
     gone = make(no_prompt=1.0, no_context=1.0, no_query=1.0)

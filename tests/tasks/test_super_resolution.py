@@ -135,6 +135,7 @@ def test_each_picture_has_its_own_augmentation_whatever_the_batch(make_task):
     assert np.abs(np.asarray(whole[0] - whole[1])).max() > 0.1
 
 
+@pytest.mark.slow
 def test_training_draws_levels_and_reports_consistency(make_task, make_batch, awake):
     task = make_task("sr")
     params = awake(task)
