@@ -176,9 +176,7 @@ def _short(config: cfg.Config) -> cfg.Config:
 def _shallow(runs: dict[str, cfg.RunConfig]) -> dict[str, cfg.RunConfig]:
     """What is compiled in tests: one layer, block or level of everything that repeats."""
     clip, base, sr = (run.task for run in runs.values())
-    one_level = dataclasses.replace(
-        base.unet, multipliers=(1,), attention_levels=(0,), head_dim=8
-    )
+    one_level = dataclasses.replace(base.unet, multipliers=(1,), attention_levels=(0,), head_dim=8)
     network = dataclasses.replace(
         sr.efficient_unet,
         channels=(24, 32),

@@ -72,9 +72,7 @@ def test_a_picture_depends_on_seed_and_place_alone(quickstart, run, tmp_path):
         file = f"sr/{index:04d}.png"
         same = np.abs(pixels(tmp_path / "one" / file) - pixels(tmp_path / "two" / file))
         assert same.max() <= 1
-        assert (
-            np.abs(pixels(tmp_path / "other" / file) - pixels(tmp_path / "two" / file)).max() > 8
-        )
+        assert np.abs(pixels(tmp_path / "other" / file) - pixels(tmp_path / "two" / file)).max() > 8
     assert (
         np.abs(pixels(tmp_path / "two/sr/0000.png") - pixels(tmp_path / "two/sr/0001.png")).max()
         > 8
