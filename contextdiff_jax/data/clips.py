@@ -90,27 +90,20 @@ def read_clip(path: str, config: ClipConfig, height: int, width: int) -> Clip:
     Raises ClipError where there is no such clip, it is too short, a frame is damaged or of another
     size, names have gaps, or PyAV is needed and missing.
     """
-    source, natives, fitted = pathlib.Path(path), [], []
-
-    def take(picture: np.ndarray) -> None:  # at once: hundreds of whole frames are gigabytes
-        natives.append(picture.shape[:2])
-        _check_crop(path, natives[0], config.crop)
-        fitted.append(fit(_turned(picture, config), height, width))
-
+    source, fitted = pathlib.Path(path), _Fitted(str(path), config, (height, width))
     if source.is_dir():
-        fps = _read_folder(source, config, take)
+        fps = _read_folder(source, config, fitted.take)
     elif source.is_file():
         if source.suffix.lower() not in VIDEO_SUFFIXES:
             raise ClipError(
                 f"clip {path}: must be a folder of frames, or a video file "
                 f"({', '.join(VIDEO_SUFFIXES)})"
             )
-        fps, there = read_video(source, config.frames, take)
+        fps, there = read_video(source, config.frames, fitted.take)
         _check_length(source, there, config)
     else:
         raise ClipError(f"clip {path}: no such folder or file")
-    fps = _checked_fps(path, fps, config)
-    return Clip(np.stack(fitted), str(path), fps, natives[0])
+    return fitted.clip(fps)
 
 
 def count_frames(folder: pathlib.Path) -> int:
@@ -124,14 +117,33 @@ def read_frames(folder: pathlib.Path, size: tuple[int, int] | None = None) -> Cl
     Raises ClipError as read_clip does.
     """
     config = ClipConfig(count=count_frames(folder))
-    natives, fitted = [], []
+    fitted = _Fitted(str(folder), config, size)
+    return fitted.clip(_read_folder(folder, config, fitted.take))
 
-    def take(picture: np.ndarray) -> None:
-        natives.append(picture.shape[:2])
-        fitted.append(fit(picture, *(size or natives[0])))
 
-    fps = _read_folder(folder, config, take)
-    return Clip(np.stack(fitted), str(folder), _checked_fps(str(folder), fps, config), natives[0])
+class _Fitted:
+    """Frames, fitted as they are read: hundreds of whole ones are gigabytes.
+
+    size: height and width, None for those of the first frame.
+    """
+
+    def __init__(self, path: str, config: ClipConfig, size: tuple[int, int] | None):
+        self._path, self._config, self._size = path, config, size
+        self._native: tuple[int, int] | None = None
+        self._frames: list[np.ndarray] = []
+
+    def take(self, picture: np.ndarray) -> None:
+        """Adds a whole frame; raises ClipError where the config cuts nothing out of it."""
+        if self._native is None:
+            self._native = picture.shape[:2]
+            _check_crop(self._path, self._native, self._config.crop)
+        size = self._size or self._native
+        self._frames.append(fit(_turned(picture, self._config), *size))
+
+    def clip(self, fps: float) -> Clip:
+        """Returns the clip of all frames; fps: of the source, 0 where it says none."""
+        checked = _checked_fps(self._path, fps, self._config)
+        return Clip(np.stack(self._frames), self._path, checked, self._native)
 
 
 def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
