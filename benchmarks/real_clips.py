@@ -37,7 +37,8 @@ from benchmarks.video_comparison import ADAPTER, METHODS
 from contextdiff_jax.config import Config, with_task
 from contextdiff_jax.data.clips import Clip, ClipConfig, read_clip
 from contextdiff_jax.data.config import DataConfig
-from contextdiff_jax.encoders.frozen import load_frozen_stage
+from contextdiff_jax.data.latents import Latents
+from contextdiff_jax.encoders.frozen import frozen_stage_sizes
 from contextdiff_jax.entry import hide_libraries, keep_compiled_programs
 from contextdiff_jax.evaluation.clips import flicker, masked_psnr
 from contextdiff_jax.generation.cascade import Stage
@@ -45,12 +46,12 @@ from contextdiff_jax.generation.clip_tuning import Tuning
 from contextdiff_jax.generation.editing_config import EditingConfig, FusionConfig, TuningConfig
 from contextdiff_jax.generation.editor import Beside, Editor, editor_of
 from contextdiff_jax.generation.video_editing import Wanted, tuned_on
+from contextdiff_jax.runs.prepare import Job, prepare
+from contextdiff_jax.runs.prepare_latents import LatentWorker
 from contextdiff_jax.spaces.clips import strip
-from contextdiff_jax.spaces.latents import LatentSpace
 from contextdiff_jax.spaces.pictures import to_uint8, write_png
 from contextdiff_jax.system.atomic_write import written_whole
 from contextdiff_jax.system.interruption import Watch
-from contextdiff_jax.tasks.first_stage import FirstStageRef
 
 FIRST_STAGE = "first stage"
 ROWS = ("per_frame", "tune_a_video", "tune_a_video_adapter", "fatezero", "fatezero_adapter")
@@ -111,29 +112,29 @@ def write_pictures(folder: epath.Path, clips: Sequence[tuple[Clip, str]]) -> Non
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def measured_stage(path: pathlib.Path, frames: np.ndarray) -> FirstStageRef:
-    """Returns the first stage with mean and deviation of its latents of frames (F, H, W, 3)."""
-    stage = load_frozen_stage(path)
-    space = LatentSpace(stage.module, frames.shape[1]).bind({"stage": stage.params})
-    encode = jax.jit(lambda part: space.moments(part)[0])
-    latents = np.concatenate([np.asarray(encode(frame)) for frame in frames[:, None]])
-    mean, std = (statistic(latents, axis=(0, 1, 2)).tolist() for statistic in (np.mean, np.std))
-    return FirstStageRef(str(path), mean=tuple(mean), std=tuple(std))
-
-
-def real_config(reference: FirstStageRef, folder: epath.Path, args: argparse.Namespace) -> Config:
+def real_config(folder: epath.Path, args: argparse.Namespace) -> Config:
     """Returns the config of CLIP and base for the pictures in `folder`."""
-    config = base_config(epath.Path(reference.path), 0, args.side // 8, args.base_steps)
-    task = config.runs[BASE].task
-    unet = dataclasses.replace(task.latent_unet, image_channels=len(reference.mean))
-    base = with_task(config.runs[BASE], latent_unet=unet, first_stage=reference)
+    config = base_config(epath.Path(args.first_stage), 0, args.side // 8, args.base_steps)
+    channels = frozen_stage_sizes(args.first_stage).latent_channels
+    unet = dataclasses.replace(config.runs[BASE].task.latent_unet, image_channels=channels)
+    runs = config.runs | {BASE: with_task(config.runs[BASE], latent_unet=unet)}
     runs = {
         name: dataclasses.replace(
-            run, data=DataConfig(source="folder", path=str(folder), resolution=side)
+            runs[name], data=DataConfig(source="folder", path=str(folder), resolution=side)
         )
-        for name, run, side in ((CLIP, config.runs[CLIP], 16), (BASE, base, args.side))
+        for name, side in ((CLIP, 16), (BASE, args.side))
     }
     return dataclasses.replace(config, name="real_clips", runs=runs)
+
+
+def with_stored_latents(config: Config, folder: epath.Path) -> Config:
+    """Returns the config whose base reads latents from `folder`, normalized by their statistics."""
+    prepare(Job(config, BASE, "", str(folder), batch_size=8, dtype="float32"), worker=LatentWorker)
+    found, run = Latents(str(folder)).metadata, config.runs[BASE]
+    stage = dataclasses.replace(run.task.first_stage, mean=found.mean, std=found.std)
+    data = dataclasses.replace(run.data, latents=str(folder))
+    run = dataclasses.replace(with_task(run, first_stage=stage), data=data)
+    return dataclasses.replace(config, runs=config.runs | {BASE: run})
 
 
 def editing_config(method: str, guidance_scale: float, args: argparse.Namespace) -> EditingConfig:
@@ -263,8 +264,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     keep_compiled_programs(epath.Path(args.output) / "compiled")
     folder = epath.Path(args.output) / "base"
     write_pictures(folder / "pictures", clips)
-    reference = measured_stage(args.first_stage, np.concatenate([clip.frames for clip, _ in clips]))
-    stage, encoder = trained(real_config(reference, folder / "pictures", args), folder)
+    config = with_stored_latents(real_config(folder / "pictures", args), folder / "latents")
+    stage, encoder = trained(config, folder)
     bench, results = Bench(stage, encoder, args), {}
     for row in (FIRST_STAGE, *args.methods):
         results[row] = measured(bench, row, clips)

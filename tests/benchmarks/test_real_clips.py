@@ -10,7 +10,6 @@ from PIL import Image
 from benchmarks import clip_base, real_clips
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.sources import open_source
-from contextdiff_jax.encoders.latent_weights import first_stage, load_first_stage
 from contextdiff_jax.runs.validation import validate
 
 FLAGS = ["--output=x", "--first_stage=y"]
@@ -51,20 +50,22 @@ def test_frames_are_an_image_folder_with_the_prompts(clips, tmp_path):
     assert source[3].captions == ("a light wall",) and source[3].image[0, 0, 0] == 202
 
 
-def test_latents_have_mean_0_and_deviation_1(clips, tmp_path):
-    folder = epath.Path(tmp_path / "pixels")
-    clip_base.write_pixel_stage(folder)
-    rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
-    reference = real_clips.measured_stage(folder, frames)
-    config, params = load_first_stage(folder)
-    space = reference.normalization
-    pixels = frames / np.float32(127.5) - 1
-    encoded, _ = first_stage(config).apply({"params": params}, pixels, method="encode")
-    x0 = (np.asarray(encoded) - space.mean) / space.std
-    np.testing.assert_allclose(x0.mean((0, 1, 2)), 0, atol=1e-5)
-    np.testing.assert_allclose(x0.std((0, 1, 2)), 1, atol=1e-5)
-    validate(real_clips.real_config(reference, epath.Path(clips), parse(f"--clips={clips}")))
+def test_the_base_reads_latents_normalized_by_their_statistics(clips, tmp_path):
+    stage = tmp_path / "pixels"
+    clip_base.write_pixel_stage(epath.Path(stage))
+    args = real_clips.parse([f"--clips={clips}", f"--first_stage={stage}", "--output=x"])
+    folder = epath.Path(tmp_path / "pictures")
+    args.frames = 2
+    real_clips.write_pictures(folder, real_clips.read_clips(args))
+    config = real_clips.real_config(folder, args)
+    config = real_clips.with_stored_latents(config, epath.Path(tmp_path / "latents"))
+    validate(config)
+    base = config.runs[clip_base.BASE]
+    shades = np.array([40, 42, 200, 202]) / 127.5 - 1  # of every pixel of a frame
+    assert base.task.first_stage.mean == pytest.approx([shades.mean()] * 3, abs=1e-4)
+    assert base.task.first_stage.std == pytest.approx([shades.std()] * 3, abs=1e-4)
+    assert base.task.latent_unet.image_channels == 3
+    assert base.data.latents == str(tmp_path / "latents")
 
 
 @pytest.mark.parametrize("method", real_clips.ROWS)
