@@ -154,25 +154,32 @@ def editing_config(method: str, guidance_scale: float, args: argparse.Namespace)
     )
 
 
+def first_stage_s(stage: Stage, clips: Sequence[tuple[Clip, str]]) -> dict[str, np.ndarray]:
+    """Returns what the first stage makes of each clip's frames, uint8 (F, H, W, 3), by name."""
+
+    @jax.jit
+    def again(frozen: Any, frames: jax.Array) -> jax.Array:
+        space = stage.task.space_in(frozen)
+        return space.decode(space.encode(frames))
+
+    return {clip.name: to_uint8(np.asarray(again(stage.frozen, clip.frames))) for clip, _ in clips}
+
+
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """The base, CLIP's folder, and options."""
+    """The base, CLIP's folder, options. kept: what the first stage makes of each clip, by name."""
 
     stage: Stage
     encoder: epath.Path
     args: argparse.Namespace
-
-    def kept(self, clip: Clip) -> np.ndarray:
-        """Returns what the first stage makes of a clip's frames, uint8."""
-        space = self.stage.task.space_in(self.stage.frozen)
-        again = jax.jit(lambda frames: space.decode(space.encode(frames)))
-        return to_uint8(np.asarray(again(clip.frames)))
+    kept: Mapping[str, np.ndarray]
 
     def drawn(
         self, method: str, wanted: Wanted, folder: pathlib.Path
     ) -> tuple[dict[str, float], list[np.ndarray]]:
         """Returns the figures of a clip, and its frames drawn without and with guidance."""
-        kept, everywhere = self.kept(wanted.clip), np.ones(wanted.clip.frames.shape[:3], bool)
+        kept = self.kept[wanted.clip.name]
+        everywhere = np.ones(kept.shape[:3], bool)
         found: dict[str, float] = {}
         frames = []
         for name, scale in (("round trip", 1.0), ("guided", _SCALE)):
@@ -215,7 +222,7 @@ def measured(bench: Bench, row: str, clips: Sequence[tuple[Clip, str]]) -> list[
     for clip, prompt in clips:
         path = folder / f"{clip.name}.json"
         if not path.exists():
-            kept, frames = bench.kept(clip), []
+            kept, frames = bench.kept[clip.name], []
             if row == FIRST_STAGE:
                 everywhere = np.ones(clip.frames.shape[:3], bool)
                 found = {
@@ -266,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     write_pictures(folder / "pictures", clips)
     config = with_stored_latents(real_config(folder / "pictures", args), folder / "latents")
     stage, encoder = trained(config, folder)
-    bench, results = Bench(stage, encoder, args), {}
+    bench, results = Bench(stage, encoder, args, first_stage_s(stage, clips)), {}
     for row in (FIRST_STAGE, *args.methods):
         results[row] = measured(bench, row, clips)
         (args.output / "summary.md").write_text(summary(results))

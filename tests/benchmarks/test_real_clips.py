@@ -77,19 +77,20 @@ def test_every_method_is_a_config_that_is_allowed(method):
     assert (config.fusion is not None) == method.startswith("fatezero")
 
 
-def test_what_is_there_is_not_drawn_again_nor_taken_for_another_call(clips, tmp_path, monkeypatch):
+def test_what_is_there_is_not_drawn_again_nor_taken_for_another_call(clips, tmp_path):
     args = parse(f"--clips={clips}", "--frames=2", f"--output={tmp_path}")
     found = real_clips.read_clips(args)
-    bench = real_clips.Bench(None, None, args)
-    kept = {clip.name: np.clip(clip.frames + 1, 0, 255) for clip, _ in found}
-    monkeypatch.setattr(real_clips.Bench, "kept", lambda self, clip: kept.pop(clip.name))
+    kept = {clip.name: clip.frames + 1 for clip, _ in found}
+    bench = real_clips.Bench(None, None, args, kept)
     first = real_clips.measured(bench, real_clips.FIRST_STAGE, found)
+    kept.clear()
     assert first == real_clips.measured(bench, real_clips.FIRST_STAGE, found)
     expected = 20 * np.log10(255)  # one grey level off
     assert [row["round trip"] for row in first] == pytest.approx([expected] * 2)
     assert [row["flicker"] for row in first] == [0, 0]
     assert Image.open(tmp_path / "first stage/dark.png").size == (2 * 128, 2 * 128)
-    other = real_clips.Bench(None, None, parse(f"--output={tmp_path}", "--clips=x", "--frames=3"))
+    args = parse(f"--output={tmp_path}", "--clips=x", "--frames=3")
+    other = real_clips.Bench(None, None, args, {})
     with pytest.raises(ValueError, match=r"dark\.json is of another call"):
         real_clips.measured(other, real_clips.FIRST_STAGE, found)
 
