@@ -162,9 +162,9 @@ def _tiny(config: cfg.Config) -> cfg.Config:
         preview=PreviewConfig(every=20, prompts=PROMPTS, num_steps=4),
         unet=UNetConfig(
             width=16,
-            multipliers=(1,),
+            multipliers=(1, 2),
             num_blocks=1,
-            attention_levels=(0,),
+            attention_levels=(1,),
             head_dim=16,
             groups=8,
             text_dim=width,
