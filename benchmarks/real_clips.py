@@ -14,8 +14,8 @@ what is right is known, and nothing is said of how well an edit follows another 
   flicker            RMS in grey levels of changes between frames that the clip does not have, of
                      the guided frames
 
-Both are measured against what the first stage makes of the clip. The row `first stage` is that
-picture against the clip itself. OUTPUT/ROW/CLIP.json is one clip, and CLIP.png its frames: the
+Round trip and guided are measured against what the first stage makes of the clip. The row `first
+stage` is that against the clip itself. OUTPUT/ROW/CLIP.json is one clip, and CLIP.png its frames: the
 clip, the first stage's, the round trip, the guided ones. What is there is not repeated.
 """
 
@@ -56,6 +56,7 @@ from contextdiff_jax.system.interruption import Watch
 FIRST_STAGE = "first stage"
 ROWS = ("per_frame", "tune_a_video", "tune_a_video_adapter", "fatezero", "fatezero_adapter")
 COLUMNS = ("tuning error", "round trip", "guided", "flicker")
+_KEYS = ("clip", "prompt")  # of a line of clips.jsonl
 _SCALE = 3.0  # of guidance
 _DRAWS = 32  # of time and noise, of which the tuning error is the mean
 
@@ -91,13 +92,18 @@ def read_clips(args: argparse.Namespace) -> list[tuple[Clip, str]]:
     """Returns the clips and their prompts, named by the last part of their folders."""
     config = ClipConfig(count=args.frames, stride=args.stride)
     config.validate("clip")
-    found = []
-    for line in (args.clips / "clips.jsonl").read_text().splitlines():
+    found: dict[str, tuple[Clip, str]] = {}
+    path = args.clips / "clips.jsonl"
+    for number, line in enumerate(path.read_text().splitlines(), 1):
         row = json.loads(line)
-        clip = read_clip(str(args.clips / row["clip"]), config, args.side, args.side)
+        if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in _KEYS):
+            raise ValueError(f"{path}, line {number}: must have the texts {' and '.join(_KEYS)}")
         name = pathlib.PurePath(row["clip"]).name
-        found.append((dataclasses.replace(clip, name=name), row["prompt"]))
-    return found
+        if name in found:
+            raise ValueError(f"{path}, line {number}: a second clip {name!r}: must be one")
+        clip = read_clip(str(args.clips / row["clip"]), config, args.side, args.side)
+        found[name] = dataclasses.replace(clip, name=name), row["prompt"]
+    return list(found.values())
 
 
 def write_pictures(folder: epath.Path, clips: Sequence[tuple[Clip, str]]) -> None:

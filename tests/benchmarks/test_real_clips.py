@@ -50,6 +50,21 @@ def test_frames_are_an_image_folder_with_the_prompts(clips, tmp_path):
     assert source[3].captions == ("a light wall",) and source[3].image[0, 0, 0] == 202
 
 
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('{"clip": "open/dark"}', "line 3: must have the texts clip and prompt"),
+        ("[1]", "line 3: must have the texts clip and prompt"),
+        ('{"clip": "closed/dark", "prompt": ""}', "line 3: a second clip 'dark': must be one"),
+    ],
+)
+def test_lines_that_are_no_clips_are_named(line, sentence, clips):
+    with (clips / "clips.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=sentence):
+        real_clips.read_clips(parse(f"--clips={clips}", "--frames=2"))
+
+
 def test_the_base_reads_latents_normalized_by_their_statistics(clips, tmp_path):
     stage = tmp_path / "pixels"
     clip_base.write_pixel_stage(epath.Path(stage))
