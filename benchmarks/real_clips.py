@@ -15,8 +15,8 @@ what is right is known, and nothing is said of how well an edit follows another 
                      the guided frames
 
 Round trip and guided are measured against what the first stage makes of the clip. The row `first
-stage` is that against the clip itself. OUTPUT/ROW/CLIP.json is one clip, and CLIP.png its frames: the
-clip, the first stage's, the round trip, the guided ones. What is there is not repeated.
+stage` is that against the clip itself. OUTPUT/ROW/CLIP.json is one clip, and CLIP.png its frames:
+the clip, the first stage's, the round trip, the guided ones. What is there is not repeated.
 """
 
 import argparse
