@@ -32,11 +32,12 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from benchmarks.clip_base import BASE, CLIP, base_config, sampler, trained
-from benchmarks.video_comparison import ADAPTER, METHODS
+from benchmarks.clip_base import BASE, CLIP, base_config, trained
+from benchmarks.video_comparison import ADAPTER, METHODS, editor_on, measured_once
 from contextdiff_jax.config import Config, with_task
 from contextdiff_jax.data.clips import Clip, ClipConfig, read_clip
 from contextdiff_jax.data.config import DataConfig
+from contextdiff_jax.data.json_object import parse_object
 from contextdiff_jax.data.latents import Latents
 from contextdiff_jax.encoders.frozen import frozen_stage_sizes
 from contextdiff_jax.entry import hide_libraries, keep_compiled_programs
@@ -44,13 +45,12 @@ from contextdiff_jax.evaluation.clips import flicker, masked_psnr
 from contextdiff_jax.generation.cascade import Stage
 from contextdiff_jax.generation.clip_tuning import Tuning
 from contextdiff_jax.generation.editing_config import EditingConfig, FusionConfig, TuningConfig
-from contextdiff_jax.generation.editor import Beside, Editor, editor_of
+from contextdiff_jax.generation.editor import Editor
 from contextdiff_jax.generation.video_editing import Wanted, tuned_on
 from contextdiff_jax.runs.prepare import Job, prepare
 from contextdiff_jax.runs.prepare_latents import LatentWorker
 from contextdiff_jax.spaces.clips import strip
 from contextdiff_jax.spaces.pictures import to_uint8, write_png
-from contextdiff_jax.system.atomic_write import written_whole
 from contextdiff_jax.system.interruption import Watch
 
 FIRST_STAGE = "first stage"
@@ -95,8 +95,8 @@ def read_clips(args: argparse.Namespace) -> list[tuple[Clip, str]]:
     found: dict[str, tuple[Clip, str]] = {}
     path = args.clips / "clips.jsonl"
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        row = json.loads(line)
-        if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in _KEYS):
+        row = parse_object(line.encode())
+        if row is None or not all(isinstance(row.get(key), str) for key in _KEYS):
             raise ValueError(f"{path}, line {number}: must have the texts {' and '.join(_KEYS)}")
         name = pathlib.PurePath(row["clip"]).name
         if name in found:
@@ -160,7 +160,7 @@ def editing_config(method: str, guidance_scale: float, args: argparse.Namespace)
     )
 
 
-def first_stage_s(stage: Stage, clips: Sequence[tuple[Clip, str]]) -> dict[str, np.ndarray]:
+def first_stage_pictures(stage: Stage, clips: Sequence[tuple[Clip, str]]) -> dict[str, np.ndarray]:
     """Returns what the first stage makes of each clip's frames, uint8 (F, H, W, 3), by name."""
 
     @jax.jit
@@ -186,26 +186,24 @@ class Bench:
         """Returns the figures of a clip, and its frames drawn without and with guidance."""
         kept = self.kept[wanted.clip.name]
         everywhere = np.ones(kept.shape[:3], bool)
+        plain, guided = (
+            editor_on(self.stage, editing_config(method, scale, self.args), self.encoder, 0)
+            for scale in (1.0, _SCALE)
+        )
+        with Watch() as watch:
+            tuned = tuned_on(plain, wanted, epath.Path(folder / "tuned"), 0, watch)
         found: dict[str, float] = {}
-        frames = []
-        for name, scale in (("round trip", 1.0), ("guided", _SCALE)):
-            config = editing_config(method, scale, self.args)
-            editor = self._editor(config)
-            with Watch() as watch:
-                tuned = tuned_on(editor, wanted, epath.Path(folder / "tuned"), 0, watch)
-            if config.tuning.steps and not found:
-                sides = {"before": editor.for_clip(wanted.clip), "after": tuned}
-                found |= {f"tuning error {k}": tuning_error(v, wanted) for k, v in sides.items()}
-            inverted = tuned.invert(wanted.clip, wanted.source, 0)
-            frames.append(tuned.edit(inverted, wanted.source, wanted.source).frames)
-            found[name] = masked_psnr(frames[-1], kept, everywhere)
+        if plain.config.tuning.steps:
+            sides = {"before": plain.for_clip(wanted.clip), "after": tuned}
+            found |= {f"tuning error {k}": tuning_error(v, wanted) for k, v in sides.items()}
+        guided = guided.replaced(params=tuned.stage.params, frozen=tuned.stage.frozen)
+        inverted = tuned.invert(wanted.clip, wanted.source, 0)  # without guidance for both
+        frames = [
+            editor.edit(inverted, wanted.source, wanted.source).frames for editor in (tuned, guided)
+        ]
+        for name, drawn in zip(("round trip", "guided"), frames, strict=True):
+            found[name] = masked_psnr(drawn, kept, everywhere)
         return found | {"flicker": flicker(frames[-1], wanted.clip.frames, everywhere)}, frames
-
-    def _editor(self, config: EditingConfig) -> Editor:
-        chosen = sampler(config.num_steps, config.guidance_scale)
-        stage = dataclasses.replace(self.stage, sampler=chosen)
-        encoder = "" if config.adapter is None else str(self.encoder)
-        return editor_of(stage, config, Beside(image_encoder=encoder), 0)
 
 
 def tuning_error(editor: Editor, wanted: Wanted) -> float:
@@ -226,8 +224,8 @@ def measured(bench: Bench, row: str, clips: Sequence[tuple[Clip, str]]) -> list[
     different = ("clips", "first_stage", "output", "methods")
     asked = {name: value for name, value in vars(bench.args).items() if name not in different}
     for clip, prompt in clips:
-        path = folder / f"{clip.name}.json"
-        if not path.exists():
+
+        def measure(clip: Clip = clip, prompt: str = prompt) -> dict[str, float]:
             kept, frames = bench.kept[clip.name], []
             if row == FIRST_STAGE:
                 everywhere = np.ones(clip.frames.shape[:3], bool)
@@ -238,13 +236,9 @@ def measured(bench: Bench, row: str, clips: Sequence[tuple[Clip, str]]) -> list[
             else:
                 found, frames = bench.drawn(row, Wanted(clip, prompt, ()), folder / clip.name)
             write_png(epath.Path(folder / f"{clip.name}.png"), strip(clip.frames, kept, *frames))
-            with written_whole(epath.Path(path)) as file:
-                file.write_text(json.dumps({"asked": asked, "figures": found}, indent=1) + "\n")
-            logging.info("%s, %s: %s", row, clip.name, found)
-        read = json.loads(path.read_text())
-        if read["asked"] != asked:
-            raise ValueError(f"{path} is of another call: take another --output")
-        figures.append(read["figures"])
+            return found
+
+        figures.append(measured_once(folder / f"{clip.name}.json", asked, measure))
     return figures
 
 
@@ -279,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     write_pictures(folder / "pictures", clips)
     config = with_stored_latents(real_config(folder / "pictures", args), folder / "latents")
     stage, encoder = trained(config, folder)
-    bench, results = Bench(stage, encoder, args, first_stage_s(stage, clips)), {}
+    bench, results = Bench(stage, encoder, args, first_stage_pictures(stage, clips)), {}
     for row in (FIRST_STAGE, *args.methods):
         results[row] = measured(bench, row, clips)
         (args.output / "summary.md").write_text(summary(results))

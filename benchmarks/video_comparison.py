@@ -25,7 +25,7 @@ import pathlib
 import shutil
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -181,6 +181,17 @@ def editing_config(row: Row, scene: MovingScene, args: argparse.Namespace) -> Ed
     )
 
 
+def editor_on(
+    stage: Stage, config: EditingConfig, encoder: epath.Path, seed: int, control: str = ""
+) -> Editor:
+    """Returns the editor of a base. encoder: CLIP's folder. control: a branch's, "" for none."""
+    chosen = sampler(config.num_steps, config.guidance_scale)
+    beside = Beside(
+        image_encoder="" if config.adapter is None else str(encoder), controlnet=control
+    )
+    return editor_of(dataclasses.replace(stage, sampler=chosen), config, beside, seed)
+
+
 @dataclasses.dataclass(frozen=True)
 class Bench:
     """What the clips of one seed share: the base, CLIP to score with, its folder, and options.
@@ -245,13 +256,8 @@ class Bench:
     ) -> tuple[Editor, float]:
         """Returns the editor tuned on a clip, and the processor's seconds that took."""
         shutil.rmtree(folder, ignore_errors=True)  # of a call that was stopped: its seconds too
-        stage = dataclasses.replace(
-            self.stage, sampler=sampler(config.num_steps, config.guidance_scale)
-        )
-        encoder = "" if config.adapter is None else str(self.encoder)
         control = str(self.control) if config.control_scale else ""
-        beside = Beside(image_encoder=encoder, controlnet=control)
-        editor = editor_of(stage, config, beside, self.seed)
+        editor = editor_on(self.stage, config, self.encoder, self.seed, control)
         begun = time.process_time()
         with Watch() as watch:
             editor = tuned_on(editor, wanted, epath.Path(folder / "tuned"), self.seed, watch)
@@ -279,20 +285,30 @@ def measured(bench: Bench, row: Row) -> list[dict[str, float]]:
     asked = {name: value for name, value in vars(args).items() if name not in _MAY_DIFFER}
     figures = []
     for number in range(args.clips):
-        path = folder / f"{number:03d}.json"
-        if not path.exists():
+
+        def measure(number: int = number) -> dict[str, dict[str, float]]:
             if row.method in METHODS:
-                found = bench.edit(row, number, folder)
-            else:
-                found = bench.bound(row.method, number)
-            with written_whole(epath.Path(path)) as file:
-                file.write_text(json.dumps({"asked": asked, "figures": found}, indent=1) + "\n")
-            logging.info("seed %d, %s, clip %d: %s", bench.seed, row.name, number, found)
-        kept = json.loads(path.read_text())
-        if kept["asked"] != asked:
-            raise ValueError(f"{path} is of another call: take another --output")
-        figures += kept["figures"].values()
+                return bench.edit(row, number, folder)
+            return bench.bound(row.method, number)
+
+        figures += measured_once(folder / f"{number:03d}.json", asked, measure).values()
     return figures
+
+
+def measured_once(path: pathlib.Path, asked: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+    """Returns the figures in a file, measured and written where it is not there yet.
+
+    Raises ValueError where they are of other options than those asked for.
+    """
+    if not path.exists():
+        found = measure()
+        with written_whole(epath.Path(path)) as file:
+            file.write_text(json.dumps({"asked": asked, "figures": found}, indent=1) + "\n")
+        logging.info("%s: %s", path, found)
+    kept = json.loads(path.read_text())
+    if kept["asked"] != asked:
+        raise ValueError(f"{path} is of another call: take another --output")
+    return kept["figures"]
 
 
 def summary(results: Mapping[str, Mapping[str, Sequence[dict[str, float]]]]) -> str:

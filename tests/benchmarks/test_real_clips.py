@@ -54,6 +54,7 @@ def test_frames_are_an_image_folder_with_the_prompts(clips, tmp_path):
     ("line", "sentence"),
     [
         ('{"clip": "open/dark"}', "line 3: must have the texts clip and prompt"),
+        ('{"clip": "open/dark"', "line 3: must have the texts clip and prompt"),
         ("[1]", "line 3: must have the texts clip and prompt"),
         ('{"clip": "closed/dark", "prompt": ""}', "line 3: a second clip 'dark': must be one"),
     ],
