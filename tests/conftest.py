@@ -9,6 +9,8 @@ import sys
 import tempfile
 from importlib import metadata
 
+import threadpoolctl
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Children (entry points run as a user would run them) and other workers share compiled programs,
 # the smallest too: there are thousands, and reading one takes half of compiling it or less.
@@ -30,12 +32,14 @@ if fewer and metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = f"{SOONER} {XLA_FLAGS}".strip()
 
 # With `-n 2` each worker has its share of the processors: XLA and PyTorch begin as many threads as
-# there are processors, and those of two workers on the same ones would wait for each other.
+# there are processors, and those of two workers on the same ones would wait for each other. Plugins
+# have imported NumPy before, whose threads are there already.
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     processors = sorted(os.sched_getaffinity(0))
     number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
     own = processors[number :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
     os.sched_setaffinity(0, own or processors)
+    threadpoolctl.threadpool_limits(len(os.sched_getaffinity(0)))
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -84,6 +88,12 @@ LONG = (
     "tests/generation/test_video_editing.py",
     "tests/integration/test_main.py",
     "tests/tasks/test_meshes.py",
+    "tests/networks/test_video.py",
+    "tests/generation/test_clip_tuning.py",
+    "tests/generation/test_control_video.py",
+    "tests/runs/test_latent_runs.py",
+    "tests/benchmarks/test_adapter_vs_plain.py",
+    "tests/benchmarks/test_adapter_overhead.py",
 )
 
 

@@ -76,7 +76,10 @@ def trained(request, one_device, clip_folder, tmp_path_factory):
         config = request.getfixturevalue("in_latents")()
     else:
         config = preset(name)
-        plain["unet"] = dataclasses.replace(config.runs["base"].task.unet, text_dim=WIDTH)
+        unet = config.runs["base"].task.unet  # of one level: the one in latents has several
+        plain["unet"] = dataclasses.replace(
+            unet, text_dim=WIDTH, multipliers=(1,), attention_levels=(0,), head_dim=WIDTH // 2
+        )
     config = with_clip(config, clip_folder, **plain)
     validate(config)
     workdir = epath.Path(tmp_path_factory.mktemp(name))
