@@ -7,11 +7,13 @@
 
 The config of an edit has no runs: its programs are the tuning step (--what=train), the inversion
 (invert) and the drawing of a whole edit (sample), at the sizes of --model.
-A TPU topology needs libtpu (pip install libtpu), not a TPU; --topology=cpu:8 takes seconds. Prints
-memory per chip, operations, the roofline's step time, collectives; --output writes them as JSON.
+A TPU topology needs libtpu (pip install libtpu), not a TPU; h100:1 and other GPUs of one host need
+jax[cuda12], not a GPU; --topology=cpu:8 takes seconds. Prints memory per chip, operations, the
+roofline's step time, collectives; --output writes them as JSON.
 Exit codes: 0 it fits, or the chip's memory is unknown; 1 it does not fit; 2 refused; 70 failed.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -30,7 +32,7 @@ from contextdiff_jax import command_line, entry
 from contextdiff_jax.compilation import lower, lower_edit, report, shapes
 from contextdiff_jax.config import Config, from_config_dict
 from contextdiff_jax.generation.editing_config import read_editing_config
-from contextdiff_jax.parallel import topologies
+from contextdiff_jax.parallel import absent_gpus, topologies
 from contextdiff_jax.parallel.device_errors import out_of_memory
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.runs.device_memory import knobs
@@ -182,7 +184,8 @@ def compile_report(asked: Asked, topology: str, devices: list[jax.Device]) -> re
     """Lowers and compiles; returns the figures. Raises report.OutOfMemory where there are none."""
     chip = topologies.chip(topology)
     mesh = make_mesh(asked.mesh, devices)
-    effort = None if chip is None else _EFFORT.value
+    gpu = topologies.is_gpu(topology)
+    effort = None if chip is None or gpu else _EFFORT.value
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         started = time.monotonic()
         program, batch_size = asked.lower(mesh, chip)
@@ -204,7 +207,7 @@ def compile_report(asked: Asked, topology: str, devices: list[jax.Device]) -> re
             "versions": _versions(),
         }
         try:
-            compiled = _compile(program.lowered, effort)
+            compiled = _compile_for_gpu(program) if gpu else _compile(program.lowered, effort)
         except jax.errors.JaxRuntimeError as error:
             if out_of_memory(error) is None:
                 raise
@@ -233,6 +236,12 @@ def _compile(lowered: jax.stages.Lowered, effort: float | None) -> jax.stages.Co
         return lowered.compile(compiler_options=options)  # of a libtpu that does not know it
 
 
+def _compile_for_gpu(program: lower.Program) -> jax.stages.Compiled:
+    """Compiles for a GPU that is not there."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    return program.lowered.compile(compiler_options=absent_gpus.COMPILER_OPTIONS)
+
+
 def _lower(config: Config, name: str, mesh: jax.sharding.Mesh) -> tuple[lower.Program, int]:
     if _WHAT.value == "train":
         batch_size = _BATCH_SIZE.value or config.runs[name].batch_size
@@ -249,10 +258,10 @@ def _with_batch_size(config: Config, name: str, batch_size: int) -> Config:
 
 def _versions() -> dict[str, str]:
     found = {"jax": jax.__version__}
-    try:
-        return found | {"libtpu": metadata.version("libtpu")}
-    except metadata.PackageNotFoundError:
-        return found
+    for name in ("libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from contextdiff_jax.parallel import absent_gpus
+
 ROOT = pathlib.Path(__file__).parent.parent
 CLIP = ("--config=configs/laion.py:tiny", "--run=clip")
 needs_libtpu = pytest.mark.skipif(
@@ -150,14 +152,15 @@ def test_what_several_slices_send_each_other_is_in_the_roofline(tmp_path):
     check_sanity(found)
 
 
-def check_sanity(found):
-    """Figures of one report agree with each other."""
+def check_sanity(found, usable=0.875):
+    """Figures of one report agree with each other. usable: share of HBM."""
     assert found["model_flops"] > 0
     assert 0.5 < found["flops_ratio"] < 2
     parts = found["argument_bytes"] + found["temporary_bytes"] + found["code_bytes"]
     assert 0 < found["argument_bytes"] < parts <= found["peak_bytes"]
     assert found["peak_bytes"] < 1.5 * parts  # the rest is results that reuse no argument
-    assert found["fits"] is (found["peak_bytes"] <= 0.875 * found["hbm_bytes"]) is True
+    assert found["usable_bytes"] == usable * found["hbm_bytes"]
+    assert found["fits"] is (found["peak_bytes"] <= usable * found["hbm_bytes"]) is True
     bounds = ("compute", "memory", "network", "between_slices")
     assert found["step_s"] == max(found[f"{key}_s"] or 0 for key in bounds)
     assert "tpu_custom_call" not in found["custom_calls"]  # attention kernels are counted
@@ -201,6 +204,19 @@ def test_flags_that_cannot_be_are_refused_in_a_sentence(flags, sentence, forks):
     assert done.returncode == 2, done.stderr
     assert sentence in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not absent_gpus.installed(), reason="jax[cuda12] is not installed")
+def test_a_gpu_that_is_not_there_is_compiled_for(tmp_path):
+    """With its libraries' products counted, and on several GPUs collectives."""
+    output = tmp_path / "gpu.json"
+    done = compile_command(*CLIP, "--topology=h100:2", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    check_sanity(found, usable=0.75)
+    assert found["effort"] is None and found["mesh"]["data"] == 2
+    assert found["collectives"]["all-reduce"][1] > 0
 
 
 EDIT = "--config=configs/video_editing.py:fatezero"

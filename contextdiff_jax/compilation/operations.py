@@ -5,8 +5,8 @@ import dataclasses
 import math
 import re
 
+from contextdiff_jax.compilation import products
 from contextdiff_jax.compilation.hlo import Array, Computation, Instruction, Module
-from contextdiff_jax.compilation.model_flops import valid_taps
 
 COLLECTIVES = (
     "all-gather",
@@ -22,21 +22,13 @@ _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
     "call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "domain",
 }  # fmt: skip
-_WINDOW = re.compile(r"\bwindow=\{([^}]*)\}")
-_LABELS = re.compile(r"\bdim_labels=(\S+?)_(\S+?)->([^\s,]+)")
 _OP_NAME = re.compile(r'\bop_name="([^"]*)"')
-_BATCH_GROUPS = re.compile(r"\bbatch_group_count=(\d+)")
-_CONTRACTING = re.compile(r"\blhs_contracting_dims=\{([\d,]*)\}")
 # The printer's three forms: groups x members <= order, the members of each, axes of a mesh.
 _GROUPS = re.compile(r"\breplica_groups=\[(\d+),(\d+)\]")
 _GROUP_LIST = re.compile(r"\breplica_groups=\{\{([\d,]*)\}")
 _GROUP_MESH = re.compile(r"\breplica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 _AXIS = re.compile(r"'(\w+)'=(\d+)")
 _GROUP_AXIS = re.compile(r"'(\w+)'(?::\(\d+\)(\d+))?")  # or a part of one, 'x':(major)size
-# JAX's splash attention: products of queries x keys x width in each of its kernels, the logits'
-# recomputation and two of gradients in one, three of them in the other.
-_ATTENTION = re.compile(r"^splash_m[hq]a_(fwd|dq|dkv)")
-_ATTENTION_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
@@ -55,29 +47,21 @@ class Collective:
 def flops(module: Module) -> float:
     """Returns multiplications and additions of matrix products and convolutions, per chip.
 
-    Elementwise work is not counted, nor are products inside custom calls other than the attention
-    kernels of networks/dot_product_attention.py (see `custom_calls`).
+    Elementwise work is not counted, nor are products inside custom calls that products.flops does
+    not know (see `custom_calls`).
     """
-    total = 0.0
-    for computation, instruction, times in module.each():
-        if instruction.opcode == "dot":
-            total += times * _dot(computation, instruction)
-        elif instruction.opcode == "convolution":
-            total += times * _convolution(computation, instruction)
-        elif instruction.opcode == "custom-call":
-            total += times * (_attention(computation, instruction) or 0)
-    return total
+    return sum(
+        times * (products.flops(computation, instruction) or 0.0)
+        for computation, instruction, times in module.each()
+    )
 
 
 def custom_calls(module: Module) -> dict[str, int]:
     """Returns how often each custom call that `flops` leaves out runs, by target."""
     found: collections.Counter = collections.Counter()
     for computation, instruction, times in module.each():
-        if instruction.opcode != "custom-call":
-            continue
-        if _attention(computation, instruction) is None:
-            target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
-            found[target.group(1) if target else instruction.name] += times
+        if products.flops(computation, instruction) is None:
+            found[products.target(instruction)] += times
     return dict(found)
 
 
@@ -148,70 +132,11 @@ def between_slices(module: Module, slices: int) -> Collective:
     return Collective(count, moved)
 
 
-def _dot(computation: Computation, instruction: Instruction) -> float:
-    lhs = computation.arrays(instruction)[0][0]
-    found = _CONTRACTING.search(instruction.attributes)
-    axes = [int(axis) for axis in found.group(1).split(",") if axis] if found else []
-    return 2.0 * instruction.shape[0].size * math.prod(lhs.dims[axis] for axis in axes)
-
-
-def _convolution(computation: Computation, instruction: Instruction) -> float:
-    """2 x products of real input and kernel values: padding and dilation holes are no work."""
-    (lhs,), (rhs,) = computation.arrays(instruction)[:2]
-    out = instruction.shape[0]
-    labels = _LABELS.search(instruction.attributes)
-    if labels is None:
-        raise ValueError(f"convolution {instruction.name} has no dim_labels")
-    lhs_labels, rhs_labels, out_labels = labels.groups()
-    window = _window(instruction.attributes)
-    spatial = sorted(label for label in rhs_labels if label.isdigit())
-    taps = 1.0
-    for number, label in enumerate(spatial):
-        taps *= valid_taps(
-            lhs.dims[lhs_labels.index(label)],
-            rhs.dims[rhs_labels.index(label)],
-            out.dims[out_labels.index(label)],
-            *(window[key][number] if key in window else default for key, default in _DEFAULTS),
-        )
-    # The kernel's input features are those of one group already; the batch is divided here.
-    batch_groups = _BATCH_GROUPS.search(instruction.attributes)
-    batch = lhs.dims[lhs_labels.index("b")] // int(batch_groups.group(1) if batch_groups else 1)
-    features = rhs.dims[rhs_labels.index("i")] * rhs.dims[rhs_labels.index("o")]
-    return 2.0 * batch * features * taps
-
-
-_DEFAULTS = (("stride", 1), ("pad", 0), ("lhs_dilate", 1), ("rhs_dilate", 1))
-
-
-def _attention(computation: Computation, instruction: Instruction) -> float | None:
-    """Returns the operations of one of the TPU's attention kernels, None for other calls.
-
-    Masked and padded keys count, as the kernel does not skip them.
-    """
-    kernel = _ATTENTION.match(instruction.name)
-    if not kernel:
-        return None
-    # Before them come the blocks' indices, behind them segments and gradients.
-    arrays = [shape[0] for shape in computation.arrays(instruction)]
-    query, key = [array for array in arrays if array.dtype in ("bf16", "f32", "f16")][:2]
-    return _ATTENTION_PRODUCTS[kernel.group(1)] * 2.0 * query.size * key.dims[-2]
-
-
-def _window(attributes: str) -> dict[str, list]:
-    found = _WINDOW.search(attributes)
-    fields = dict(item.split("=") for item in found.group(1).split()) if found else {}
-    parsed: dict[str, list] = {}
-    for key, value in fields.items():
-        if key == "pad":
-            parsed[key] = [int(pair.split("_")[0]) for pair in value.split("x")]
-        else:
-            parsed[key] = [int(part) for part in value.split("x")]
-    return parsed
-
-
 def _traffic(module: Module, computation: Computation, instruction: Instruction) -> float:
     kind, operands = instruction.opcode, computation.arrays(instruction)
     result = _hbm(instruction.shape)
+    if kind == "custom-call" and products.of_library(instruction):
+        result = _hbm(instruction.shape[:-1])  # the last is room to work in
     if kind in ("dynamic-slice", "slice", "gather"):
         return 2 * result
     if kind in ("dynamic-update-slice", "scatter"):

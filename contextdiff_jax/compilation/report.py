@@ -9,8 +9,6 @@ import jax
 from contextdiff_jax.compilation import hlo, operations
 from contextdiff_jax.parallel.topologies import GIB, Chip
 
-USABLE = 0.875  # of HBM: the rest is the runtime's, and room for fragments
-
 LARGEST = 3  # arrays that are named
 _MESSAGE_LINES, _MESSAGE_CHARACTERS = 24, 2400  # of the compiler's own; whole ones fill pages
 
@@ -35,7 +33,7 @@ class Report:
     bytes sent)}. compute_s, memory_s, network_s: the roofline's times at published peaks;
     the step takes at least the largest (traffic counts as if no value stayed on chip, so memory_s
     is an upper estimate). mfu_bound: model operations over what the chips could do in that time.
-    fits: whether peak_bytes is within USABLE of HBM. effort: the compiler's; a run compiles with 0.
+    fits: whether peak_bytes is within usable_bytes of HBM. effort: libtpu's; a run compiles with 0.
     None where the chip's figures are unknown. sent_between_slices: (count, bytes that one chip
     sends), which take between_slices_s; part of the roofline where the chip's figure is known, and
     0 with one slice. largest: (bytes, shape, operation) of arrays that it computes.
@@ -75,6 +73,7 @@ class Report:
     sent_between_slices: tuple[int, float] = (0, 0.0)
     between_slices_s: float | None = None
     largest: Sequence[tuple[float, str, str]] = ()
+    usable_bytes: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns a JSON-able dict."""
@@ -115,7 +114,7 @@ def measure(
         "largest": operations.largest(module, LARGEST),
     }
     times = dict.fromkeys(("compute_s", "memory_s", "network_s", "step_s", "mfu_bound"))
-    found |= {"hbm_bytes": None, "fits": None} | times
+    found |= {"hbm_bytes": None, "usable_bytes": None, "fits": None} | times
     if chip is not None:
         sent = sum(item.bytes for item in moved.values())
         times = {
@@ -130,7 +129,8 @@ def measure(
             "step_s": step,
             "mfu_bound": model_flops / (step * chip.flops * chips),
             "hbm_bytes": chip.hbm,
-            "fits": peak <= USABLE * chip.hbm,
+            "usable_bytes": chip.usable * chip.hbm,
+            "fits": peak <= chip.usable * chip.hbm,
         }
     return found
 
@@ -145,9 +145,9 @@ def describe(report: Report) -> str:
         f"memory per chip  {_gib(report.peak_bytes)}: arguments {_gib(report.argument_bytes)}, "
         f"temporaries {_gib(report.temporary_bytes)}, code {_gib(report.code_bytes)}",
     ]
-    if report.fits is not None:
+    if report.usable_bytes is not None and report.hbm_bytes is not None:
         verdict = "fits" if report.fits else "DOES NOT FIT"
-        usable = _gib(USABLE * report.hbm_bytes)
+        usable = _gib(report.usable_bytes)
         lines.append(f"                 {verdict}: {usable} usable of {_gib(report.hbm_bytes)} HBM")
     lines += [
         f"operations       model {report.model_flops / report.chips / 1e12:.3f} TFLOP per chip, "
@@ -190,7 +190,7 @@ def advice(report: Report, knobs: Mapping[str, str]) -> str:
     order = sorted(taken, key=taken.__getitem__, reverse=True)
     lines = [
         f"{order[0]} take {_gib(taken[order[0]])} of {_gib(report.peak_bytes)} per chip, "
-        f"{order[1]} {_gib(taken[order[1]])}; {_gib(USABLE * report.hbm_bytes)} are usable. "
+        f"{order[1]} {_gib(taken[order[1]])}; {_gib(report.usable_bytes or 0)} are usable. "
         "The largest arrays it computes:"
     ]
     lines += [f"  {_gib(size)} {shape} {name}" for size, shape, name in report.largest]

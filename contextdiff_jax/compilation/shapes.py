@@ -33,8 +33,8 @@ def devices(topology: str, slices: int) -> list[jax.Device]:
             return topologies.devices(topology, slices)
     except ValueError as error:
         family, _, shape = topology.partition(":")
-        if shape in OFFERED.get(family, ()):
-            raise  # without libtpu
+        if shape in OFFERED.get(family, ()) or topologies.is_gpu(topology):
+            raise  # without the compiler, or more than a host has
         families = [family] if family in OFFERED else list(OFFERED)
         listed = "; ".join(f"{name}:{', '.join(OFFERED[name])}" for name in families)
         raise ValueError(

@@ -1,7 +1,7 @@
 """Chips and slices that are not there: devices to compile for, and what a chip can do.
 
-TPU devices come from libtpu's compiler (`pip install libtpu`), which needs no TPU. `cpu:8` is this
-machine's CPU as eight devices.
+TPU devices come from libtpu's compiler (`pip install libtpu`), which needs no TPU, and GPUs of one
+host from JAX's CUDA plugin (absent_gpus.py). `cpu:8` is this machine's CPU as eight devices.
 """
 
 import dataclasses
@@ -12,15 +12,18 @@ import re
 
 import jax
 
+from contextdiff_jax.parallel import absent_gpus
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published peak figures of one chip (Google Cloud TPU documentation, per generation).
+    """Published peak figures of one chip (Google Cloud TPU documentation; NVIDIA's data sheets).
 
-    flops: bfloat16 operations per second. hbm: bytes. hbm_bandwidth: bytes per second.
-    ici_bandwidth: bytes per second that one chip sends to its neighbours, all links together (half
-    of the bidirectional figure). axes: numbers of dimensions of its slices. dcn_bandwidth: bytes
-    per second to other slices, a chip's share of its host's; None where none is published.
+    flops: bfloat16 operations per second, of dense matrices. hbm: bytes. hbm_bandwidth: bytes per
+    second. ici_bandwidth: bytes per second that one chip sends to its neighbours, all links
+    together (half of the bidirectional figure). axes: numbers of dimensions of its slices.
+    dcn_bandwidth: bytes per second to other slices, a chip's share of its host's; None where none
+    is published. usable: share of HBM; the rest is the runtime's, and room for fragments.
     """
 
     flops: float
@@ -29,6 +32,7 @@ class Chip:
     ici_bandwidth: float
     axes: int
     dcn_bandwidth: float | None
+    usable: float = 0.875
 
 
 GIB = 2**30
@@ -38,7 +42,13 @@ CHIPS = {
     "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 3, 50e9 / 8),
     "v6e": Chip(918e12, 32 * GIB, 1640e9, 400e9, 2, 100e9 / 8),
 }
-EXAMPLES = ("v5e:16x16", "v5p:2x4x4", "v6e:8x8", "v4:4x4x4", "cpu:8")
+# JAX takes three quarters of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+GPUS = {
+    name: Chip(gpu.flops, gpu.memory, gpu.bandwidth, gpu.nvlink, 1, None, usable=0.75)
+    for name, gpu in absent_gpus.GPUS.items()
+}
+_KNOWN = CHIPS | GPUS
+EXAMPLES = ("v5e:16x16", "v5p:2x4x4", "v6e:8x8", "v4:4x4x4", "h100:8", "cpu:8")
 
 
 def chip(topology: str) -> Chip | None:
@@ -47,14 +57,19 @@ def chip(topology: str) -> Chip | None:
     Raises ValueError for a topology that is not of the form FAMILY:AxB.
     """
     family, _, shape = topology.partition(":")
-    axes = CHIPS[family].axes if family in CHIPS else 1
+    axes = _KNOWN[family].axes if family in _KNOWN else 1
     form = "x".join(["[1-9][0-9]*"] * axes)
-    if family not in (*CHIPS, "cpu") or not re.fullmatch(form, shape):
+    if family not in (*_KNOWN, "cpu") or not re.fullmatch(form, shape):
         raise ValueError(
             f"topology {topology!r}: must be one of {', '.join(CHIPS)} with the shape of a slice, "
-            f"or cpu with a number, e.g. {', '.join(EXAMPLES)}"
+            f"or {', '.join(GPUS)} or cpu with a number, e.g. {', '.join(EXAMPLES)}"
         )
-    return CHIPS.get(family)
+    return _KNOWN.get(family)
+
+
+def is_gpu(topology: str) -> bool:
+    """Returns whether a topology is of GPUs."""
+    return topology.partition(":")[0] in GPUS
 
 
 def count(topology: str) -> int:
@@ -68,12 +83,17 @@ def devices(topology: str, slices: int = 1) -> list[jax.Device]:
 
     Call it before anything else uses JAX's devices.
 
-    Raises ValueError for a topology that libtpu does not know, or without libtpu.
+    Raises ValueError for a topology that libtpu does not know, for more GPUs than a host has, or
+    without the compiler.
     """
     known = chip(topology)
     if known is None:
         jax.config.update("jax_num_cpu_devices", count(topology) * slices)
         return jax.devices("cpu")
+    if is_gpu(topology):
+        if slices > 1:
+            raise ValueError(f"topology {topology!r} with {slices} slices: GPUs are of one host")
+        return absent_gpus.devices(topology.partition(":")[0], count(topology))
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(f"topology {topology!r} needs the TPU's compiler: pip install libtpu")
     # Without these libtpu looks for the machine it would be on, and complains.

@@ -73,6 +73,70 @@ def test_gradients_of_convolutions_count_like_xla():
     assert operations.flops(module_of(gradients, *args)[0]) == pytest.approx(expected, rel=1e-6)
 
 
+LIBRARIES = """HloModule m
+
+ENTRY main (x: f32[2,8,8,4], w: f32[3,3,4,6], g: f32[2,4,4,6]) -> f32[] {{
+  %x = f32[2,8,8,4] parameter(0)
+  %w = f32[3,3,4,6] parameter(1)
+  %g = f32[2,4,4,6] parameter(2)
+  %q = bf16[2,64,4,8] constant({{...}})
+  %k = bf16[2,32,4,8] constant({{...}})
+  %c = ({shape}, u8[1024]) custom-call({operands}), {attributes}custom_call_target="{target}"{more}
+  ROOT %r = f32[] constant(0)
+}}
+"""
+FORWARD = "window={size=3x3 pad=0_1x0_1 stride=2x2}, dim_labels=b01f_01io->b01f, "
+CONTRACTED = (
+    """, backend_config={"dot_dimension_numbers":{"lhs_contracting_dimensions":["1","2"]}}"""
+)
+
+
+def in_library(target, shape, operands, attributes=FORWARD, more=""):
+    return hlo.parse(
+        LIBRARIES.format(
+            target=target, shape=shape, operands=operands, attributes=attributes, more=more
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "shape_of", "operands", "output"),
+    [
+        ("__cudnn$convForward", "f32[2,4,4,6]", "%x, %w", "value"),
+        ("__cudnn$convBiasActivationForward", "f32[2,4,4,6]", "%x, %w, %g", "value"),
+        ("__cudnn$convBackwardInput", "f32[2,8,8,4]", "%g, %w", "of input"),
+        ("__cudnn$convBackwardFilter", "f32[3,3,4,6]", "%x, %g", "of kernel"),
+    ],
+)
+def test_convolutions_of_cudnn_count_like_xla(target, shape_of, operands, output):
+    def run(x, w, cotangent):
+        f = functools.partial(convolution, window_strides=(2, 2))
+        value, pull_back = jax.vjp(f, x, w)
+        if output == "value":
+            return value
+        return pull_back(cotangent)[0 if output == "of input" else 1]
+
+    args = shape(2, 8, 8, 4), shape(3, 3, 4, 6), shape(2, 4, 4, 6)
+    expected = jax.jit(run).lower(*args).compile().cost_analysis()["flops"]
+    module = in_library(target, shape_of, operands)
+    assert operations.flops(module) == pytest.approx(expected, rel=0.01)
+    assert operations.custom_calls(module) == {}
+
+
+def test_products_and_attention_of_a_gpu_s_libraries():
+    module = in_library("__cublas$lt$matmul", "f32[2,8]", "%x, %w", "", CONTRACTED)
+    assert operations.flops(module) == 2 * (2 * 8) * (8 * 8)
+    # Reads 2,048 and 864 bytes, writes 64; the second result is room to work in.
+    assert operations.hbm_bytes(module) == 2048 + 864 + 64
+    one = 2 * 2 * 64 * 4 * 8 * 32  # every query and head with every key
+    for target, products in (("__cudnn$fmhaSoftmax", 2), ("__cudnn$fmhaSoftmaxBackward", 5)):
+        module = in_library(target, "bf16[2,64,4,8]", "%q, %k", "")
+        assert operations.flops(module) == products * one
+    unknown = in_library("__cudnn$norm", "f32[2,8,8,4]", "%x", "")
+    assert operations.flops(unknown) == 0
+    assert operations.custom_calls(unknown) == {"__cudnn$norm": 1}
+
+
 def test_products_in_nested_loops_count_as_often_as_they_run():
     def chain(weights, x):
         def outer(carry, w):
