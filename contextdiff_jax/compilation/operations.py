@@ -135,7 +135,7 @@ def between_slices(module: Module, slices: int) -> Collective:
 def _traffic(module: Module, computation: Computation, instruction: Instruction) -> float:
     kind, operands = instruction.opcode, computation.arrays(instruction)
     result = _hbm(instruction.shape)
-    if kind == "custom-call" and products.of_library(instruction):
+    if kind == "custom-call" and products.of_library(instruction) and len(instruction.shape) > 1:
         result = _hbm(instruction.shape[:-1])  # the last is room to work in
     if kind in ("dynamic-slice", "slice", "gather"):
         return 2 * result
