@@ -207,7 +207,7 @@ def compile_report(asked: Asked, topology: str, devices: list[jax.Device]) -> re
             "versions": _versions(),
         }
         try:
-            compiled = _compile_for_gpu(program) if gpu else _compile(program.lowered, effort)
+            compiled = _compile(program.lowered, effort, gpu)
         except jax.errors.JaxRuntimeError as error:
             if out_of_memory(error) is None:
                 raise
@@ -220,12 +220,14 @@ def compile_report(asked: Asked, topology: str, devices: list[jax.Device]) -> re
     )
 
 
-def _compile(lowered: jax.stages.Lowered, effort: float | None) -> jax.stages.Compiled:
-    """Compiles for a TPU with this effort, or (None) for another platform."""
-    if effort is None:
+def _compile(lowered: jax.stages.Lowered, effort: float | None, gpu: bool) -> jax.stages.Compiled:
+    """Compiles for a TPU with this effort, for a GPU, or else for this machine."""
+    if effort is None and not gpu:
         return lowered.compile()
-    # Without a TPU nothing can be read from a cache again; trying warns.
+    # Without the chip nothing can be read from a cache again; trying warns.
     jax.config.update("jax_enable_compilation_cache", False)
+    if gpu:
+        return lowered.compile(compiler_options=absent_gpus.COMPILER_OPTIONS)
     options = {"exec_time_optimization_effort": effort}
     try:
         # Figures instead of an error where memory does not suffice: it is judged here.
@@ -234,12 +236,6 @@ def _compile(lowered: jax.stages.Lowered, effort: float | None) -> jax.stages.Co
         if "No such compile option" not in str(error):
             raise
         return lowered.compile(compiler_options=options)  # of a libtpu that does not know it
-
-
-def _compile_for_gpu(program: lower.Program) -> jax.stages.Compiled:
-    """Compiles for a GPU that is not there."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    return program.lowered.compile(compiler_options=absent_gpus.COMPILER_OPTIONS)
 
 
 def _lower(config: Config, name: str, mesh: jax.sharding.Mesh) -> tuple[lower.Program, int]:

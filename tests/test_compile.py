@@ -246,7 +246,7 @@ def test_an_edit_compiles_for_a_slice(what, tmp_path):
     output = tmp_path / "edit.json"
     config = ("--config=configs/video_editing.py:fatezero_tuned", "--model=tiny")
     sizes = ("--config.height=64", "--config.width=64", "--config.num_steps=3")
-    flags = (f"--what={what}", "--topology=v5e:2x2", "--effort=-1", f"--output={output}")
+    flags = (f"--what={what}", "--topology=v5e:2x2", f"--output={output}")
     done = compile_command(*config, *sizes, *flags)
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())

@@ -60,6 +60,8 @@ def custom_calls(module: Module) -> dict[str, int]:
     """Returns how often each custom call that `flops` leaves out runs, by target."""
     found: collections.Counter = collections.Counter()
     for computation, instruction, times in module.each():
+        if instruction.opcode != "custom-call":
+            continue
         if products.flops(computation, instruction) is None:
             found[products.target(instruction)] += times
     return dict(found)

@@ -114,7 +114,7 @@ def measure(
         "largest": operations.largest(module, LARGEST),
     }
     times = dict.fromkeys(("compute_s", "memory_s", "network_s", "step_s", "mfu_bound"))
-    found |= {"hbm_bytes": None, "usable_bytes": None, "fits": None} | times
+    found |= {"hbm_bytes": None, "fits": None} | times
     if chip is not None:
         sent = sum(item.bytes for item in moved.values())
         times = {
@@ -124,13 +124,13 @@ def measure(
         }
         if chip.dcn_bandwidth is not None:
             times["between_slices_s"] = between.bytes / chip.dcn_bandwidth
-        step = max(times.values())
+        step, usable = max(times.values()), chip.usable * chip.hbm
         found |= times | {
             "step_s": step,
             "mfu_bound": model_flops / (step * chip.flops * chips),
             "hbm_bytes": chip.hbm,
-            "usable_bytes": chip.usable * chip.hbm,
-            "fits": peak <= chip.usable * chip.hbm,
+            "usable_bytes": usable,
+            "fits": peak <= usable,
         }
     return found
 

@@ -128,6 +128,10 @@ def test_products_and_attention_of_a_gpu_s_libraries():
     assert operations.flops(module) == 2 * (2 * 8) * (8 * 8)
     # Reads 2,048 and 864 bytes, writes 64; the second result is room to work in.
     assert operations.hbm_bytes(module) == 2048 + 864 + 64
+    text = LIBRARIES.replace("({shape}, u8[1024])", "{shape}")  # a call without such room
+    parts = {"target": "__cublas$gemm", "attributes": "", "more": CONTRACTED}
+    alone = hlo.parse(text.format(shape="f32[2,8]", operands="%x, %w", **parts))
+    assert operations.hbm_bytes(alone) == 2048 + 864 + 64
     one = 2 * 2 * 64 * 4 * 8 * 32  # every query and head with every key
     for target, products in (("__cudnn$fmhaSoftmax", 2), ("__cudnn$fmhaSoftmaxBackward", 5)):
         module = in_library(target, "bf16[2,64,4,8]", "%q, %k", "")
