@@ -5,6 +5,8 @@ By its name, in one thing alone:
   bounded               the config's adapter
   bound_0.3, bound_1    the same with these bounds of |r|
   consistency           the adapter is held to make of an estimate what it makes of the image
+  adapter_shuffled      the adapter gets another picture's condition: does context matter?
+  adapter_unconditional the adapter gets no condition
   adapter_rate_0.1      the adapter learns at a tenth of the denoiser's rate
   unbounded             nothing keeps the relation from growing (the warning of method, section 4)
   bound_objective       the config's adapter, trained by the exact bound (diffusion.objective)
@@ -12,7 +14,8 @@ By its name, in one thing alone:
   none_bound_objective  plain diffusion, trained by the bound
   weight_NAME           the config's adapter, with this diffusion.loss_weight
   v_weight_NAME         the same, the denoiser predicting v
-  vp_none, vp_paper     the first two, by these names beside those of kind flow (docs/flow.md):
+  vp_none, vp_paper     the first two, by these names beside those of kind flow (docs/flow.md);
+                        vp_shuffled, vp_unconditional: the adapter's controls
   flow_none             flow matching, uniform times; flow_none_logit_normal: times of the middle
   flow_affine           with an affine relation by kinetic energy; flow_affine_condition: one that
                         depends on the condition
@@ -68,6 +71,8 @@ VARIANTS: dict[str, Variant] = {
     "bound_0.3": _changed("adapter", limit=0.3),
     "bound_1": _changed("adapter", limit=1.0),
     "consistency": _changed("diffusion", relation_consistency=1.0),
+    "adapter_shuffled": _changed("diffusion", adapter_condition="shuffled"),
+    "adapter_unconditional": _changed("diffusion", adapter_condition="none"),
     "adapter_rate_0.1": _changed("optimizer", adapter_rate=0.1),
     "unbounded": _changed("adapter", limit=None),
     "bound_objective": _BY_BOUND,
@@ -147,6 +152,7 @@ _MEAN_FLOWS: dict[str, dict[str, Any]] = {
     "mean_power_0": {"power": 0.0},
 }
 VARIANTS |= {"vp_none": VARIANTS["none"], "vp_paper": VARIANTS["bounded"]}
+VARIANTS |= {f"vp_{name}": VARIANTS[f"adapter_{name}"] for name in ("shuffled", "unconditional")}
 VARIANTS |= {f"flow_{name}": _flow(**settings) for name, settings in _FLOWS.items()}
 VARIANTS |= {f"flow_x0_{name}": _flow("x0", **settings) for name, settings in _FLOWS.items()}
 VARIANTS |= {f"flow_{name}": _mean_flow("v", **more) for name, more in _MEAN_FLOWS.items()}

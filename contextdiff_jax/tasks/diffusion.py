@@ -393,7 +393,7 @@ class DiffusionTask:
         """Returns relation(x0, times) -> r(x0, c, t) for each of the times; None if no adapter."""
         if self.adapter is None:
             return None
-        read = adapter_reads(given)
+        read = self._adapter_reads(given)
 
         def relation(x0: jax.Array, times: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             tokens = self._image_tokens(frozen, x0)
@@ -403,6 +403,15 @@ class DiffusionTask:
             )
 
         return relation
+
+    def _adapter_reads(self, given: Mapping[str, Given]) -> tuple[jax.Array, jax.Array]:
+        """Returns the tokens (B, L, D) and the mask (B, L) that the adapter attends to."""
+        tokens, mask = adapter_reads(given)
+        if self.config.adapter_condition == "shuffled":
+            return jnp.roll(tokens, 1, axis=0), jnp.roll(mask, 1, axis=0)
+        if self.config.adapter_condition == "none":
+            return jnp.zeros_like(tokens), jnp.zeros_like(mask)
+        return tokens, mask
 
     def _image_tokens(self, frozen: Any, x0: jax.Array) -> jax.Array | None:
         """Returns CLIP's tokens (B, 1 + g*g, D) of x0, differentiable in it; None without CLIP."""
@@ -416,7 +425,7 @@ class DiffusionTask:
         x0 = self.encoded(frozen, batch)
         time = jnp.full(x0.shape[:1], t, jnp.float32)
         inputs = (x0, time, self._image_tokens(frozen, x0))
-        read = adapter_reads(self._given(params, frozen, batch))
+        read = self._adapter_reads(self._given(params, frozen, batch))
         adapter = {"params": params["adapter"]}
         return self.adapter.apply(adapter, *inputs, *read, return_maps=True)[1]
 

@@ -19,7 +19,10 @@ from contextdiff_jax.tasks.flow_config import FlowConfig, MeanFlowConfig
 from contextdiff_jax.tasks.task_config import NetworkConfig, Parts, TaskConfig
 from contextdiff_jax.tasks.whitening import moments
 
-UNREAD_BY_FLOW = ("schedule", "betas", "loss_weight", "relation_consistency")
+UNREAD_BY_FLOW = (
+    *("schedule", "betas", "loss_weight"),
+    *("relation_consistency", "adapter_condition"),
+)
 """What kind flow does not read of `DiffusionConfig`: as it is by default there."""
 
 _DIAGNOSED_STEPS = 10  # sampling steps of the costlier diagnostics
@@ -59,6 +62,9 @@ class DiffusionConfig:
         b_t(x0_hat))^2 / (1 - ab_t)], without a gradient into x0_hat. A sampler knows x0_hat
         alone: where the adapter makes something else of it than of x0, samples are biased. Not in
         the paper; 0 is the paper's objective. It costs another call of CLIP and adapter.
+    adapter_condition: own, or a control that shows whether the context matters: with shuffled the
+        adapter gets the condition of the next picture of the batch (of one alone its own), with
+        none it gets none, in training and in sampling. The denoiser always gets its own.
     drop_condition: share of examples whose condition is hidden from the denoiser (never from
     the adapter). drop_both: share of examples whose condition is hidden from both, which trains
     purely unconditional sampling.
@@ -73,6 +79,7 @@ class DiffusionConfig:
     objective: Literal["simple", "bound", "mixed", "mean_flow"] = "simple"
     loss_weight: WeightName = "x0"
     relation_consistency: float = 0.0
+    adapter_condition: Literal["own", "shuffled", "none"] = "own"
     drop_condition: float = 0.1
     drop_both: float = 0.0
 

@@ -61,9 +61,15 @@ def test_variants_differ_in_one_thing_alone():
         assert set(found.pop(name)) == set(twin) - {f"{section}.prediction: 'x0' there, 'v' here"}
     shuffled = f"{section}.flow.shuffle_condition: False there, True here"
     relation = f"{section}.flow.relation: 'none' there, {{!r}} here".format
+
+    def control(value: str) -> set[str]:
+        return {f"{section}.adapter_condition: 'own' there, {value!r} here"}
+
     assert {name: set(lines) for name, lines in found.items()} == {
         "vp_none": {without},
         "vp_paper": set(),
+        **{f"{of}_shuffled": control("shuffled") for of in ("vp", "adapter")},
+        **{f"{of}_unconditional": control("none") for of in ("vp", "adapter")},
         "flow_none": flow,
         "flow_none_logit_normal": {
             *flow,
