@@ -15,7 +15,8 @@ By its name, in one thing alone:
   weight_NAME           the config's adapter, with this diffusion.loss_weight
   v_weight_NAME         the same, the denoiser predicting v
   vp_none, vp_paper     the first two, by these names beside those of kind flow (docs/flow.md);
-                        vp_shuffled, vp_unconditional: the adapter's controls
+                        vp_shuffled, vp_unconditional: the adapter's controls;
+                        vp_schedule_0.3: r = 0.3 x0 without an adapter, another schedule alone
   flow_none             flow matching, uniform times; flow_none_logit_normal: times of the middle
   flow_affine           with an affine relation by kinetic energy; flow_affine_condition: one that
                         depends on the condition
@@ -152,6 +153,9 @@ _MEAN_FLOWS: dict[str, dict[str, Any]] = {
     "mean_power_0": {"power": 0.0},
 }
 VARIANTS |= {"vp_none": VARIANTS["none"], "vp_paper": VARIANTS["bounded"]}
+VARIANTS["vp_schedule_0.3"] = lambda config, base: _without_adapter(
+    _changed("diffusion", scaled_relation=0.3)(config, base), base
+)
 VARIANTS |= {f"vp_{name}": VARIANTS[f"adapter_{name}"] for name in ("shuffled", "unconditional")}
 VARIANTS |= {f"flow_{name}": _flow(**settings) for name, settings in _FLOWS.items()}
 VARIANTS |= {f"flow_x0_{name}": _flow("x0", **settings) for name, settings in _FLOWS.items()}

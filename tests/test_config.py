@@ -136,6 +136,17 @@ def test_an_unknown_preset_lists_the_known(name):
             1.5,
             r"drop_condition = 1.5: must be in \[0",
         ),
+        (
+            "runs.base.task.diffusion.adapter_condition",
+            "other",
+            "adapter_condition = 'other': must be one of own, shuffled, none",
+        ),
+        ("runs.base.task.diffusion.scaled_relation", -1.0, "scaled_relation = -1.0: must be above"),
+        (
+            "runs.base.task.diffusion.scaled_relation",
+            0.3,
+            "scaled_relation = 0.3: must be 0 with config.use_adapter = True",
+        ),
         ("runs.base.optimizer.ema_decay", 1.0, r"optimizer.ema_decay = 1.0: must be in \[0, 1\)"),
         ("runs.base.optimizer.learning_rate", 0.0, r"learning_rate = 0.0: must be above 0"),
         ("runs.clip.optimizer.warmup_steps", -1, r"clip.optimizer.warmup_steps = -1: must be at l"),

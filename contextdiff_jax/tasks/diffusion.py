@@ -392,7 +392,8 @@ class DiffusionTask:
     ) -> Relation | None:
         """Returns relation(x0, times) -> r(x0, c, t) for each of the times; None if no adapter."""
         if self.adapter is None:
-            return None
+            scale = self.config.scaled_relation
+            return (lambda x0, times: (scale * x0,) * len(times)) if scale else None
         read = self._adapter_reads(given)
 
         def relation(x0: jax.Array, times: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

@@ -21,7 +21,7 @@ from contextdiff_jax.tasks.whitening import moments
 
 UNREAD_BY_FLOW = (
     *("schedule", "betas", "loss_weight"),
-    *("relation_consistency", "adapter_condition"),
+    *("relation_consistency", "adapter_condition", "scaled_relation"),
 )
 """What kind flow does not read of `DiffusionConfig`: as it is by default there."""
 
@@ -65,6 +65,8 @@ class DiffusionConfig:
     adapter_condition: own, or a control that shows whether the context matters: with shuffled the
         adapter gets the condition of the next picture of the batch (of one alone its own), with
         none it gets none, in training and in sampling. The denoiser always gets its own.
+    scaled_relation: a control without an adapter: r = scaled_relation x0, which is another noise
+        schedule and no relation; above -1, so that x_t keeps the sign of x0. 0 is none.
     drop_condition: share of examples whose condition is hidden from the denoiser (never from
     the adapter). drop_both: share of examples whose condition is hidden from both, which trains
     purely unconditional sampling.
@@ -80,6 +82,7 @@ class DiffusionConfig:
     loss_weight: WeightName = "x0"
     relation_consistency: float = 0.0
     adapter_condition: Literal["own", "shuffled", "none"] = "own"
+    scaled_relation: float = dataclasses.field(default=0.0, metadata=most(10**6))
     drop_condition: float = 0.1
     drop_both: float = 0.0
 
@@ -100,6 +103,8 @@ class DiffusionConfig:
             raise ValueError(
                 f"{key} = {value}: must be 0, objective {self.objective!r} does not read it"
             )
+        if not -1 < self.scaled_relation < math.inf:
+            raise ValueError(f"{where}.scaled_relation = {self.scaled_relation}: must be above -1")
         for key in ("drop_condition", "drop_both"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be in [0, 1]")
@@ -235,6 +240,11 @@ class DiffusionTaskConfig(TaskConfig):
                 f"{where}.diffusion.kind = 'flow': not with config.use_adapter = True, the "
                 "paper's adapter is of kind 'vp'; give --config.use_adapter=False"
             )
+        if self.diffusion.scaled_relation and use_adapter:
+            raise ValueError(
+                f"{where}.diffusion.scaled_relation = {self.diffusion.scaled_relation}: must be 0 "
+                "with config.use_adapter = True, it stands in the place of the adapter"
+            )
         self._check_learned_guidance(f"{where}.diffusion.flow.mean.guidance")
         self.check_sampler(self.sampler, f"{where}.sampler", use_adapter)
         self._check_steps(where, data.resolution)
@@ -259,7 +269,7 @@ class DiffusionTaskConfig(TaskConfig):
             guided = self.diffusion.flow.mean.guidance != 1
             sampler.check_mean_flow(where, self.diffusion.mean, guided)
         else:
-            sampler.check_schedule(where, use_adapter)
+            sampler.check_schedule(where, use_adapter or bool(self.diffusion.scaled_relation))
 
     def _check_learned_guidance(self, where: str) -> None:
         """Guidance is learned from examples without a condition.

@@ -70,6 +70,7 @@ def test_variants_differ_in_one_thing_alone():
         "vp_paper": set(),
         **{f"{of}_shuffled": control("shuffled") for of in ("vp", "adapter")},
         **{f"{of}_unconditional": control("none") for of in ("vp", "adapter")},
+        "vp_schedule_0.3": {without, f"{section}.scaled_relation: 0.0 there, 0.3 here"},
         "flow_none": flow,
         "flow_none_logit_normal": {
             *flow,

@@ -73,6 +73,38 @@ def test_dropping_hides_the_prompt_from_the_denoiser_only(make_task, make_batch,
     assert neither[0] == neither[1]
 
 
+def test_the_adapter_may_get_the_condition_of_another_picture_or_none(make_task, make_batch, awake):
+    task = make_task()
+    params = awake(task)
+    batch = make_batch(task)
+    x0 = task.encoded(task.frozen, batch)
+    x0 = jnp.broadcast_to(x0[:1], x0.shape)  # what differs comes from the condition
+
+    def relation(told: str, batch=batch) -> np.ndarray:
+        one = dataclasses.replace(
+            task, config=dataclasses.replace(task.config, adapter_condition=told)
+        )
+        process, _ = one.networks(params, task.frozen, batch)
+        return np.asarray(process.relation(x0, (jnp.full(4, 50.0),))[0])
+
+    own = relation("own")
+    np.testing.assert_allclose(relation("shuffled"), np.roll(own, 1, axis=0), atol=1e-6)
+    assert all(np.abs(own[n] - own[n - 1]).max() > 1e-4 for n in range(4))
+    empty = {k: v for k, v in make_batch(task, [""] * 4).items() if k != "image"}
+    np.testing.assert_allclose(relation("none"), relation("own", batch | empty), atol=1e-6)
+    assert np.abs(own - relation("none")).max() > 1e-4
+
+
+def test_a_scaled_relation_is_another_schedule(make_task, make_batch):
+    task = make_task(use_adapter=False, scaled_relation=0.5)
+    batch = make_batch(task)
+    process, _ = task.networks({"denoiser": {}}, task.frozen, batch)
+    x0 = np.asarray(task.encoded(task.frozen, batch), np.float64)
+    root = np.sqrt(task.schedule.alpha_bar[20])
+    got = process.diffuse(x0, *process.biases(jnp.asarray(x0), 20), 20, np.zeros_like(x0))
+    np.testing.assert_allclose(got, root * (1 + 0.5 * (1 - root)) * x0, atol=1e-6)
+
+
 def test_an_empty_prompt_is_the_null_condition(make_task, make_batch, awake):
     task = make_task(use_adapter=False)
     params = awake(task)
