@@ -99,7 +99,7 @@ flow() {
         --config=cifar10:folder --data_path="${CIFAR10:?CIFAR10 is not set: the folder of CIFAR-10}" \
         --output="$OUT/flow" --seeds="${FLOW_SEEDS:-0}" --steps="${FLOW_STEPS:-5000}" \
         --what=fid,bits_per_dim --data=split=test --count=1000 --calls=4,8,16,50 \
-        --variants=vp_none,vp_paper,flow_none,flow_affine,flow_affine_condition,flow_whitening,flow_coupling \
+        --variants=vp_none,vp_paper,vp_shuffled,vp_schedule_0.3,flow_none,flow_affine,flow_affine_condition,flow_whitening,flow_coupling \
         ${FLOW_FLAGS:-} || status=$?
     tar -C "$OUT" --exclude=work --exclude=shared --exclude=compiled -czf "$OUT/flow.tar.gz" flow
     return $status

@@ -7,7 +7,7 @@ batch on the device, by `of_target` in training and `of_before` in a cascade.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -175,10 +175,13 @@ def attended(
     return jnp.concatenate(tokens, axis=1), jnp.concatenate(mask, axis=1), keep
 
 
-def adapter_reads(given: Mapping[str, Given]) -> tuple[jax.Array, jax.Array]:
+def adapter_reads(
+    given: Mapping[str, Given], whose: Literal["own", "shuffled", "none"] = "own"
+) -> tuple[jax.Array, jax.Array]:
     """Returns the tokens (B, L, D) and mask (B, L) of all that the adapter attends to.
 
-    Raises ValueError where no condition has any.
+    whose: the condition of each picture, of the one before it in the batch, or no condition: see
+    DiffusionConfig.adapter_condition. Raises ValueError where no condition has any tokens.
     """
     found = [
         (each.adapter_tokens, each.adapter_mask & each.present[:, None])
@@ -187,10 +190,13 @@ def adapter_reads(given: Mapping[str, Given]) -> tuple[jax.Array, jax.Array]:
     ]
     if not found:
         raise ValueError("an adapter needs a condition with tokens for it")
-    if len(found) == 1:
-        return found[0]
     tokens, masks = zip(*found, strict=True)
-    return jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
+    tokens, mask = (
+        parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1) for parts in (tokens, masks)
+    )
+    if whose == "shuffled":
+        return jnp.roll(tokens, 1, axis=0), jnp.roll(mask, 1, axis=0)
+    return (tokens, mask) if whose == "own" else (jnp.zeros_like(tokens), jnp.zeros_like(mask))
 
 
 def denoiser_inputs(

@@ -394,7 +394,7 @@ class DiffusionTask:
         if self.adapter is None:
             scale = self.config.scaled_relation
             return (lambda x0, times: (scale * x0,) * len(times)) if scale else None
-        read = self._adapter_reads(given)
+        read = adapter_reads(given, self.config.adapter_condition)
 
         def relation(x0: jax.Array, times: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             tokens = self._image_tokens(frozen, x0)
@@ -404,15 +404,6 @@ class DiffusionTask:
             )
 
         return relation
-
-    def _adapter_reads(self, given: Mapping[str, Given]) -> tuple[jax.Array, jax.Array]:
-        """Returns the tokens (B, L, D) and the mask (B, L) that the adapter attends to."""
-        tokens, mask = adapter_reads(given)
-        if self.config.adapter_condition == "shuffled":
-            return jnp.roll(tokens, 1, axis=0), jnp.roll(mask, 1, axis=0)
-        if self.config.adapter_condition == "none":
-            return jnp.zeros_like(tokens), jnp.zeros_like(mask)
-        return tokens, mask
 
     def _image_tokens(self, frozen: Any, x0: jax.Array) -> jax.Array | None:
         """Returns CLIP's tokens (B, 1 + g*g, D) of x0, differentiable in it; None without CLIP."""
@@ -426,7 +417,8 @@ class DiffusionTask:
         x0 = self.encoded(frozen, batch)
         time = jnp.full(x0.shape[:1], t, jnp.float32)
         inputs = (x0, time, self._image_tokens(frozen, x0))
-        read = self._adapter_reads(self._given(params, frozen, batch))
+        given = self._given(params, frozen, batch)
+        read = adapter_reads(given, self.config.adapter_condition)
         adapter = {"params": params["adapter"]}
         return self.adapter.apply(adapter, *inputs, *read, return_maps=True)[1]
 

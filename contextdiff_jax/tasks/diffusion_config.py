@@ -63,8 +63,8 @@ class DiffusionConfig:
         alone: where the adapter makes something else of it than of x0, samples are biased. Not in
         the paper; 0 is the paper's objective. It costs another call of CLIP and adapter.
     adapter_condition: own, or a control that shows whether the context matters: with shuffled the
-        adapter gets the condition of the next picture of the batch (of one alone its own), with
-        none it gets none, in training and in sampling. The denoiser always gets its own.
+        adapter gets the condition of the picture before in the batch (the first that of the last),
+        with none it gets none, in training and in sampling. The denoiser always gets its own.
     scaled_relation: a control without an adapter: r = scaled_relation x0, which is another noise
         schedule and no relation; above -1, so that x_t keeps the sign of x0. 0 is none.
     drop_condition: share of examples whose condition is hidden from the denoiser (never from
