@@ -98,8 +98,8 @@ class SamplerConfig:
             )
         if adapter and self.name not in ("ddpm", "ddim", "dpm_solver++"):
             raise ValueError(
-                f"{where}.name = {self.name!r}: not with an adapter, whose bias it does not "
-                "know; take 'ddim' or 'dpm_solver++'"
+                f"{where}.name = {self.name!r}: not with an adapter, or a scaled relation, whose "
+                "bias it does not know; take 'ddim' or 'dpm_solver++'"
             )
 
     def check_mean_flow(self, where: str, mean: bool, guided: bool) -> None:

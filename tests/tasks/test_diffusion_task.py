@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from contextdiff_jax.sampling.noise import sample_keys
 from tests.fixtures.parameters import initial
@@ -103,6 +104,14 @@ def test_a_scaled_relation_is_another_schedule(make_task, make_batch):
     root = np.sqrt(task.schedule.alpha_bar[20])
     got = process.diffuse(x0, *process.biases(jnp.asarray(x0), 20), 20, np.zeros_like(x0))
     np.testing.assert_allclose(got, root * (1 + 0.5 * (1 - root)) * x0, atol=1e-6)
+
+
+def test_a_scaled_relation_is_drawn_by_samplers_that_know_its_bias(make_config):
+    task = make_config(use_adapter=False, scaled_relation=0.5).runs["base"].task
+    task.check_sampler(task.sampler, "sampler", use_adapter=False)
+    with pytest.raises(ValueError, match="sampler.name = 'ab2': not with .* a scaled relation"):
+        other = dataclasses.replace(task.sampler, name="ab2")
+        task.check_sampler(other, "sampler", use_adapter=False)
 
 
 def test_an_empty_prompt_is_the_null_condition(make_task, make_batch, awake):
