@@ -153,14 +153,14 @@ def _of_length(run: RunConfig, steps: int) -> RunConfig:
 
 def drawings(config: Config, base: str, args: argparse.Namespace) -> tuple[Drawing, ...]:
     """Returns every drawing that is measured, that of the run's own sampler first."""
-    found, process = [Drawing("", "drawn")], config.runs[base].task.diffusion
-    biased = config.use_adapter or process.scaled_relation
+    found, task = [Drawing("", "drawn")], config.runs[base].task
+    biased = task.biased(config.use_adapter)
     for scale in args.guidance:
         settings = (f"{base}.guidance_scale={scale:g}",)
         found.append(Drawing(f", guidance {scale:g}", f"drawn_{scale:g}", settings))
     for name in args.samplers if args.calls else ():
         sampler = WITH_ADAPTER.get(name, name) if biased else name
-        if process.mean and name == "euler":
+        if task.diffusion.mean and name == "euler":
             sampler = "mean_flow"
         for calls in args.calls:
             steps = (int(calls) + 1) // 2 if sampler == "heun" else int(calls)

@@ -190,10 +190,7 @@ def adapter_reads(
     ]
     if not found:
         raise ValueError("an adapter needs a condition with tokens for it")
-    tokens, mask = found[0]
-    for more, more_mask in found[1:]:
-        tokens = jnp.concatenate([tokens, more], axis=1)
-        mask = jnp.concatenate([mask, more_mask], axis=1)
+    tokens, mask = (jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     if whose == "shuffled":
         return jnp.roll(tokens, 1, axis=0), jnp.roll(mask, 1, axis=0)
     return (tokens, mask) if whose == "own" else (jnp.zeros_like(tokens), jnp.zeros_like(mask))

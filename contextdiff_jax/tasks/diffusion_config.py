@@ -269,7 +269,11 @@ class DiffusionTaskConfig(TaskConfig):
             guided = self.diffusion.flow.mean.guidance != 1
             sampler.check_mean_flow(where, self.diffusion.mean, guided)
         else:
-            sampler.check_schedule(where, use_adapter or bool(self.diffusion.scaled_relation))
+            sampler.check_schedule(where, self.biased(use_adapter))
+
+    def biased(self, use_adapter: bool) -> bool:
+        """Returns whether x_t of kind vp has a bias, by the adapter or by a scaled relation."""
+        return use_adapter or self.diffusion.scaled_relation != 0
 
     def _check_learned_guidance(self, where: str) -> None:
         """Guidance is learned from examples without a condition.

@@ -25,52 +25,11 @@ def arguments(*flags):
     return paired_runs.parse(["--output=out", *flags])
 
 
-def test_variants_differ_in_one_thing_alone():
-    args = arguments("--steps=40")
-    config, _, base = paired_runs.base_only(load_config("quickstart"), 3, args)
-    assert config.seed == 3 and config.runs[base].steps == 40
-    plain = dataclasses.asdict(config)
-    found = {
-        name: differences(dataclasses.asdict(change(config, base)), plain)
-        for name, change in VARIANTS.items()
-    }
-    assert VARIANTS["bound_0.3"](VARIANTS["bound_1"](config, base), base) == config
-    without = "config.use_adapter: True there, False here"
-    section = "config.runs.base.task.diffusion"
-    by_bound = {
-        f"{section}.objective: 'simple' there, 'bound' here",
-        f"{section}.loss_weight: 'min_snr_5_plus_1' there, 'x0' here",
-    }
-    own = config.runs[base].task.diffusion.loss_weight
-    for name in get_args(WeightName):
-        line = f"{section}.loss_weight: {own!r} there, {name!r} here"
-        weight = set() if name == own else {line}
-        assert set(found.pop(f"weight_{name}")) == weight
-        v = f"{section}.prediction: 'x0' there, 'v' here"
-        assert set(found.pop(f"v_weight_{name}")) == weight | {v}
-    flow = {
-        without,
-        f"{section}.kind: 'vp' there, 'flow' here",
-        f"{section}.prediction: 'x0' there, 'v' here",
-        f"{section}.loss_weight: 'min_snr_5_plus_1' there, 'x0' here",
-    }
-    for name in [name for name in found if "_mean" in name]:
-        del found[name]  # their own test is below
-    for name in [name for name in found if name.startswith("flow_x0_")]:
-        twin = found[name.replace("x0_", "")]
-        assert set(found.pop(name)) == set(twin) - {f"{section}.prediction: 'x0' there, 'v' here"}
+def flows_differ(section, flow):
+    """Returns how each flow differs from the config; flow: what all of them have."""
     shuffled = f"{section}.flow.shuffle_condition: False there, True here"
     relation = f"{section}.flow.relation: 'none' there, {{!r}} here".format
-
-    def control(value: str) -> set[str]:
-        return {f"{section}.adapter_condition: 'own' there, {value!r} here"}
-
-    assert {name: set(lines) for name, lines in found.items()} == {
-        "vp_none": {without},
-        "vp_paper": set(),
-        **{f"{of}_shuffled": control("shuffled") for of in ("vp", "adapter")},
-        **{f"{of}_unconditional": control("none") for of in ("vp", "adapter")},
-        "vp_schedule_0.3": {without, f"{section}.scaled_relation: 0.0 there, 0.3 here"},
+    return {
         "flow_none": flow,
         "flow_none_logit_normal": {
             *flow,
@@ -107,6 +66,54 @@ def test_variants_differ_in_one_thing_alone():
             relation("scaled"),
             f"{section}.flow.scale: 1.0 there, -0.35 here",
         },
+    }
+
+
+def test_variants_differ_in_one_thing_alone():
+    args = arguments("--steps=40")
+    config, _, base = paired_runs.base_only(load_config("quickstart"), 3, args)
+    assert config.seed == 3 and config.runs[base].steps == 40
+    plain = dataclasses.asdict(config)
+    found = {
+        name: differences(dataclasses.asdict(change(config, base)), plain)
+        for name, change in VARIANTS.items()
+    }
+    assert VARIANTS["bound_0.3"](VARIANTS["bound_1"](config, base), base) == config
+    without = "config.use_adapter: True there, False here"
+    section = "config.runs.base.task.diffusion"
+    by_bound = {
+        f"{section}.objective: 'simple' there, 'bound' here",
+        f"{section}.loss_weight: 'min_snr_5_plus_1' there, 'x0' here",
+    }
+    own = config.runs[base].task.diffusion.loss_weight
+    for name in get_args(WeightName):
+        line = f"{section}.loss_weight: {own!r} there, {name!r} here"
+        weight = set() if name == own else {line}
+        assert set(found.pop(f"weight_{name}")) == weight
+        v = f"{section}.prediction: 'x0' there, 'v' here"
+        assert set(found.pop(f"v_weight_{name}")) == weight | {v}
+    flow = {
+        without,
+        f"{section}.kind: 'vp' there, 'flow' here",
+        f"{section}.prediction: 'x0' there, 'v' here",
+        f"{section}.loss_weight: 'min_snr_5_plus_1' there, 'x0' here",
+    }
+    for name in [name for name in found if "_mean" in name]:
+        del found[name]  # their own test is below
+    for name in [name for name in found if name.startswith("flow_x0_")]:
+        twin = found[name.replace("x0_", "")]
+        assert set(found.pop(name)) == set(twin) - {f"{section}.prediction: 'x0' there, 'v' here"}
+
+    def control(value: str) -> set[str]:
+        return {f"{section}.adapter_condition: 'own' there, {value!r} here"}
+
+    assert {name: set(lines) for name, lines in found.items()} == {
+        "vp_none": {without},
+        "vp_paper": set(),
+        **{f"{of}_shuffled": control("shuffled") for of in ("vp", "adapter")},
+        **{f"{of}_unconditional": control("none") for of in ("vp", "adapter")},
+        "vp_schedule_0.3": {without, f"{section}.scaled_relation: 0.0 there, 0.3 here"},
+        **flows_differ(section, flow),
         "none": {without},
         "bounded": set(),
         "bound_0.3": set(),
