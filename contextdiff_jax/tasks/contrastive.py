@@ -1,6 +1,7 @@
 """Contrastive language-image training (Radford et al., 2021): aligned encoders for a new domain."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from contextdiff_jax.tasks.task_config import Parts, TaskConfig, register
 from contextdiff_jax.training.task import Batch, Metrics, Params
 
 ENCODER_FOLDER = "encoder"  # inside a finished run's
+_NEVER = -1e9  # the logit of a text that is not there
 _MARK = "finished"  # inside that, once all of it is there
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -52,15 +54,26 @@ class ContrastiveConfig(TaskConfig):
     """Encoders of text and images, trained on the run's own data; others read them as "run:NAME".
 
     clip: their sizes; vocab_size and eot_token_id are the tokenizer's.
+    exchange_around: phrases like "left of" that make hard negatives (NegCLIP, Yuksekgonul et al.
+    2023): beside "a cat left of a dog" every image is compared with "a dog left of a cat". Without
+    them CLIP learns which words a caption has, and not their order. Not for phrases that mean the
+    same both ways, such as "next to".
     """
 
     clip: CLIPConfig
     kind: Literal["contrastive"] = "contrastive"
     tokenizer: TokenizerConfig = TokenizerConfig()
+    exchange_around: tuple[str, ...] = ()
 
     def validate(self, where: str, data: DataConfig, use_adapter: bool) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
         self.clip.validate(f"{where}.clip")
+        for phrase in self.exchange_around:
+            if not phrase or phrase != " ".join(phrase.split()):
+                raise ValueError(
+                    f"{where}.exchange_around has {phrase!r}; allowed are phrases of one or more "
+                    "words with single spaces, like 'left of'."
+                )
 
     @property
     def encoder_config(self) -> CLIPConfig:
@@ -77,7 +90,8 @@ class ContrastiveConfig(TaskConfig):
             sizes = dataclasses.replace(
                 self.clip, vocab_size=tokenizer.vocab_size, eot_token_id=tokenizer.eot_token_id
             )
-        return ContrastiveTask(CLIP(sizes, dtype=parts.dtype), tokenizer, parts.data.resolution)
+        clip = CLIP(sizes, dtype=parts.dtype)
+        return ContrastiveTask(clip, tokenizer, parts.data.resolution, self.exchange_around)
 
     def _tokenizer(self, parts: Parts) -> Tokenizer:
         settings, length = self.tokenizer, self.clip.max_length
@@ -110,13 +124,32 @@ class ContrastiveConfig(TaskConfig):
         (folder / ENCODER_FOLDER / _MARK).unlink(missing_ok=True)
 
 
+def exchanged(caption: str, phrases: Sequence[str]) -> str:
+    """Returns the caption with what stands before and after the first of the phrases exchanged.
+
+    "a cat left of a dog." becomes "a dog left of a cat."; upper and lower case stay as they are. A
+    caption with none of the phrases as whole words between others is returned unchanged.
+    """
+    longest_first = sorted(phrases, key=len, reverse=True)
+    choices = "|".join(re.escape(phrase).replace(r"\ ", r"\s+") for phrase in longest_first)
+    found = re.fullmatch(rf"(\s*)(.+?)(\s+(?:{choices})\s+)(.+?)([\s.!?]*)", caption, re.I | re.S)
+    if not phrases or not found:
+        return caption
+    start, before, phrase, after, end = found.groups()
+    return start + after + phrase + before + end
+
+
 @dataclasses.dataclass(frozen=True)
 class ContrastiveTask:
-    """CLIP from scratch on (image, caption) pairs; the symmetric cross-entropy over the batch."""
+    """CLIP from scratch on (image, caption) pairs; the symmetric cross-entropy over the batch.
+
+    exchange_around: see ContrastiveConfig.
+    """
 
     clip: CLIP
     tokenizer: Tokenizer | SizeOnlyTokenizer
     resolution: int
+    exchange_around: tuple[str, ...] = ()
     frozen: Any = dataclasses.field(default_factory=dict)
 
     def identities(self) -> dict[str, str]:
@@ -126,15 +159,18 @@ class ContrastiveTask:
     def collate(self, captions: Sequence[str], warn: bool = False) -> dict[str, np.ndarray]:
         """Returns the arrays `loss` reads of captions."""
         ids, _ = self.tokenizer(captions, warn=warn)
-        return {"text_ids": ids}
+        if not self.exchange_around:
+            return {"text_ids": ids}
+        negatives = [exchanged(caption, self.exchange_around) for caption in captions]
+        return {"text_ids": ids, "negative_ids": self.tokenizer(negatives)[0]}
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of a training batch: uint8 images and the arrays of `collate`."""
         side = self.resolution
-        return {
-            "image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8),
-            "text_ids": jax.ShapeDtypeStruct((batch_size, self.tokenizer.max_length), jnp.int32),
-        }
+        ids = jax.ShapeDtypeStruct((batch_size, self.tokenizer.max_length), jnp.int32)
+        names = ("text_ids", "negative_ids") if self.exchange_around else ("text_ids",)
+        image = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)
+        return {"image": image} | dict.fromkeys(names, ids)
 
     def boxed_frozen(self) -> Any:
         """Nothing is frozen."""
@@ -152,16 +188,21 @@ class ContrastiveTask:
         """Mean of image-to-text and text-to-image cross-entropy; captions that recur count once.
 
         Pairs with equal captions are not negatives of each other: small domains repeat captions.
+        Exchanged captions (`exchange_around`) are texts more for the images to choose from.
         """
         pixels = clip_preprocess(from_uint8(batch["image"]), self.clip.config.image_size)
-        logits = self.clip.apply({"params": params["clip"]}, batch["text_ids"], pixels)
-        same = jnp.all(batch["text_ids"][:, None] == batch["text_ids"][None], axis=-1)
-        match = same / jnp.sum(same, axis=1, keepdims=True)
-        by_image = -jnp.sum(match * jax.nn.log_softmax(logits, axis=1), axis=1)
-        by_text = -jnp.sum(match * jax.nn.log_softmax(logits, axis=0), axis=0)
-        loss = jnp.mean(by_image + by_text) / 2
-        right = jnp.take_along_axis(same, jnp.argmax(logits, axis=1)[:, None], axis=1)
-        return loss, {"accuracy": jnp.mean(right)}
+        captions = batch["text_ids"]
+        negatives = batch.get("negative_ids", captions[:0])
+        texts = jnp.concatenate([captions, negatives])
+        logits = self.clip.apply({"params": params["clip"]}, texts, pixels)
+        same = jnp.all(captions[:, None] == texts[None], axis=-1)
+        changed = jnp.any(negatives != captions[: len(negatives)], axis=-1)
+        is_choice = jnp.pad(changed, (len(captions), 0), constant_values=True)
+        choices = jnp.where(is_choice, logits, _NEVER)
+        by_image = _cross_entropy(choices, same & is_choice)
+        by_text = _cross_entropy(logits[:, : len(captions)].T, same[:, : len(captions)])
+        right = jnp.take_along_axis(same, jnp.argmax(choices, axis=1)[:, None], axis=1)
+        return jnp.mean(by_image + by_text) / 2, {"accuracy": jnp.mean(right)}
 
     def diagnose(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Metrics:
         """Nothing beyond the loss."""
@@ -170,3 +211,9 @@ class ContrastiveTask:
     def preview(self, params: Params, frozen: Any, seed: int) -> None:
         """Encoders draw nothing."""
         return
+
+
+def _cross_entropy(logits: jax.Array, right: jax.Array) -> jax.Array:
+    """Returns that of each row (B,), whose right columns (B, N) share the target equally."""
+    target = right / jnp.sum(right, axis=1, keepdims=True)
+    return -jnp.sum(target * jax.nn.log_softmax(logits, axis=1), axis=1)
