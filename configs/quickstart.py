@@ -11,6 +11,7 @@ import dataclasses
 
 from contextdiff_jax import config as cfg
 from contextdiff_jax.data.config import DataConfig, ScenesConfig
+from contextdiff_jax.data.scenes import RELATIONS
 from contextdiff_jax.encoders.config import equal_towers
 from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, UNetConfig
 from contextdiff_jax.sampling.config import SamplerConfig
@@ -55,7 +56,7 @@ def get_config(preset: str = ""):
 
 
 def _data(resolution: int) -> DataConfig:
-    return DataConfig(source="scenes", resolution=resolution, scenes=ScenesConfig(pairs=0.1))
+    return DataConfig(source="scenes", resolution=resolution, scenes=ScenesConfig(pairs=0.4))
 
 
 def _clip() -> cfg.RunConfig:
@@ -63,15 +64,16 @@ def _clip() -> cfg.RunConfig:
         task=ContrastiveConfig(
             clip=equal_towers(WIDTH, 2, 4, image_size=16, patch_size=4, max_length=24),
             tokenizer=TokenizerConfig(vocab_size=512, sample=5_000),
+            exchange_around=RELATIONS,
         ),
         data=_data(16),
         batch_size=128,
-        steps=250,
+        steps=300,
         optimizer=cfg.OptimizerConfig(
             learning_rate=2e-3, warmup_steps=25, decay="cosine", weight_decay=1e-2, ema_decay=0.98
         ),
         log_every=50,
-        save_every=125,
+        save_every=150,
     )
 
 
