@@ -104,11 +104,17 @@ def _table(found: Mapping[Drawing, Mapping[str, float]]) -> Table:
 def _agreement(
     evaluation: Evaluation, pictures: Pictures, captions: tuple[str, ...], *, chance: bool
 ) -> dict[str, float]:
-    """Returns the shares of pictures that show what their prompts say; chance: shuffled, too."""
+    """Returns the shares of pictures that show what their prompts say; chance: shuffled, too.
+
+    Where some of the prompts have two objects, also the share of these that is right in all.
+    """
     shown = pictures.read(evaluation.stage, range(len(captions)))
-    shares = prompt_following.agreement(shown, captions).shares
+    by_objects = prompt_following.by_objects(shown, captions)
+    shares = by_objects["prompts"].shares
     found = {"colour and shape": shares["colour_and_shape"]}
     found |= {name: shares[name] for name in prompt_following.ASPECTS}
+    if "two_objects" in by_objects:
+        found["all, of two objects"] = by_objects["two_objects"].shares["all"]
     if chance:
         shuffled = prompt_following.agreement(shown, prompt_following.shuffled(captions))
         found["colour and shape, shuffled"] = shuffled.shares["colour_and_shape"]

@@ -11,11 +11,16 @@ from contextdiff_jax.data.scenes import ScenesSource
 from contextdiff_jax.evaluation.evaluation import Evaluation
 from contextdiff_jax.evaluation.galleries import sample_gallery
 from contextdiff_jax.evaluation.results import Gallery, Result, Table
-from contextdiff_jax.evaluation.scenes_checker import check
+from contextdiff_jax.evaluation.scenes_checker import check, parse_caption
 
 SCENES = 256  # prompts by default
 ASPECTS = ("colour", "shape", "position", "size", "all")
-_AGAINST = {"prompts": "their prompts", "shuffled": "shuffled prompts (chance)"}
+_AGAINST = {
+    "prompts": "their prompts",
+    "one_object": "their prompts, of one object",
+    "two_objects": "their prompts, of two objects",
+    "shuffled": "shuffled prompts (chance)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +48,29 @@ def agreement(pictures: np.ndarray, prompts: Sequence[str]) -> Agreement:
     """Checks pictures (N, H, W, 3) uint8 against N prompts, one each."""
     if len(pictures) != len(prompts):
         raise ValueError(f"{len(pictures)} pictures for {len(prompts)} prompts: must be as many")
-    results = [check(picture, prompt) for picture, prompt in zip(pictures, prompts, strict=True)]
+    return _shares(_checked(pictures, prompts))
+
+
+def _checked(pictures: np.ndarray, prompts: Sequence[str]) -> list[dict[str, bool]]:
+    return [check(picture, prompt) for picture, prompt in zip(pictures, prompts, strict=True)]
+
+
+def _shares(results: Sequence[Mapping[str, bool]]) -> Agreement:
     shares = {name: float(np.mean([result[name] for result in results])) for name in ASPECTS}
     both = np.mean([result["colour"] and result["shape"] for result in results])
     return Agreement(len(results), {"colour_and_shape": float(both)} | shares)
+
+
+def by_objects(pictures: np.ndarray, prompts: Sequence[str]) -> dict[str, Agreement]:
+    """Returns the agreement of all, "prompts", and where both occur of "one_object"s and "two"."""
+    results = _checked(pictures, prompts)
+    found = {"prompts": _shares(results)}
+    things = np.array([len(parse_caption(prompt).things) for prompt in prompts])
+    for number, name in enumerate(("one_object", "two_objects"), 1):
+        part = [results[place] for place in np.flatnonzero(things == number)]
+        if 0 < len(part) < len(results):
+            found[name] = _shares(part)
+    return found
 
 
 def shuffled(prompts: Sequence[str], seed: int = 0) -> list[str]:
@@ -64,11 +88,17 @@ def measure(
     protocol: Mapping[str, Any],
     galleries: tuple[Gallery, ...] = (),
 ) -> Result:
-    """Checks each stage's pictures (N, H, W, 3) uint8 against N prompts, and those shuffled."""
+    """Checks each stage's pictures (N, H, W, 3) uint8 against N prompts, and those shuffled.
+
+    Pictures of one and of two objects are counted apart, too.
+    """
     values = {
         stage: {
-            "prompts": agreement(part, prompts).to_json(),
-            "shuffled": agreement(part, shuffled(prompts)).to_json(),
+            name: found.to_json()
+            for name, found in {
+                **by_objects(part, prompts),
+                "shuffled": agreement(part, shuffled(prompts)),
+            }.items()
         }
         for stage, part in pictures.items()
     }

@@ -19,6 +19,29 @@ def test_true_pictures_agree_and_shuffled_ones_do_not():
     assert chance["colour_and_shape"] < 0.15
 
 
+def test_pictures_of_one_and_of_two_objects_are_counted_apart():
+    """All pairs are drawn the wrong way round, all else is right."""
+    scenes = ScenesConfig(pairs=0.5)
+    prompts = prompt_following.held_out_prompts(scenes, 40)
+    source = ScenesSource(DataConfig(source="scenes", split="test", resolution=32, scenes=scenes))
+    pairs = np.array([len(source.scene(index).things) == 2 for index in range(40)])
+    pictures = np.stack([source[index].image for index in range(40)])
+    pictures[pairs] = pictures[pairs, ::-1, ::-1]
+    found = prompt_following.by_objects(pictures, prompts)
+    assert [found[name].count for name in found] == [40, 40 - pairs.sum(), pairs.sum()]
+    assert found["one_object"].shares["all"] > 0.9
+    assert found["two_objects"].shares["all"] == found["two_objects"].shares["position"] == 0
+    mean = np.average(
+        [found["one_object"].shares["all"], 0], weights=[40 - pairs.sum(), pairs.sum()]
+    )
+    assert found["prompts"].shares["all"] == pytest.approx(mean)
+
+
+def test_prompts_of_one_kind_have_no_parts():
+    pictures = np.zeros((2, 16, 16, 3), np.uint8)
+    assert list(prompt_following.by_objects(pictures, ["a red circle"] * 2)) == ["prompts"]
+
+
 def test_shuffling_moves_every_prompt():
     prompts = [str(number) for number in range(50)]
     moved = prompt_following.shuffled(prompts)
