@@ -5,12 +5,13 @@
 
 Presets for a laptop: classes.py:scenes is the 40 combinations of colour and shape of rendered
 scenes at 16x16, without any download; classes.py:flowers is a folder of flower photographs with
-the class in the column "class_name" (--config.data_path=PATH). classes.py:test is a few steps of
-scenes. The adapter needs an image encoder: the pipeline trains a CLIP on the classes' names first.
+the class in the column "class_name" (--config.data_path=PATH), and classes.py:cpu_folder is
+CIFAR-10 as a folder, the class in the column "label". classes.py:test is a few steps of scenes.
+The adapter needs an image encoder: the pipeline trains a CLIP on the classes' names first.
 Without the adapter: --config.use_adapter=False. classes.py:scenes_flow is scenes by flow matching,
 without adapter and CLIP (docs/flow.md), and classes.py:scenes_mean_flow by MeanFlow, for one to
-four network calls. classes.py:latent trains latent diffusion's ImageNet model
-on the flowers, from the folder of its single file: --config.runs.base.start_from.path and
+four network calls. classes.py:latent trains latent diffusion's ImageNet model on the flowers, from
+the folder of its single file: --config.runs.base.start_from.path and
 --config.runs.base.task.first_stage.path.
 """
 
@@ -33,7 +34,8 @@ from contextdiff_jax.tasks.flow_config import FlowConfig, MeanFlowConfig
 from contextdiff_jax.tasks.latent_class_to_image import LatentClassToImageConfig
 from contextdiff_jax.training.optimizer import cosine_decay
 
-PRESETS = ("", "scenes", "scenes_flow", "scenes_mean_flow", "flowers", "latent", "test")
+PRESETS = ("", "scenes", "scenes_flow", "scenes_mean_flow", "flowers")
+PRESETS += ("cpu_folder", "latent", "test")
 
 CIFAR10 = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -47,7 +49,7 @@ WIDTH = 64  # of the encoder and of what is learned of a class, in the small pre
 
 def get_config(preset: str = ""):
     cfg.check_preset(preset, PRESETS)
-    made = {"": _cifar10, "flowers": _flowers, "latent": _latent}
+    made = {"": _cifar10, "cpu_folder": _cifar10_folder, "flowers": _flowers, "latent": _latent}
     made |= {"scenes_flow": _scenes_flow, "scenes_mean_flow": _scenes_mean_flow}
     config = made.get(preset, _scenes)()
     return cfg.to_config_dict(_short(config) if preset == "test" else config)
@@ -177,8 +179,16 @@ def _plain_scenes(name: str, changes: Mapping[str, Any]) -> cfg.Config:
 
 
 def _flowers() -> cfg.Config:
-    data = DataConfig(source="folder", resolution=32, caption_fields=("class_name",), flip=True)
-    return _config("flowers", FLOWERS, _small_runs(data, FLOWERS, steps=3000))
+    return _folder("flowers", FLOWERS, "class_name")
+
+
+def _cifar10_folder() -> cfg.Config:
+    return _folder("cifar10_cpu", CIFAR10, "label")
+
+
+def _folder(name: str, classes: tuple[str, ...], column: str) -> cfg.Config:
+    data = DataConfig(source="folder", resolution=32, caption_fields=(column,), flip=True)
+    return _config(name, classes, _small_runs(data, classes, steps=3000))
 
 
 def _small_runs(data: DataConfig, classes: tuple[str, ...], steps: int) -> dict[str, cfg.RunConfig]:
