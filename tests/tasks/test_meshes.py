@@ -56,8 +56,9 @@ def make(make_task, make_config, clip_folder):
 
     def make(name):
         if name == "contrastive":
-            config, _ = load_clip(clip_folder)
-            return ContrastiveTask(CLIP(config), load_tokenizer(clip_folder / "tokenizer"), 16)
+            clip = CLIP(load_clip(clip_folder)[0])
+            tokenizer = load_tokenizer(clip_folder / "tokenizer")
+            return ContrastiveTask(clip, tokenizer, 16, exchange_around=("red", "blue"))
         if name != "scanned":
             return make_task(name)
         config = make_config(use_adapter=False)
