@@ -1,7 +1,6 @@
 """Contrastive language-image training (Radford et al., 2021): aligned encoders for a new domain."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -130,13 +129,18 @@ def exchanged(caption: str, phrases: Sequence[str]) -> str:
     "a cat left of a dog." becomes "a dog left of a cat."; upper and lower case stay as they are. A
     caption with none of the phrases as whole words between others is returned unchanged.
     """
-    longest_first = sorted(phrases, key=len, reverse=True)
-    choices = "|".join(re.escape(phrase).replace(r"\ ", r"\s+") for phrase in longest_first)
-    found = re.fullmatch(rf"(\s*)(.+?)(\s+(?:{choices})\s+)(.+?)([\s.!?]*)", caption, re.I | re.S)
-    if not phrases or not found:
-        return caption
-    start, before, phrase, after, end = found.groups()
-    return start + after + phrase + before + end
+    words = caption.split()
+    lower = [word.lower() for word in words]
+    longest_first = sorted((phrase.lower().split() for phrase in phrases), key=len, reverse=True)
+    for start in range(1, len(words)):
+        for phrase in longest_first:
+            end = start + len(phrase)
+            if lower[start:end] == phrase and end < len(words):
+                last = words[-1].rstrip(".!?")
+                mark = words[-1][len(last) :]
+                after = [*words[end:-1], last] if last else words[end:-1]
+                return " ".join([*after, *words[start:end], *words[:start]]) + mark
+    return caption
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,9 +76,10 @@ PHRASES = ("left of", "above", "left")
     ("caption", "expected"),
     [
         ("a red circle left of a blue square", "a blue square left of a red circle"),
-        ("A cat above  a dog.", "a dog above  A cat."),
-        ("a cat LEFT\nOF a dog", "a dog LEFT\nOF a cat"),
-        ("a left  b left of c", "b left of c left  a"),
+        ("A cat above  a dog.", "a dog above A cat."),
+        ("a cat LEFT\nOF a dog !", "a dog LEFT OF a cat!"),
+        ("a left b left of c", "b left of c left a"),
+        ("a left of b above c", "b above c left of a"),
         ("a cleft of stone", "a cleft of stone"),
         ("above a dog", "above a dog"),
         ("a dog (left) of it", "a dog (left) of it"),
