@@ -106,7 +106,7 @@ def _agreement(
 ) -> dict[str, float]:
     """Returns the shares of pictures that show what their prompts say; chance: shuffled, too.
 
-    Where some of the prompts have two objects, also the share of these that is right in all.
+    Where some but not all prompts have two objects, also the share of these that is right in all.
     """
     shown = pictures.read(evaluation.stage, range(len(captions)))
     by_objects = prompt_following.by_objects(shown, captions)

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FILES = [
     (path.stem, preset)
     for path in sorted((ROOT / "configs").glob("*.py"))
-    if path.stem != "video_editing"  # no pipeline: tests/generation/test_video_editing.py
+    if path.stem != "video_editing"  # no pipeline: tests/generation/test_editing_config.py
     for preset in importlib.import_module(f"configs.{path.stem}").PRESETS
 ]
 

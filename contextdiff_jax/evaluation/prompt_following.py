@@ -46,12 +46,12 @@ def held_out_prompts(scenes: ScenesConfig, count: int, split: str = "test") -> l
 
 def agreement(pictures: np.ndarray, prompts: Sequence[str]) -> Agreement:
     """Checks pictures (N, H, W, 3) uint8 against N prompts, one each."""
-    if len(pictures) != len(prompts):
-        raise ValueError(f"{len(pictures)} pictures for {len(prompts)} prompts: must be as many")
     return _shares(_checked(pictures, prompts))
 
 
 def _checked(pictures: np.ndarray, prompts: Sequence[str]) -> list[dict[str, bool]]:
+    if len(pictures) != len(prompts):
+        raise ValueError(f"{len(pictures)} pictures for {len(prompts)} prompts: must be as many")
     return [check(picture, prompt) for picture, prompt in zip(pictures, prompts, strict=True)]
 
 
@@ -62,7 +62,7 @@ def _shares(results: Sequence[Mapping[str, bool]]) -> Agreement:
 
 
 def by_objects(pictures: np.ndarray, prompts: Sequence[str]) -> dict[str, Agreement]:
-    """Returns the agreement of all, "prompts", and where both occur of "one_object"s and "two"."""
+    """Returns that of all, "prompts", and where both kinds occur "one_object" and "two_objects"."""
     results = _checked(pictures, prompts)
     found = {"prompts": _shares(results)}
     things = np.array([len(parse_caption(prompt).things) for prompt in prompts])
@@ -102,7 +102,7 @@ def measure(
         }
         for stage, part in pictures.items()
     }
-    aspects = ("colour_and_shape", *ASPECTS)
+    aspects = ("count", "colour_and_shape", *ASPECTS)
     rows = [
         (stage, _AGAINST[name], *(shares[aspect] for aspect in aspects))
         for stage, found in values.items()

@@ -1,6 +1,7 @@
 """Contrastive language-image training (Radford et al., 2021): aligned encoders for a new domain."""
 
 import dataclasses
+import string
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -23,7 +24,6 @@ from contextdiff_jax.tasks.task_config import Parts, TaskConfig, register
 from contextdiff_jax.training.task import Batch, Metrics, Params
 
 ENCODER_FOLDER = "encoder"  # inside a finished run's
-_NEVER = -1e9  # the logit of a text that is not there
 _MARK = "finished"  # inside that, once all of it is there
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -32,6 +32,8 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "spiece.model",
 )
+_NEVER = -1e9  # the logit of a text that is not there
+_MARKS = ".,;:!?"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +57,9 @@ class ContrastiveConfig(TaskConfig):
     clip: their sizes; vocab_size and eot_token_id are the tokenizer's.
     exchange_around: phrases like "left of" that make hard negatives (NegCLIP, Yuksekgonul et al.
     2023): beside "a cat left of a dog" every image is compared with "a dog left of a cat". Without
-    them CLIP learns which words a caption has, and not their order. Not for phrases that mean the
-    same both ways, such as "next to".
+    them CLIP learns which words a caption has, and not their order. For captions of the form "X
+    PHRASE Y"; not for phrases that mean the same both ways, such as "next to". That "Y left of X"
+    may be true of an image whose caption says "X right of Y" is not known here.
     """
 
     clip: CLIPConfig
@@ -126,20 +129,22 @@ class ContrastiveConfig(TaskConfig):
 def exchanged(caption: str, phrases: Sequence[str]) -> str:
     """Returns the caption with what stands before and after the first of the phrases exchanged.
 
-    "a cat left of a dog." becomes "a dog left of a cat."; upper and lower case stay as they are. A
-    caption with none of the phrases as whole words between others is returned unchanged.
+    "a cat left of a dog." becomes "a dog left of a cat."; upper and lower case stay as they are.
+    Returned unchanged: a caption with none of the phrases as whole words between others, with the
+    same on both sides, or with a mark (.,;:!?) before its end, which would come to stand elsewhere.
     """
-    words = caption.split()
+    text = caption.rstrip(_MARKS + string.whitespace)
+    words = text.split()
     lower = [word.lower() for word in words]
     longest_first = sorted((phrase.lower().split() for phrase in phrases), key=len, reverse=True)
     for start in range(1, len(words)):
         for phrase in longest_first:
             end = start + len(phrase)
             if lower[start:end] == phrase and end < len(words):
-                last = words[-1].rstrip(".!?")
-                mark = words[-1][len(last) :]
-                after = [*words[end:-1], last] if last else words[end:-1]
-                return " ".join([*after, *words[start:end], *words[:start]]) + mark
+                if lower[:start] == lower[end:] or any(mark in text for mark in _MARKS):
+                    return caption
+                exchange = " ".join([*words[end:], *words[start:end], *words[:start]])
+                return exchange + caption[len(text) :].strip()
     return caption
 
 
@@ -192,16 +197,18 @@ class ContrastiveTask:
         """Mean of image-to-text and text-to-image cross-entropy; captions that recur count once.
 
         Pairs with equal captions are not negatives of each other: small domains repeat captions.
-        Exchanged captions (`exchange_around`) are texts more for the images to choose from.
+        Exchanged captions (`exchange_around`) are more texts for the images to choose from.
         """
         pixels = clip_preprocess(from_uint8(batch["image"]), self.clip.config.image_size)
-        captions = batch["text_ids"]
-        negatives = batch.get("negative_ids", captions[:0])
-        texts = jnp.concatenate([captions, negatives])
+        captions = texts = batch["text_ids"]
+        is_choice = jnp.ones(len(captions), bool)
+        if self.exchange_around:
+            negatives = batch["negative_ids"]
+            texts = jnp.concatenate([captions, negatives])
+            changed = jnp.any(negatives != captions, axis=-1)
+            is_choice = jnp.concatenate([is_choice, changed])
         logits = self.clip.apply({"params": params["clip"]}, texts, pixels)
         same = jnp.all(captions[:, None] == texts[None], axis=-1)
-        changed = jnp.any(negatives != captions[: len(negatives)], axis=-1)
-        is_choice = jnp.pad(changed, (len(captions), 0), constant_values=True)
         choices = jnp.where(is_choice, logits, _NEVER)
         by_image = _cross_entropy(choices, same & is_choice)
         by_text = _cross_entropy(logits[:, : len(captions)].T, same[:, : len(captions)])

@@ -49,6 +49,7 @@ def test_shuffling_moves_every_prompt():
     assert not any(a == b for a, b in zip(moved, prompts, strict=True))
 
 
-def test_as_many_pictures_as_prompts():
+@pytest.mark.parametrize("of", [prompt_following.agreement, prompt_following.by_objects])
+def test_as_many_pictures_as_prompts(of):
     with pytest.raises(ValueError, match="1 pictures for 2 prompts"):
-        prompt_following.agreement(np.zeros((1, 16, 16, 3), np.uint8), ["a red circle"] * 2)
+        of(np.zeros((1, 16, 16, 3), np.uint8), ["a red circle"] * 2)

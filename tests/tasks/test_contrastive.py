@@ -77,7 +77,11 @@ PHRASES = ("left of", "above", "left")
     [
         ("a red circle left of a blue square", "a blue square left of a red circle"),
         ("A cat above  a dog.", "a dog above A cat."),
-        ("a cat LEFT\nOF a dog !", "a dog LEFT OF a cat!"),
+        ("a cat LEFT\nOF a dog!\n", "a dog LEFT OF a cat!"),
+        ("a cat above .", "a cat above ."),
+        ("a cat above A cat.", "a cat above A cat."),
+        ("a cat, above a dog", "a cat, above a dog"),
+        ("a cat above a dog. It rains.", "a cat above a dog. It rains."),
         ("a left b left of c", "b left of c left a"),
         ("a left of b above c", "b above c left of a"),
         ("a cleft of stone", "a cleft of stone"),

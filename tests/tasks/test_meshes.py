@@ -1,8 +1,8 @@
 """The same losses, moments, updated parameters and average on every mesh, for every task.
 
 CONTEXTDIFF_ALL_MESHES=1 tries every mesh of 2, 4 and 8 devices for every task; otherwise the
-contrastive one runs on meshes that split every axis alone and beside each other, base and
-super-resolution on one of each number of devices, which together split every axis.
+contrastive one with exchanged captions runs on meshes that split every axis alone and beside each
+other, base and super-resolution on one of each number of devices, which together split every axis.
 """
 
 import dataclasses
@@ -33,10 +33,11 @@ from tests.fixtures.tiny_tasks import build_loaded
 CAPTIONS = ("a red circle", "a blue square", "two green birds", "nothing at all") * 2
 EVERY_SHAPE = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if 1 < np.prod(s) <= 8]
 SHAPES = {
-    "contrastive": [
+    "exchanged": [
         *((8, 1, 1), (1, 8, 1), (1, 1, 8), (1, 1, 2)),
         *((2, 2, 1), (2, 1, 2), (1, 2, 2), (1, 2, 4), (2, 2, 2)),
     ],
+    "contrastive": [(1, 1, 8), (2, 2, 2)],
     "base": [(1, 1, 2), (1, 4, 1), (2, 2, 2)],
     "sr": [(1, 2, 1), (1, 1, 4), (4, 1, 2)],
     "scanned": [(2, 2, 2)],
@@ -52,13 +53,18 @@ SURE = 5e-5
 
 @pytest.fixture(scope="module")
 def make(make_task, make_config, clip_folder):
-    """Returns make(name) -> a task; "scanned" is a base that scans and recomputes its blocks."""
+    """Returns make(name) -> a task.
+
+    "exchanged" is contrastive with hard negatives, "scanned" a base that scans and recomputes its
+    blocks.
+    """
 
     def make(name):
-        if name == "contrastive":
+        if name in ("contrastive", "exchanged"):
             clip = CLIP(load_clip(clip_folder)[0])
             tokenizer = load_tokenizer(clip_folder / "tokenizer")
-            return ContrastiveTask(clip, tokenizer, 16, exchange_around=("red", "blue"))
+            phrases = ("red", "blue") if name == "exchanged" else ()
+            return ContrastiveTask(clip, tokenizer, 16, phrases)
         if name != "scanned":
             return make_task(name)
         config = make_config(use_adapter=False)
