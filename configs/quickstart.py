@@ -56,7 +56,7 @@ def get_config(preset: str = ""):
 
 
 def _data(resolution: int) -> DataConfig:
-    return DataConfig(source="scenes", resolution=resolution, scenes=ScenesConfig(pairs=0.4))
+    return DataConfig(source="scenes", resolution=resolution, scenes=ScenesConfig(pairs=0.5))
 
 
 def _clip() -> cfg.RunConfig:
@@ -68,12 +68,12 @@ def _clip() -> cfg.RunConfig:
         ),
         data=_data(16),
         batch_size=128,
-        steps=300,
+        steps=400,
         optimizer=cfg.OptimizerConfig(
             learning_rate=2e-3, warmup_steps=25, decay="cosine", weight_decay=1e-2, ema_decay=0.98
         ),
         log_every=50,
-        save_every=150,
+        save_every=200,
     )
 
 
@@ -99,7 +99,7 @@ def _base() -> cfg.RunConfig:
         ),
         data=_data(16),
         batch_size=16,
-        steps=3500,
+        steps=4500,
         optimizer=cfg.OptimizerConfig(
             learning_rate=4e-3, warmup_steps=100, decay="cosine", ema_decay=0.99
         ),
