@@ -1,8 +1,8 @@
 """The same losses, moments, updated parameters and average on every mesh, for every task.
 
 CONTEXTDIFF_ALL_MESHES=1 tries every mesh of 2, 4 and 8 devices for every task; otherwise the
-contrastive one with exchanged captions runs on meshes that split every axis alone and beside each
-other, base and super-resolution on one of each number of devices, which together split every axis.
+contrastive one runs on meshes that split every axis alone and beside each other, base and
+super-resolution on one of each number of devices, which together split every axis.
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ from tests.fixtures.tiny_tasks import build_loaded
 CAPTIONS = ("a red circle", "a blue square", "two green birds", "nothing at all") * 2
 EVERY_SHAPE = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if 1 < np.prod(s) <= 8]
 SHAPES = {
-    "exchanged": [
+    "contrastive": [
         *((8, 1, 1), (1, 8, 1), (1, 1, 8), (1, 1, 2)),
         *((2, 2, 1), (2, 1, 2), (1, 2, 2), (1, 2, 4), (2, 2, 2)),
     ],
-    "contrastive": [(1, 1, 8), (2, 2, 2)],
+    "exchanged": [(1, 1, 8), (2, 2, 2)],
     "base": [(1, 1, 2), (1, 4, 1), (2, 2, 2)],
     "sr": [(1, 2, 1), (1, 1, 4), (4, 1, 2)],
     "scanned": [(2, 2, 2)],
