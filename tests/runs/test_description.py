@@ -11,6 +11,7 @@ import pytest
 from configs import quickstart
 from contextdiff_jax.config import from_config_dict
 from contextdiff_jax.runs.export import read_export
+from tests.fixtures.presets import preset_of_format_1
 
 STAGE = {"step": 5, "encoders": {"text": "sha256:0"}}
 CONTENT = {
@@ -176,7 +177,7 @@ def test_what_an_export_writes_is_read(export):
 def test_an_export_of_format_1_is_read_in_the_new_form(tmp_path):
     shutil.copy(pathlib.Path(__file__).parent / "format_1.json", tmp_path / "export.json")
     read, _ = read_export(tmp_path)
-    assert read.config == from_config_dict(quickstart.get_config("test"))
+    assert read.config == from_config_dict(preset_of_format_1())
 
 
 def test_a_key_of_format_1_beside_its_new_name_is_refused(tmp_path):
