@@ -62,7 +62,10 @@ def _shares(results: Sequence[Mapping[str, bool]]) -> Agreement:
 
 
 def by_objects(pictures: np.ndarray, prompts: Sequence[str]) -> dict[str, Agreement]:
-    """Returns that of all, "prompts", and where both kinds occur "one_object" and "two_objects"."""
+    """Returns the agreement of all pictures with their prompts, under "prompts".
+
+    Where prompts of both kinds occur, also that of each: "one_object" and "two_objects".
+    """
     results = _checked(pictures, prompts)
     found = {"prompts": _shares(results)}
     things = np.array([len(parse_caption(prompt).things) for prompt in prompts])

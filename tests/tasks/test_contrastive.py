@@ -106,7 +106,7 @@ def related(task):
     return dataclasses.replace(task, exchange_around=("above",))
 
 
-def test_exchanged_captions_are_texts_more_for_the_images(related):
+def test_exchanged_captions_are_more_texts_for_the_images(related):
     """Against torch on 3 + 2 texts: the second caption has none to add."""
     params = initial(related.init)
     batch = batch_of(related, RELATED)
