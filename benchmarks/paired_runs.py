@@ -15,7 +15,8 @@ in one thing alone. --what of each is measured then, with the same prompts, imag
                 or by --features=inception.safetensors
   bits_per_dim  the bound of held-out pictures, or of flows their density
   boxes         of layouts; in_context, of in-context runs: benchmarks/placed_figures.py
-Super-resolution is left out. --sampler=field=value changes the sampler of all variants.
+Super-resolution is left out. --sampler=field=value changes the sampler of all variants, and
+--config.KEY=VALUE, as for main, any other key of the config.
 
 --calls draws from each training by every one of --samplers at so many network calls, too. With an
 adapter ddim and dpm_solver++ stand for euler and ab2, which do not know its bias; of MeanFlow
@@ -42,7 +43,7 @@ from absl import logging
 from etils import epath
 
 from benchmarks.adapter_vs_plain import collect, with_data
-from benchmarks.configuration import load_config
+from benchmarks.configuration import load_config, parse_with_changes
 from benchmarks.paired_measures import DRAWINGS, DRAWN, Drawing, plan_drawings
 from benchmarks.paired_tables import Results, by_calls, plot, suffix_of, summary
 from benchmarks.paired_variants import VARIANTS
@@ -101,7 +102,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=CLIP_FEATURES,
         help="Inception's weights for fid; clip: the seed's own CLIP",
     )
-    args = parser.parse_args(argv)
+    args, args.changes = parse_with_changes(parser, argv)
     for flag, allowed in (("variants", VARIANTS), ("what", WHAT), ("samplers", SAMPLERS)):
         for name in getattr(args, flag):
             if name not in allowed:
@@ -251,7 +252,7 @@ def train_variants(
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, float]]]:
     """Trains what is missing, writes and prints the summary; returns {variant: {seed: ...}}."""
     args = parse(argv)
-    config = load_config(args.config)
+    config = load_config(args.config, args.changes)
     checked, _, base = base_only(config, 0, args)
     for variant in args.variants:
         changed = VARIANTS[variant](checked, base)

@@ -153,6 +153,32 @@ def test_a_mean_flow_is_its_twin_with_other_steps(name):
     }
 
 
+def test_keys_of_the_config_are_changed_as_on_the_command_line_of_main():
+    args = arguments("--config.runs.base.task.diffusion.flow.beta=7", "--config.name=a b")
+    config = load_config("classes:scenes", args.changes)
+    assert config.runs["base"].task.diffusion.flow.beta == 7.0 and config.name == "a b"
+    assert arguments().changes == []
+    assert differences(
+        dataclasses.asdict(config), dataclasses.asdict(load_config("classes:scenes"))
+    ) == [
+        "config.name: 'classes_scenes' there, 'a b' here",
+        "config.runs.base.task.diffusion.flow.beta: 5.0 there, 7.0 here",
+    ]
+
+
+@pytest.mark.parametrize("word", ["--config.sed=1", "--config.seed=x", "--config.runs.bse.steps=1"])
+def test_a_wrong_key_or_value_of_the_config_is_one_sentence(word):
+    with pytest.raises(ValueError, match=f"^{word}: [^\n]+$"):
+        load_config("classes:scenes", [word])
+
+
+@pytest.mark.parametrize("word", ["--sead=1", "more", "--config.seed"])
+def test_other_words_of_the_command_line_are_refused(word, capsys):
+    with pytest.raises(SystemExit):
+        arguments(word)
+    assert f"unrecognized argument: {word}" in capsys.readouterr().err
+
+
 def test_summary_is_mean_deviation_and_differences_of_pairs():
     results = {
         "none": {"0": {"fid": 0.5}, "1": {"fid": 0.7}},
