@@ -1,13 +1,12 @@
 """What every condition answers: what it reads, its parameters, what it gives the networks.
 
-A batch holds the arrays of all conditions of a task side by side, so that their names must differ.
 A condition that is made of the picture itself (a low-resolution version) adds its arrays to the
 batch on the device, by `of_target` in training and `of_before` in a cascade.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -149,77 +148,3 @@ class Condition:
 def hidden(given: Given, visible: jax.Array) -> Given:
     """Returns it with examples where `visible` (B,) is False turned to no condition."""
     return dataclasses.replace(given, present=jnp.logical_and(given.present, visible))
-
-
-def attended(
-    given: Mapping[str, Given], visible: Mapping[str, jax.Array]
-) -> tuple[jax.Array, jax.Array, jax.Array] | None:
-    """Returns tokens (B, L, D), mask (B, L) and keep (B,) of all that the denoiser attends to.
-
-    visible: by condition, (B,) bool. A hidden condition's tokens are masked where there are others;
-    where nothing is left keep is False, and the network's own null token stands for all. None where
-    no condition has tokens.
-    """
-    found = [
-        (each.tokens, each.mask, visible[name] & each.present)
-        for name, each in given.items()
-        if each.tokens is not None
-    ]
-    if not found:
-        return None
-    if len(found) == 1:
-        return found[0]
-    tokens, masks, shown = zip(*found, strict=True)
-    mask = [mask & seen[:, None] for mask, seen in zip(masks, shown, strict=True)]
-    keep = jnp.stack(shown).any(axis=0)
-    return jnp.concatenate(tokens, axis=1), jnp.concatenate(mask, axis=1), keep
-
-
-def adapter_reads(
-    given: Mapping[str, Given], whose: Literal["own", "shuffled", "none"] = "own"
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the tokens (B, L, D) and mask (B, L) of all that the adapter attends to.
-
-    whose: the condition of each picture, of the one before it in the batch, or no condition: see
-    DiffusionConfig.adapter_condition. Raises ValueError where no condition has any tokens.
-    """
-    found = [
-        (each.adapter_tokens, each.adapter_mask & each.present[:, None])
-        for each in given.values()
-        if each.adapter_tokens is not None
-    ]
-    if not found:
-        raise ValueError("an adapter needs a condition with tokens for it")
-    tokens, mask = (jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
-    if whose == "shuffled":
-        return jnp.roll(tokens, 1, axis=0), jnp.roll(mask, 1, axis=0)
-    return (tokens, mask) if whose == "own" else (jnp.zeros_like(tokens), jnp.zeros_like(mask))
-
-
-def denoiser_inputs(
-    given: Mapping[str, Given], keep: Mapping[str, jax.Array] | None
-) -> dict[str, jax.Array]:
-    """Returns the denoiser's arguments beside x and t.
-
-    keep: by condition, where it sees what can be hidden; None leaves the argument out.
-    """
-    inputs = merged(each.inputs for each in given.values())
-    visible = {name: jnp.ones(each.present.shape, bool) for name, each in given.items()}
-    visible |= keep or {}
-    read = attended(given, visible)
-    if read is None:
-        return inputs
-    tokens, mask, shown = read
-    inputs |= {"text": tokens, "text_mask": mask}
-    return inputs if keep is None else inputs | {"keep": shown}
-
-
-def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns what several conditions have, as one; ValueError where two have the same name."""
-    found: dict[str, Any] = {}
-    for part in parts:
-        twice = found.keys() & part.keys()
-        if twice:
-            raise ValueError(f"two conditions have {', '.join(sorted(twice))}: names must differ")
-        found |= part
-    return found

@@ -13,16 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from contextdiff_jax.conditions.condition import (
-    Condition,
-    Given,
+from contextdiff_jax.conditions.condition import Condition, Given, hidden
+from contextdiff_jax.conditions.requests import Request, values_of
+from contextdiff_jax.conditions.together import (
+    Visible,
     adapter_reads,
     denoiser_inputs,
-    hidden,
+    draw_hidden,
+    encode_all,
+    init_all,
+    made_of_target,
     merged,
 )
-from contextdiff_jax.conditions.requests import Request, values_of
-from contextdiff_jax.diffusion.bound_step import Drawn, bound_step
 from contextdiff_jax.diffusion.linear_path import LinearPath
 from contextdiff_jax.diffusion.process import Denoise, Keep, Process, Relation
 from contextdiff_jax.diffusion.schedules import Schedule
@@ -39,7 +41,6 @@ from contextdiff_jax.tasks.mean_flow_objective import draw_steps, mean_flow_loss
 from contextdiff_jax.training.shares import of_adapter
 from contextdiff_jax.training.task import Batch, Metrics, Params
 
-_LAST_SHARE = 40  # the last T / 40 steps, where an unbounded adapter hides its cost
 _DIAGNOSED = 8  # examples
 _SLOW = 10.0  # the last time, as a network of mean velocities is told it
 _CONDITIONS = 0x7FFFFFFF  # a stream of keys beside the networks', which split gives
@@ -161,12 +162,7 @@ class DiffusionTask:
 
     def of_target(self, batch: Batch, key: jax.Array | None = None) -> dict[str, jax.Array]:
         """Returns what conditions make of the batch's own pictures; clean without a key."""
-        found: dict[str, jax.Array] = {}
-        making = [condition for condition in self.conditions if condition.of_picture]
-        for number, condition in enumerate(making):
-            own = key if key is None or not number else jax.random.fold_in(key, number)
-            found |= condition.of_target(from_uint8(batch["image"]), own)
-        return found
+        return made_of_target(self.conditions, from_uint8(batch["image"]), key)
 
     def of_before(self, images: jax.Array, level: float, keys: jax.Array) -> dict[str, jax.Array]:
         """Returns what conditions make of the pictures (B, h, w, C) that the stage before drew.
@@ -213,7 +209,7 @@ class DiffusionTask:
         denoiser_key, adapter_key = jax.random.split(key)
         images, times = jnp.zeros((1, *self.space.shape)), jnp.ones((1,))
         told = self._told(times)
-        own = self._init_conditions(key)
+        own = init_all(self.conditions, jax.random.fold_in(key, _CONDITIONS))
         given = self._example(nn.unbox(own))
         read = self.denoiser_reads(denoiser_inputs(given, None))
         params = {"denoiser": self.denoiser.init(denoiser_key, images, told, **read)["params"]}
@@ -226,15 +222,6 @@ class DiffusionTask:
             relation = self.flow.init(adapter_key, self.space.shape, given)
             params |= {"relation": relation} if relation else {}
         return params | ({"conditions": own} if own else {})
-
-    def _init_conditions(self, key: jax.Array) -> Params:
-        """Returns the parameters of the conditions that have some, by their names."""
-        own = jax.random.fold_in(key, _CONDITIONS)
-        made = {
-            condition.name: condition.init(jax.random.fold_in(own, number))
-            for number, condition in enumerate(self.conditions)
-        }
-        return {name: params for name, params in made.items() if params}
 
     def _example(self, own: Params) -> dict[str, Given]:
         """Returns what the conditions give for one row of nothing: zeros of the right shapes."""
@@ -298,50 +285,28 @@ class DiffusionTask:
         pairs = jnp.stack([t, t], axis=1) if t.ndim == 1 else t
         return _SLOW / self.schedule.num_steps * pairs
 
-    def _drop(self, key: jax.Array, count: int) -> tuple[dict[str, jax.Array], Keep]:
-        """Draws, for each condition by itself, where it is hidden.
-
-        Returns where it is shown at all (by name; not where it is never hidden), and where the
-        denoiser sees it.
-        """
-        config, shown, keep = self.config, {}, {}
-        for number, condition in enumerate(c for c in self.conditions if c.droppable):
-            own = key if not number else jax.random.fold_in(key, number)
-            denoiser_key, both_key = jax.random.split(own)
-            keep[condition.name] = ~jax.random.bernoulli(
-                denoiser_key, config.drop_condition, (count,)
-            )
-            if config.drop_both:
-                hides = jax.random.bernoulli(both_key, config.drop_both, (count,))
-                shown[condition.name] = ~hides
-        return shown, keep
+    def _drop(self, key: jax.Array, count: int) -> tuple[Visible, Visible]:
+        """Draws where each condition is shown at all, and where the denoiser sees it."""
+        shares = self.config.drop_condition, self.config.drop_both
+        return draw_hidden(self.conditions, shares, key, count)
 
     def diagnose(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Metrics:
-        """Divergence (eq. 4, nats per example) summed over the last T / 40 steps of the process.
+        """Returns the last steps' divergence, or of kind flow the velocity's error at four times.
 
-        Rises when the adapter hides in x_t what the sampler must then invent at its start. Of kind
-        flow it is the velocity's error at four times.
+        See objective.last_steps_kl and flow_objective.flow_diagnosis.
         """
         batch = jax.tree.map(lambda leaf: leaf[:_DIAGNOSED], dict(batch))
         noise_key, condition_key = jax.random.split(key)
         x0 = self.encoded(frozen, batch)
-        keep = jnp.ones(x0.shape[:1], bool)
         batch |= self.of_target(batch, condition_key)
         process, denoise = self.networks(params, frozen, batch)
         if self.flow is not None:
             times = jnp.ones(x0.shape[:1], jnp.int32)  # it looks at times of its own
+            keep = jnp.ones(x0.shape[:1], bool)
             draw = objective.Draw(x0, times, jax.random.normal(noise_key, x0.shape), keep)
             return flow_objective.flow_diagnosis(self.config, process, denoise, draw)
 
-        def divergence(offset: jax.Array) -> jax.Array:
-            t = process.num_steps - offset
-            noise = jax.random.normal(jax.random.fold_in(noise_key, offset), x0.shape)
-            drawn = Drawn(process.biased(x0, t, t - 1), t, t - 1, noise, keep)
-            # Clipped as in sampling: an eps-network's x0 is arbitrarily large here.
-            return jnp.mean(bound_step(process, denoise, drawn, clip=True).nats)
-
-        last = min(-(-self.schedule.num_steps // _LAST_SHARE), self.schedule.num_steps - 1)
-        return {"last_steps_kl": jnp.sum(jax.lax.map(divergence, jnp.arange(last)))}
+        return objective.last_steps_kl(process, denoise, x0, noise_key)
 
     # -- the two networks as functions ------------------------------------------------------------
 
@@ -356,13 +321,8 @@ class DiffusionTask:
         self, params: Params, frozen: Any, batch: Batch, known: Mapping[str, Given] | None = None
     ) -> dict[str, Given]:
         """Returns what the conditions give the networks, by their names; known: not made anew."""
-        own, found = params.get("conditions", {}), known or {}
-        return {
-            each.name: found[each.name]
-            if each.name in found
-            else each.encode(own.get(each.name, {}), frozen, batch)
-            for each in self.conditions
-        }
+        own = params.get("conditions", {})
+        return encode_all(self.conditions, own, frozen, batch, known)
 
     def _functions(
         self, params: Params, frozen: Any, given: Mapping[str, Given]

@@ -17,6 +17,8 @@ from contextdiff_jax.diffusion.schedules import Schedule, expand
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.training.task import Metrics
 
+_LAST_SHARE = 40  # the last T / 40 steps, where an unbounded adapter hides its cost
+
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
@@ -101,6 +103,24 @@ def bound_loss(
     error = _error(process, draw, step.x_t, step.predicted)
     metrics = _metrics(process, draw, bias_t, step.x_t, error)
     return loss, metrics | {"bits_per_dim": loss}
+
+
+def last_steps_kl(process: Process, denoise: Denoise, x0: jax.Array, key: jax.Array) -> Metrics:
+    """Returns the divergence (eq. 4, nats per example) summed over the last T / 40 steps.
+
+    Rises when the adapter hides in x_t what the sampler must then invent at its start.
+    """
+    keep = jnp.ones(x0.shape[:1], bool)
+
+    def divergence(offset: jax.Array) -> jax.Array:
+        t = process.num_steps - offset
+        noise = jax.random.normal(jax.random.fold_in(key, offset), x0.shape)
+        drawn = Drawn(process.biased(x0, t, t - 1), t, t - 1, noise, keep)
+        # Clipped as in sampling: an eps-network's x0 is arbitrarily large here.
+        return jnp.mean(bound_step(process, denoise, drawn, clip=True).nats)
+
+    last = min(-(-process.num_steps // _LAST_SHARE), process.num_steps - 1)
+    return {"last_steps_kl": jnp.sum(jax.lax.map(divergence, jnp.arange(last)))}
 
 
 def _error(process: Process, draw: Draw, x_t: jax.Array, predicted: jax.Array) -> jax.Array:

@@ -8,13 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from contextdiff_jax.conditions.condition import (
-    Condition,
-    Given,
-    adapter_reads,
-    attended,
-    hidden,
-)
+from contextdiff_jax.conditions.condition import Condition, Given, hidden
+from contextdiff_jax.conditions.together import adapter_reads, attended
 from contextdiff_jax.diffusion.schedules import make_schedule
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.spaces.pixels import Pixels

@@ -14,8 +14,8 @@ from flax import linen as nn
 from PIL import Image
 
 from contextdiff_jax import config as cfg
-from contextdiff_jax.conditions.condition import denoiser_inputs
 from contextdiff_jax.conditions.requests import null_request
+from contextdiff_jax.conditions.together import denoiser_inputs
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.data.pipeline import make_batches
 from contextdiff_jax.data.sources import open_source
