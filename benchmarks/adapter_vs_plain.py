@@ -31,7 +31,7 @@ from etils import epath
 from benchmarks.adapter_overhead import load_config
 from contextdiff_jax.config import Config, RunConfig, with_task
 from contextdiff_jax.entry import hide_libraries
-from contextdiff_jax.generation.cascade import draw_samples
+from contextdiff_jax.generation.samples import draw_samples
 from contextdiff_jax.runs.build import diffusion_runs
 from contextdiff_jax.runs.export import export_pipeline
 from contextdiff_jax.runs.train import train_run

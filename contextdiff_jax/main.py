@@ -12,7 +12,7 @@ from etils import epath
 
 from contextdiff_jax import command_line, entry
 from contextdiff_jax.config import from_config_dict
-from contextdiff_jax.generation.cascade import draw_samples
+from contextdiff_jax.generation.samples import draw_samples
 from contextdiff_jax.runs.train import train_pipeline
 from contextdiff_jax.runs.validation import validate
 

@@ -29,10 +29,11 @@ from etils import epath
 from contextdiff_jax import entry
 from contextdiff_jax.arguments import existing_folder, read_images, read_lines
 from contextdiff_jax.conditions.requests import Request
-from contextdiff_jax.generation.cascade import Cascade, write_pictures
+from contextdiff_jax.generation.cascade import Cascade
 from contextdiff_jax.generation.inversion import Inverted, check_invertible, invert_pictures
 from contextdiff_jax.generation.model_flags import define_model_flags
 from contextdiff_jax.generation.request_flags import Wanted, wanted
+from contextdiff_jax.generation.samples import write_pictures
 from contextdiff_jax.parallel import distributed
 from contextdiff_jax.runs.build import asked_conditions
 from contextdiff_jax.runs.description import Export

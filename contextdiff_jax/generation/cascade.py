@@ -14,16 +14,9 @@ from etils import epath
 from tqdm import tqdm
 
 from contextdiff_jax.conditions.condition import Condition
-from contextdiff_jax.conditions.requests import (
-    Request,
-    check_requests,
-    null_request,
-    of_captions,
-    values_of,
-)
+from contextdiff_jax.conditions.requests import Request, check_requests, null_request
 from contextdiff_jax.config import Config, SamplesConfig
 from contextdiff_jax.generation.filtered import Shown, filtered
-from contextdiff_jax.generation.request_files import write_requests
 from contextdiff_jax.generation.sampler_flags import asked_samplers, overridden, parse_overrides
 from contextdiff_jax.generation.stage_weights import check_weights
 from contextdiff_jax.parallel import distributed
@@ -36,8 +29,6 @@ from contextdiff_jax.runs.description import Export
 from contextdiff_jax.runs.export import load_stage, read_export
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.noise import sample_keys
-from contextdiff_jax.spaces.pictures import grid, to_uint8, write_png
-from contextdiff_jax.system.atomic_write import sweep
 from contextdiff_jax.system.seeds import check_seed
 from contextdiff_jax.tasks.diffusion import DiffusionTask
 from contextdiff_jax.tasks.task_config import with_networks
@@ -370,46 +361,3 @@ def _for_this_machine(config: Config) -> Config:
         for name, run in config.runs.items()
     }
     return dataclasses.replace(config, runs=runs)
-
-
-def write_pictures(
-    folder: epath.PathLike,
-    images: np.ndarray,
-    requests: Sequence[Request],
-    columns: int | None = None,
-    conditions: Sequence[Condition] = (),
-) -> None:
-    """Writes NNNN.png per image, grid.png, and what `write_requests` writes.
-
-    Of conditions that say something of places, grid_NAME.png shows it over the pictures.
-    """
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
-    for index, image in enumerate(to_uint8(images)):
-        write_png(folder / f"{index:04d}.png", image)
-    write_png(folder / "grid.png", grid(images, columns))
-    for condition in {each.name: each for each in conditions if not each.of_picture}.values():
-        values = values_of(requests, condition)
-        over = [condition.drawn_over(*each) for each in zip(values, to_uint8(images), strict=True)]
-        if over and over[0] is not None:
-            shown = np.stack(over).astype(np.float32) / 127.5 - 1
-            write_png(folder / f"grid_{condition.name}.png", grid(shown, columns))
-    write_requests(folder, requests)
-
-
-def draw_samples(export: epath.PathLike, samples: SamplesConfig, output: epath.PathLike) -> None:
-    """Draws a config's sample prompts through the cascade into `output`/STAGE."""
-    cascade = Cascade.load(export)
-    requests = of_captions(samples.prompts, cascade.conditions)
-    drawn = cascade.draw(
-        requests,
-        seed=samples.seed,
-        batch_size=samples.batch_size,
-        augmentation=samples.augmentation,
-    )
-    for name, images in drawn.items() if distributed.is_main() else ():
-        folder = epath.Path(output) / name
-        write_pictures(folder, images, requests, conditions=cascade.conditions)
-    distributed.wait_for_all("samples")  # else JAX takes the one that writes for lost
-    logging.info("samples are in %s", output)

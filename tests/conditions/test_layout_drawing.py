@@ -7,7 +7,7 @@ from contextdiff_jax.conditions.class_label import ClassLabel, LabelConfig
 from contextdiff_jax.conditions.layout import Layout, LayoutConfig
 from contextdiff_jax.conditions.layout_drawing import with_boxes
 from contextdiff_jax.data.boxes import Box
-from contextdiff_jax.generation.cascade import write_pictures
+from contextdiff_jax.generation.samples import write_pictures
 
 
 def test_edges_are_drawn_where_the_box_is():

@@ -20,7 +20,8 @@ from contextdiff_jax.conditions.condition import Condition, Given
 from contextdiff_jax.data.config import COLOURS, DataConfig, ScenesConfig
 from contextdiff_jax.evaluation import bits_per_dim, cost_of_stages, prompt_following
 from contextdiff_jax.evaluation.evaluation import Settings, evaluate
-from contextdiff_jax.generation.cascade import Cascade, draw_samples
+from contextdiff_jax.generation.cascade import Cascade
+from contextdiff_jax.generation.samples import draw_samples
 from contextdiff_jax.runs import build
 from contextdiff_jax.runs.train import train_pipeline
 from contextdiff_jax.runs.validation import validate
