@@ -13,8 +13,8 @@ class MeanFlowConfig:
     """What objective mean_flow reads.
 
     share: of the examples that learn the mean velocity over a step; the others learn the velocity.
-    power: a step with the squared error e has the weight (e + 0.001)^-power: 0 for none, 1 for
-    gradients that are alike for all steps.
+    power: a step whose squared error is e times the mean of the batch's steps has the weight
+    e^-power: 0 for none, 1 for gradients that are alike for all steps.
     guidance: w of classifier-free guidance that the network learns, so that one network call a step
     draws with it; 1 is none.
     """

@@ -2,15 +2,17 @@
 
 A network m(x_t, s, t) of mean velocities (see diffusion/flow.py) learns by
 
-    |m - stop(v - (t - s) d m / dt)|^2,     d m / dt = v dm/dx + dm/dt      (one jvp)
+    |m - stop(u - (t - s) d m / dt)|^2,     d m / dt = v dm/dx + dm/dt      (one jvp)
 
-with the conditional velocity v = u of the path in the place of E[u | x_t]: the target is linear in
-it. So a relation that is affine, fitted or none at all is served alike, for x_t' is known. A share
-of the examples has s < t; the others have s = t, which is flow matching. A relation that trains
-learns of these others alone.
+with the conditional velocity u of the path in the place of E[u | x_t]: the target is linear in it.
+So a relation that is affine, fitted or none at all is served alike, for x_t' is known. The v of the
+derivative is the network's own, m(x_t, t, t), as in Improved MeanFlow (Geng et al. 2025, arXiv
+2512.02012): with u there, dm/dx would multiply its noise. A share of the examples has s < t; the
+others have s = t, which is flow matching. A relation that trains learns of these others alone.
 
 MeanFlow divides all errors by a power of themselves. Here the velocity's are left as they are: an
 error that is divided by itself is least at a likely u, not at the mean of u, which is the velocity.
+Those of steps are divided by a power of their ratio to their mean over the batch.
 """
 
 import functools
@@ -19,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from contextdiff_jax.diffusion.flow import FlowProcess
-from contextdiff_jax.diffusion.process import Denoise, checked_prediction
+from contextdiff_jax.diffusion.process import Denoise, Keep, checked_prediction
 from contextdiff_jax.diffusion.schedules import expand
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.tasks.flow_config import FlowConfig
@@ -27,7 +29,7 @@ from contextdiff_jax.tasks.flow_objective import placed, reversed_gradient, unch
 from contextdiff_jax.tasks.objective import Draw, time_at, time_places
 from contextdiff_jax.training.task import Metrics
 
-_SMALL = 1e-3  # beside the squared error that an example's weight is made of
+_SMALL = 1e-3  # added to the squared errors that weights are made of
 
 
 def draw_steps(
@@ -57,13 +59,13 @@ def mean_flow_loss(
     single = draw.ends == draw.t  # it learns the velocity
     x_t, u, beside, metrics = _path(config, process, draw, single)
     velocity = _guided(config, process, denoise, draw, x_t, u)
-    predicted, slope = with_slope(process, denoise, draw, x_t, velocity)
+    own = _velocity(process, denoise, draw, x_t, draw.keep)
+    predicted, slope = with_slope(process, denoise, draw, x_t, own)
     length = process.schedule.sigma(draw.t) - process.schedule.sigma(draw.ends)
     target = velocity - jax.lax.stop_gradient(expand(length, x_t) * slope)
     error = process.error_of(predicted, x_t, target, draw.t)
     square = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
-    weight = jax.lax.stop_gradient(square + _SMALL) ** -config.flow.mean.power
-    weight = jnp.where(single, 1.0, weight)
+    weight = jnp.where(single, 1.0, _weight(square, ~single, config.flow.mean.power))
     energy = jnp.mean(jnp.square(u), axis=tuple(range(1, u.ndim)))
     metrics |= {
         "error": _mean(square, single),
@@ -135,11 +137,28 @@ def _guided(
             "condition that can be dropped"
         )
     hidden = jax.tree.map(jnp.zeros_like, draw.keep)
-    predicted = process.predict(denoise, x_t, draw.t, hidden)
-    time = expand(process.schedule.sigma(draw.t), x_t)
-    without = jax.lax.stop_gradient(process.velocity(predicted, x_t, time))
+    without = _velocity(process, denoise, draw, x_t, hidden)
     seen = functools.reduce(jnp.logical_or, shown)
     return jnp.where(expand(seen, u), scale * u + (1 - scale) * without, u)
+
+
+def _weight(square: jax.Array, steps: jax.Array, power: float) -> jax.Array:
+    """Returns the weights (B,) of steps with these squared errors, where the mean error's is 1.
+
+    So steps count beside velocities what they do without weights.
+    """
+    mean = _mean(square, steps) + _SMALL
+    return jax.lax.stop_gradient(((square + _SMALL) / mean) ** -power)
+
+
+def _velocity(
+    process: FlowProcess, denoise: Denoise, draw: Draw, x_t: jax.Array, keep: Keep
+) -> jax.Array:
+    """Returns the network's velocity at x_t, without a gradient; keep: what it sees."""
+    pairs = jnp.stack([draw.t, draw.t], axis=1).astype(jnp.float32)
+    predicted = checked_prediction(denoise(x_t, pairs, keep), x_t)
+    time = expand(process.schedule.sigma(draw.t), x_t)
+    return jax.lax.stop_gradient(process.velocity(predicted, x_t, time))
 
 
 def _mean(values: jax.Array, where: jax.Array) -> jax.Array:
