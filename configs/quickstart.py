@@ -62,18 +62,18 @@ def _data(resolution: int) -> DataConfig:
 def _clip() -> cfg.RunConfig:
     return cfg.RunConfig(
         task=ContrastiveConfig(
-            clip=equal_towers(WIDTH, 2, 4, image_size=16, patch_size=4, max_length=24),
+            clip=equal_towers(WIDTH, 2, 4, image_size=16, patch_size=4, max_length=16),
             tokenizer=TokenizerConfig(vocab_size=512, sample=5_000),
             exchange_around=RELATIONS,
         ),
         data=_data(16),
         batch_size=128,
-        steps=400,
+        steps=500,
         optimizer=cfg.OptimizerConfig(
             learning_rate=2e-3, warmup_steps=25, decay="cosine", weight_decay=1e-2, ema_decay=0.98
         ),
         log_every=50,
-        save_every=200,
+        save_every=250,
     )
 
 
@@ -99,7 +99,7 @@ def _base() -> cfg.RunConfig:
         ),
         data=_data(16),
         batch_size=16,
-        steps=4500,
+        steps=4200,
         optimizer=cfg.OptimizerConfig(
             learning_rate=4e-3, warmup_steps=100, decay="cosine", ema_decay=0.99
         ),
@@ -111,8 +111,7 @@ def _base() -> cfg.RunConfig:
 def _super_resolution() -> cfg.RunConfig:
     return cfg.RunConfig(
         task=SuperResolutionConfig(
-            diagnose_every=400,
-            preview=PreviewConfig(every=400, num_steps=5),
+            preview=PreviewConfig(every=0),  # the samples are drawn right after it
             low_resolution=16,
             augmentation=0.1,
             efficient_unet=EfficientUNetConfig(

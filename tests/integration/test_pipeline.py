@@ -144,7 +144,7 @@ def test_prompts_from_a_file_long_ones_cut_with_a_warning(quickstart, run, tmp_p
         f"--output={tmp_path / 'out'}",
     )
     assert done.returncode == 0, done.stderr
-    assert "prompt cut to 24 tokens; lost:" in done.stderr and "lastword" in done.stderr
+    assert "prompt cut to 16 tokens; lost:" in done.stderr and "lastword" in done.stderr
     assert len(list((tmp_path / "out/base").glob("0*.png"))) == 3
 
 
