@@ -128,7 +128,7 @@ def test_an_unknown_preset_lists_the_known(name):
             1001,
             r"task.sampler.num_steps = 1001: .* in 1..1000",
         ),
-        ("runs.sr.task.preview.num_steps", 0, r"sr.task.preview.num_steps = 0: .* in 1..1000"),
+        ("runs.base.task.preview.num_steps", 0, r"base.task.preview.num_steps = 0: .* in 1..1000"),
         ("runs.sr.task.augmentation", 2.0, r"sr.task.augmentation = 2.0: must be in \[0, 1\]"),
         ("runs.base.task.diffusion.num_steps", 1, r"diffusion.num_steps = 1: must be at least 2"),
         (
