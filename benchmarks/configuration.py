@@ -1,15 +1,18 @@
 """Configs by name, on a benchmark's command line."""
 
 import argparse
+import functools
 import importlib
+import re
 from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from contextdiff_jax.command_line import check_key
 from contextdiff_jax.config import Config, from_config_dict
 
-_CHANGE = "--config."
+_CHANGE = r"--?(?:no)?config\.([^=]*)(=.*)?"
 
 
 def load_config(name: str, changes: Sequence[str] = ()) -> Config:
@@ -20,20 +23,27 @@ def load_config(name: str, changes: Sequence[str] = ()) -> Config:
     """
     name, _, preset = name.partition(":")
     config = importlib.import_module(f"configs.{name}").get_config(preset)
-    return from_config_dict(_changed(config, changes) if changes else config)
+    return from_config_dict(functools.reduce(_changed, changes, config))
 
 
-def _changed(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
-    argv, values = ["", *changes], flags.FlagValues()
+def _changed(config: ConfigDict, change: str) -> ConfigDict:
     try:
+        check_key(config, key_of(change), change)
+        values, argv = flags.FlagValues(), ["", change]
         holder = config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, sys_argv=argv
         )
         values(argv)
-    except (flags.Error, TypeError, ValueError, LookupError, AttributeError) as error:
-        why = " ".join(str(error.args[0] if error.args else error).split())
-        raise ValueError(f"{' '.join(changes)}: {why}") from error
+    except (flags.Error, TypeError, ValueError) as error:
+        why = " ".join(str(error).split()).removeprefix(f"flag {change}: ")
+        raise ValueError(why if why.startswith(change) else f"{change}: {why}") from error
     return holder.value
+
+
+def key_of(change: str) -> list[str]:
+    """Returns the parts of the key that a change, as --config.KEY=VALUE, is of."""
+    found = re.fullmatch(_CHANGE, change, re.DOTALL)
+    return found[1].split(".") if found else []
 
 
 def parse_with_changes(
@@ -42,6 +52,6 @@ def parse_with_changes(
     """Reads the command line; returns the changes of the config, --config.KEY=VALUE, beside it."""
     args, rest = parser.parse_known_args(argv)
     for word in rest:
-        if not word.startswith(_CHANGE) or "=" not in word:
-            parser.error(f"unrecognized argument: {word}")
+        if not key_of(word):
+            parser.error(f"unrecognized argument {word}: keys are --config.KEY=VALUE")
     return args, rest

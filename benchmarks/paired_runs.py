@@ -16,7 +16,7 @@ in one thing alone. --what of each is measured then, with the same prompts, imag
   bits_per_dim  the bound of held-out pictures, or of flows their density
   boxes         of layouts; in_context, of in-context runs: benchmarks/placed_figures.py
 Super-resolution is left out. --sampler=field=value changes the sampler of all variants, and
---config.KEY=VALUE, as for main, any other key of the config.
+--config.KEY=VALUE, as for main, what no variant sets; flows set all of diffusion.flow.
 
 --calls draws from each training by every one of --samplers at so many network calls, too. With an
 adapter ddim and dpm_solver++ stand for euler and ab2, which do not know its bias; of MeanFlow
@@ -32,6 +32,7 @@ Seconds a step, and images a second, are of this machine with whatever else it d
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -43,7 +44,7 @@ from absl import logging
 from etils import epath
 
 from benchmarks.adapter_vs_plain import collect, with_data
-from benchmarks.configuration import load_config, parse_with_changes
+from benchmarks.configuration import key_of, load_config, parse_with_changes
 from benchmarks.paired_measures import DRAWINGS, DRAWN, Drawing, plan_drawings
 from benchmarks.paired_tables import Results, by_calls, plot, suffix_of, summary
 from benchmarks.paired_variants import VARIANTS
@@ -64,7 +65,7 @@ BITS_PER_DIM = "bits_per_dim"
 WHAT = (*DRAWN, BITS_PER_DIM, *PLACED)
 BITS = (BITS_PER_DIM, "prior", "kl", "decoder", "volume")  # of a bound, or of a flow's ODE
 LOGGED = ("loss", "relation_rms", "signal_gain", "last_steps_kl")  # of training, beside --what
-LOGGED += ("error", "kinetic_energy", "coupling_kl", "error_at_100")
+LOGGED += ("error", "mean_error", "kinetic_energy", "coupling_kl", "error_at_100")
 SAMPLERS = ("euler", "ab2", "heun", "ddim", "dpm_solver++")
 WITH_ADAPTER = {"euler": "ddim", "ab2": "dpm_solver++"}
 
@@ -150,6 +151,17 @@ def _of_length(run: RunConfig, steps: int) -> RunConfig:
     preview = dataclasses.replace(run.task.preview, every=0)
     run = dataclasses.replace(run, steps=steps)
     return with_task(run, diagnose_every=steps, preview=preview)
+
+
+def check_kept(config: Config, changed: Config, changes: Sequence[str], variant: str) -> None:
+    """Raises ValueError for a change of --config that is not in the variant's config any more."""
+    for change in changes:
+        asked, found = (
+            functools.reduce(lambda part, key: (part or {}).get(key), key_of(change), each)
+            for each in (dataclasses.asdict(config), dataclasses.asdict(changed))
+        )
+        if asked != found:
+            raise ValueError(f"{change}: must be left out, {variant!r} here has {found!r}")
 
 
 def drawings(config: Config, base: str, args: argparse.Namespace) -> tuple[Drawing, ...]:
@@ -256,6 +268,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, flo
     checked, _, base = base_only(config, 0, args)
     for variant in args.variants:
         changed = VARIANTS[variant](checked, base)
+        check_kept(config, changed, args.changes, variant)
         for drawing in drawings(changed, base, args):
             validate(_drawn_by(changed, base, drawing.settings))
     source = checked.runs[base].data.source

@@ -133,7 +133,7 @@ class _ConfigFile(flags.ArgumentParser):
         for word in sys.argv[1:]:  # where ml_collections looks for them
             found = re.fullmatch(r"--?(?:no)?config\.([^=\[]*)(=.*)?", word, re.DOTALL)
             if found:
-                _check_key(config, found[1].split("."), word)
+                check_key(config, found[1].split("."), word)
         return config
 
 
@@ -155,7 +155,7 @@ def _near_installed(path: str) -> str:
     return nearest(file.name, [each.name for each in CONFIGS.glob("*.py")], "configs/")
 
 
-def _check_key(config: ConfigDict, keys: Sequence[str], asked: str) -> None:
+def check_key(config: ConfigDict, keys: Sequence[str], asked: str) -> None:
     """Raises Mistake where an overridden key is not in the config."""
     section, where = config, "config"
     for number, key in enumerate(keys, 1):

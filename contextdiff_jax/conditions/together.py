@@ -11,11 +11,10 @@ import jax.numpy as jnp
 
 from contextdiff_jax.conditions.condition import Batch, Condition, Given
 
-Params = dict[str, Any]  # by condition
 Visible = dict[str, jax.Array]  # by condition, (B,) bool
 
 
-def init_all(conditions: Sequence[Condition], key: jax.Array) -> Params:
+def init_all(conditions: Sequence[Condition], key: jax.Array) -> dict[str, Any]:
     """Returns the parameters of the conditions that have some, by their names, boxed."""
     made = {
         condition.name: condition.init(jax.random.fold_in(key, number))

@@ -162,6 +162,8 @@ class DiffusionTask:
 
     def of_target(self, batch: Batch, key: jax.Array | None = None) -> dict[str, jax.Array]:
         """Returns what conditions make of the batch's own pictures; clean without a key."""
+        if not self.of_picture:  # as in a preview, whose batch holds no pictures
+            return {}
         return made_of_target(self.conditions, from_uint8(batch["image"]), key)
 
     def of_before(self, images: jax.Array, level: float, keys: jax.Array) -> dict[str, jax.Array]:
@@ -305,7 +307,6 @@ class DiffusionTask:
             keep = jnp.ones(x0.shape[:1], bool)
             draw = objective.Draw(x0, times, jax.random.normal(noise_key, x0.shape), keep)
             return flow_objective.flow_diagnosis(self.config, process, denoise, draw)
-
         return objective.last_steps_kl(process, denoise, x0, noise_key)
 
     # -- the two networks as functions ------------------------------------------------------------

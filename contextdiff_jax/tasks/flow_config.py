@@ -12,9 +12,10 @@ from contextdiff_jax.system.limits import most
 class MeanFlowConfig:
     """What objective mean_flow reads.
 
-    share: of the examples that learn the mean velocity over a step; the others learn the velocity.
-    power: a step whose squared error is e times the mean of the batch's steps has the weight
-    e^-power: 0 for none, 1 for gradients that are alike for all steps.
+    share: of the examples that learn the mean velocity over a step; the others learn the velocity,
+    which the steps are built on.
+    power: a step with the squared error e has a weight proportional to (e + 0.001)^-power; their
+    mean over a batch is 1. With 0 steps have no weights, with 1 each adds the same to the loss.
     guidance: w of classifier-free guidance that the network learns, so that one network call a step
     draws with it; 1 is none.
     """
@@ -25,8 +26,8 @@ class MeanFlowConfig:
 
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
-        if not 0 < self.share <= 1:
-            raise ValueError(f"{where}.share = {self.share}: must be above 0, and at most 1")
+        if not 0 < self.share < 1:
+            raise ValueError(f"{where}.share = {self.share}: must be above 0, and below 1")
         if not 0 <= self.power <= 1:
             raise ValueError(f"{where}.power = {self.power}: must be in [0, 1]")
         if not 0 < self.guidance < math.inf:

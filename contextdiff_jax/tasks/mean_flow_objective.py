@@ -12,7 +12,7 @@ others have s = t, which is flow matching. A relation that trains learns of thes
 
 MeanFlow divides all errors by a power of themselves. Here the velocity's are left as they are: an
 error that is divided by itself is least at a likely u, not at the mean of u, which is the velocity.
-Those of steps are divided by a power of their ratio to their mean over the batch.
+The weights of steps have the mean 1 over a batch (a part of it, where gradients are accumulated).
 """
 
 import functools
@@ -113,7 +113,7 @@ def with_slope(
 
     time = schedule.sigma(draw.t)
     inputs = x_t, draw.t.astype(jnp.float32), time
-    tangents = jax.lax.stop_gradient(velocity), schedule.pace(draw.t), jnp.ones_like(time)
+    tangents = velocity, schedule.pace(draw.t), jnp.ones_like(time)
     _, slope, predicted = jax.jvp(mean, inputs, tangents, has_aux=True)
     return predicted, slope
 
@@ -143,12 +143,9 @@ def _guided(
 
 
 def _weight(square: jax.Array, steps: jax.Array, power: float) -> jax.Array:
-    """Returns the weights (B,) of steps with these squared errors, where the mean error's is 1.
-
-    So steps count beside velocities what they do without weights.
-    """
-    mean = _mean(square, steps) + _SMALL
-    return jax.lax.stop_gradient(((square + _SMALL) / mean) ** -power)
+    """Returns the weights (B,) of steps with these squared errors; their mean over steps is 1."""
+    weight = (square + _SMALL) ** -power
+    return jax.lax.stop_gradient(weight / _mean(weight, steps))
 
 
 def _velocity(

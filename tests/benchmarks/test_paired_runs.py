@@ -154,29 +154,54 @@ def test_a_mean_flow_is_its_twin_with_other_steps(name):
 
 
 def test_keys_of_the_config_are_changed_as_on_the_command_line_of_main():
-    args = arguments("--config.runs.base.task.diffusion.flow.beta=7", "--config.name=a b")
-    config = load_config("classes:scenes", args.changes)
-    assert config.runs["base"].task.diffusion.flow.beta == 7.0 and config.name == "a b"
-    assert arguments().changes == []
-    assert differences(
+    words = ("--config.runs.base.task.diffusion.num_steps=50", "--config.name=a b")
+    config = load_config("classes:scenes", arguments(*words, "--noconfig.use_adapter").changes)
+    lines = differences(
         dataclasses.asdict(config), dataclasses.asdict(load_config("classes:scenes"))
-    ) == [
+    )
+    assert lines == [
         "config.name: 'classes_scenes' there, 'a b' here",
-        "config.runs.base.task.diffusion.flow.beta: 5.0 there, 7.0 here",
+        "config.runs.base.task.diffusion.num_steps: 1000 there, 50 here",
+        "config.use_adapter: True there, False here",
     ]
+    assert arguments().changes == []
 
 
-@pytest.mark.parametrize("word", ["--config.sed=1", "--config.seed=x", "--config.runs.bse.steps=1"])
-def test_a_wrong_key_or_value_of_the_config_is_one_sentence(word):
-    with pytest.raises(ValueError, match=f"^{word}: [^\n]+$"):
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("--config.sed=1", "--config.sed=1: config has no key 'sed', it has .* seed"),
+        ("--config.seed=x", "--config.seed=x: invalid literal for int.*'x'"),
+        ("--config.runs.bse.steps=1", "--config.runs.bse.steps=1: config.runs has no key 'bse'"),
+        ("--config.runs=3", "--config.runs=3: config.runs is a section; set one of its keys"),
+    ],
+)
+def test_a_wrong_key_or_value_of_the_config_is_one_sentence(word, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}") as caught:
         load_config("classes:scenes", [word])
+    assert "\n" not in str(caught.value) and "\\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("word", ["--sead=1", "more", "--config.seed"])
+@pytest.mark.parametrize("word", ["--sead=1", "more"])
 def test_other_words_of_the_command_line_are_refused(word, capsys):
     with pytest.raises(SystemExit):
         arguments(word)
-    assert f"unrecognized argument: {word}" in capsys.readouterr().err
+    assert f"unrecognized argument {word}: keys are --config.KEY=VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("seed=1", "0"),
+        ("use_adapter=True", "False"),
+        ("runs.base.task.diffusion.flow.beta=7", "5.0"),
+    ],
+)
+def test_a_change_that_a_variant_undoes_is_refused_before_training(change, found, tmp_path):
+    flags = [f"--output={tmp_path}", "--config=classes:scenes", "--variants=flow_coupling"]
+    with pytest.raises(ValueError, match=f"must be left out, 'flow_coupling' here has {found}"):
+        paired_runs.main([*flags, f"--config.{change}"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_summary_is_mean_deviation_and_differences_of_pairs():

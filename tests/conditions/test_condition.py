@@ -93,6 +93,11 @@ def make(conditions, **config):
     )
 
 
+def test_without_a_condition_of_pictures_a_batch_needs_none():
+    """As in a preview, which is drawn for prompts."""
+    assert make((Flag(), Other())).of_target({"tokens": jnp.ones((2, 3))}) == {}
+
+
 def test_each_is_hidden_by_itself_and_as_often_as_asked():
     task = make((Flag(), Other(), Always()), drop_condition=0.3, drop_both=0.2)
     draw = jax.jit(lambda key: task._drop(key, 4000))

@@ -232,7 +232,7 @@ def test_learned_guidance_is_the_mixed_velocity_where_a_condition_is_seen():
         mean_flow_loss(config(guidance=3.0), process, denoise, dataclasses.replace(draw, keep={}))
 
 
-def test_the_weight_makes_gradients_of_all_steps_alike():
+def test_the_weight_lets_all_steps_add_the_same_to_the_loss():
     process = FlowProcess(LinearPath(T), "v", None, None, mean=True)
     noise = jnp.stack([jnp.full((2, 2, 1), size) for size in (1.0, 10.0, 100.0)])
     t, size = jnp.array([10, 20, 30]), np.array([1.0, 10.0, 100.0])
@@ -251,8 +251,13 @@ def test_the_weight_makes_gradients_of_all_steps_alike():
 
     plain, weighted = gradients(t - 5)
     np.testing.assert_allclose(plain, -2 * size / 3, rtol=1e-5)
-    mean = np.square(size).mean()
-    np.testing.assert_allclose(weighted, -2 * mean / size / 3, rtol=2e-3)
+    weight = 1 / np.square(size)
+    np.testing.assert_allclose(weighted, -2 * size * weight / weight.mean() / 3, rtol=2e-3)
+    # Two steps and a velocity: the mean is that of the steps alone.
+    plain, weighted = gradients(t - jnp.array([5, 5, 0]))
+    np.testing.assert_allclose(plain, -2 * size / 3, rtol=1e-5)
+    weight = np.array([*(weight[:2] / weight[:2].mean()), 1.0])
+    np.testing.assert_allclose(weighted, -2 * size * weight / 3, rtol=2e-3)
     plain, weighted = gradients(t)  # of the velocity: its mean, whatever the weight of steps
     np.testing.assert_allclose(plain, -2 * size / 3, rtol=1e-5)
     np.testing.assert_array_equal(plain, weighted)

@@ -122,7 +122,8 @@ def attending(config, implementation):
             lambda c: drawing(c, threshold="static"),
             "threshold = 'static': must be 'none' with name",
         ),
-        (lambda c: mean_config(share=0.0), "flow.mean.share = 0.0: must be above 0, and at most 1"),
+        (lambda c: mean_config(share=0.0), "flow.mean.share = 0.0: must be above 0, and below 1"),
+        (lambda c: mean_config(share=1.0), "flow.mean.share = 1.0: must be above 0, and below 1"),
         (lambda c: mean_config(power=2.0), r"flow.mean.power = 2.0: must be in \[0, 1\]"),
         (lambda c: mean_config(guidance=0.0), "flow.mean.guidance = 0.0: must be above 0"),
         (
