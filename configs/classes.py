@@ -30,7 +30,7 @@ from contextdiff_jax.tasks.class_to_image import ClassToImageConfig
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
 from contextdiff_jax.tasks.first_stage import FirstStageRef
-from contextdiff_jax.tasks.flow_config import FlowConfig, MeanFlowConfig
+from contextdiff_jax.tasks.flow_config import FlowConfig
 from contextdiff_jax.tasks.latent_class_to_image import LatentClassToImageConfig
 from contextdiff_jax.training.optimizer import cosine_decay
 
@@ -153,13 +153,10 @@ def _scenes_flow() -> cfg.Config:
 
 
 def _scenes_mean_flow() -> cfg.Config:
-    """Scenes by MeanFlow, which has learned guidance: two network calls."""
-    mean = MeanFlowConfig(guidance=3.0)
+    """Scenes by MeanFlow, in two network calls."""
     task = _scenes().runs["base"].task
     changes = {
-        "diffusion": DiffusionConfig(
-            kind="flow", objective="mean_flow", flow=FlowConfig(mean=mean)
-        ),
+        "diffusion": DiffusionConfig(kind="flow", objective="mean_flow"),
         "sampler": SamplerConfig(name="mean_flow", num_steps=2),
         "preview": dataclasses.replace(task.preview, num_steps=2),
         "unet": dataclasses.replace(task.unet, attention_implementation="xla"),
