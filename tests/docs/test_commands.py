@@ -12,6 +12,7 @@ import subprocess
 
 import pytest
 
+from benchmarks.configuration import load_config
 from contextdiff_jax.__main__ import COMMANDS
 from tests.docs.pages import PAGES, ROOT, blocks, calls, spans
 
@@ -56,7 +57,13 @@ def check_module(module, rest, forks):
         check_entry(PASSED_ON[module], [word for word in rest if word.startswith("--")], forks)
     elif package == "benchmarks":
         text = (ROOT / f"benchmarks/{name}.py").read_text()
-        for flag in [word.partition("=")[0] for word in rest if word.startswith("--")]:
+        changes = [word for word in rest if word.startswith("--config.")]
+        if changes:
+            assert "parse_with_changes(" in text, f"{module} takes no keys of a config"
+            [config] = [word for word in rest if word.startswith("--config=")]
+            load_config(config.partition("=")[2], changes)
+        flags = [word for word in rest if word.startswith("--") and word not in changes]
+        for flag in [word.partition("=")[0] for word in flags]:
             assert re.search(rf'(add|add_argument)\("{flag}"', text), f"{module} has no {flag}"
     elif module == "pytest":
         folders = [word for word in rest if word.startswith("tests/")]
