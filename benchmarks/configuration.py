@@ -3,16 +3,13 @@
 import argparse
 import functools
 import importlib
-import re
 from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from contextdiff_jax.command_line import check_key
+from contextdiff_jax.command_line import check_key, overridden_key
 from contextdiff_jax.config import Config, from_config_dict
-
-_CHANGE = r"--?(?:no)?config\.([^=]*)(=.*)?"
 
 
 def load_config(name: str, changes: Sequence[str] = ()) -> Config:
@@ -28,7 +25,7 @@ def load_config(name: str, changes: Sequence[str] = ()) -> Config:
 
 def _changed(config: ConfigDict, change: str) -> ConfigDict:
     try:
-        check_key(config, key_of(change), change)
+        check_key(config, overridden_key(change), change)
         values, argv = flags.FlagValues(), ["", change]
         holder = config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, sys_argv=argv
@@ -40,18 +37,12 @@ def _changed(config: ConfigDict, change: str) -> ConfigDict:
     return holder.value
 
 
-def key_of(change: str) -> list[str]:
-    """Returns the parts of the key that a change, as --config.KEY=VALUE, is of."""
-    found = re.fullmatch(_CHANGE, change, re.DOTALL)
-    return found[1].split(".") if found else []
-
-
 def parse_with_changes(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> tuple[argparse.Namespace, list[str]]:
     """Reads the command line; returns the changes of the config, --config.KEY=VALUE, beside it."""
     args, rest = parser.parse_known_args(argv)
     for word in rest:
-        if not key_of(word):
+        if not overridden_key(word):
             parser.error(f"unrecognized argument {word}: keys are --config.KEY=VALUE")
     return args, rest

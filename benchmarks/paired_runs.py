@@ -44,11 +44,12 @@ from absl import logging
 from etils import epath
 
 from benchmarks.adapter_vs_plain import collect, with_data
-from benchmarks.configuration import key_of, load_config, parse_with_changes
+from benchmarks.configuration import load_config, parse_with_changes
 from benchmarks.paired_measures import DRAWINGS, DRAWN, Drawing, plan_drawings
 from benchmarks.paired_tables import Results, by_calls, plot, suffix_of, summary
 from benchmarks.paired_variants import VARIANTS
 from benchmarks.placed_figures import PLACED, placed_figures
+from contextdiff_jax.command_line import overridden_key
 from contextdiff_jax.config import Config, RunConfig, from_config_dict, with_task
 from contextdiff_jax.entry import hide_libraries, keep_compiled_programs
 from contextdiff_jax.evaluate import PLANS
@@ -157,7 +158,7 @@ def check_kept(config: Config, changed: Config, changes: Sequence[str], variant:
     """Raises ValueError for a change of --config that is not in the variant's config any more."""
     for change in changes:
         asked, found = (
-            functools.reduce(lambda part, key: (part or {}).get(key), key_of(change), each)
+            functools.reduce(lambda part, key: (part or {}).get(key), overridden_key(change), each)
             for each in (dataclasses.asdict(config), dataclasses.asdict(changed))
         )
         if asked != found:

@@ -131,10 +131,15 @@ class _ConfigFile(flags.ArgumentParser):
                 "(contextdiff_jax.config.to_config_dict makes one)"
             )
         for word in sys.argv[1:]:  # where ml_collections looks for them
-            found = re.fullmatch(r"--?(?:no)?config\.([^=\[]*)(=.*)?", word, re.DOTALL)
-            if found:
-                check_key(config, found[1].split("."), word)
+            if keys := overridden_key(word):
+                check_key(config, keys, word)
         return config
+
+
+def overridden_key(word: str) -> list[str]:
+    """Returns the parts of the key that a word, as --config.KEY=VALUE, overrides; else []."""
+    found = re.fullmatch(r"--?(?:no)?config\.([^=\[]*)(=.*)?", word, re.DOTALL)
+    return found[1].split(".") if found else []
 
 
 def _installed(path: str) -> str:

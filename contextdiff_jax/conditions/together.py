@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from contextdiff_jax.conditions.condition import Batch, Condition, Given
+from contextdiff_jax.spaces.pixels import from_uint8
 
 Visible = dict[str, jax.Array]  # by condition, (B,) bool
 
@@ -44,17 +45,17 @@ def encode_all(
 
 
 def made_of_target(
-    conditions: Sequence[Condition], pictures: jax.Array, key: jax.Array | None
+    conditions: Sequence[Condition], batch: Batch, key: jax.Array | None
 ) -> dict[str, jax.Array]:
-    """Returns what conditions make of the true pictures (B, H, W, C) in [-1, 1]; see `of_target`.
+    """Returns what conditions make of the batch's own pictures; see `Condition.of_target`.
 
-    key: None makes them clean.
+    batch: "image" uint8 (B, H, W, C), where a condition is made of it. key: None makes it clean.
     """
     found: dict[str, jax.Array] = {}
     making = [condition for condition in conditions if condition.of_picture]
     for number, condition in enumerate(making):
         own = key if key is None or not number else jax.random.fold_in(key, number)
-        found |= condition.of_target(pictures, own)
+        found |= condition.of_target(from_uint8(batch["image"]), own)
     return found
 
 

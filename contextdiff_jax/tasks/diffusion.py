@@ -33,7 +33,7 @@ from contextdiff_jax.sampling import loop
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.sampling.guidance import match_batch
 from contextdiff_jax.sampling.noise import sample_keys
-from contextdiff_jax.spaces.pixels import Pixels, from_uint8
+from contextdiff_jax.spaces.pixels import Pixels
 from contextdiff_jax.tasks import flow_objective, objective
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.tasks.flow import Flow
@@ -162,9 +162,7 @@ class DiffusionTask:
 
     def of_target(self, batch: Batch, key: jax.Array | None = None) -> dict[str, jax.Array]:
         """Returns what conditions make of the batch's own pictures; clean without a key."""
-        if not self.of_picture:  # as in a preview, whose batch holds no pictures
-            return {}
-        return made_of_target(self.conditions, from_uint8(batch["image"]), key)
+        return made_of_target(self.conditions, batch, key)
 
     def of_before(self, images: jax.Array, level: float, keys: jax.Array) -> dict[str, jax.Array]:
         """Returns what conditions make of the pictures (B, h, w, C) that the stage before drew.

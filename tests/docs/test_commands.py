@@ -12,7 +12,6 @@ import subprocess
 
 import pytest
 
-from benchmarks.configuration import load_config
 from contextdiff_jax.__main__ import COMMANDS
 from tests.docs.pages import PAGES, ROOT, blocks, calls, spans
 
@@ -61,7 +60,9 @@ def check_module(module, rest, forks):
         if changes:
             assert "parse_with_changes(" in text, f"{module} takes no keys of a config"
             [config] = [word for word in rest if word.startswith("--config=")]
-            load_config(config.partition("=")[2], changes)
+            file, colon, preset = config.partition(":")
+            whole = file.replace("=", "=configs/") + ".py" + colon + preset
+            check_entry("main", [whole, "--workdir=runs", *changes], forks)
         flags = [word for word in rest if word.startswith("--") and word not in changes]
         for flag in [word.partition("=")[0] for word in flags]:
             assert re.search(rf'(add|add_argument)\("{flag}"', text), f"{module} has no {flag}"
