@@ -99,7 +99,7 @@ def _base() -> cfg.RunConfig:
         ),
         data=_data(16),
         batch_size=16,
-        steps=4200,
+        steps=3700,
         optimizer=cfg.OptimizerConfig(
             learning_rate=4e-3, warmup_steps=100, decay="cosine", ema_decay=0.99
         ),
@@ -131,12 +131,12 @@ def _super_resolution() -> cfg.RunConfig:
         ),
         data=_data(64),
         batch_size=4,
-        steps=800,
+        steps=700,
         optimizer=cfg.OptimizerConfig(
             learning_rate=2e-3, warmup_steps=50, decay="cosine", ema_decay=0.995
         ),
-        log_every=200,
-        save_every=400,
+        log_every=100,
+        save_every=350,
     )
 
 
