@@ -99,7 +99,7 @@ def _base() -> cfg.RunConfig:
         ),
         data=_data(16),
         batch_size=16,
-        steps=3700,
+        steps=3400,
         optimizer=cfg.OptimizerConfig(
             learning_rate=4e-3, warmup_steps=100, decay="cosine", ema_decay=0.99
         ),
