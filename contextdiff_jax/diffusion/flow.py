@@ -45,7 +45,7 @@ class FlowProcess(Process):
     prediction: v, here the velocity; or x0, here the landing. context: the relation r; None for
     none. couple: what the noise is made of in training, in the place of a relation.
     mean: whether the network is one of mean velocities. guided: whether it has learned guidance.
-    `relation`, the paper's, stays None: no sampler needs a bias.
+    `relation`, the paper's r(x0, c, t), must be None: no sampler needs a bias here.
     """
 
     context: Affine | None = None
@@ -55,6 +55,12 @@ class FlowProcess(Process):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.relation is not None:
+            raise ValueError(
+                "relation: must be None on the linear path, and an r(x0, c) be given as context: "
+                "kinetic energy rewards an r that depends on the time where it makes the velocity "
+                "hard to learn"
+            )
         if self.prediction == "eps":
             raise ValueError(
                 "prediction 'eps': must be 'v' or 'x0' on the linear path, at whose end the noise "

@@ -50,10 +50,11 @@ def asked_samplers(
     """
     found = {}
     for name, changes in parse_overrides(settings, stages).items():
-        task, where = config.runs[name].task, f"sampler of {name}"
-        found[name] = overridden(task.sampler, changes, where)
+        run, where = config.runs[name], f"sampler of {name}"
+        found[name] = overridden(run.task.sampler, changes, where)
         found[name].validate(where)
-        task.check_sampler(found[name], where, config.use_adapter)
+        run.task.check_sampler(found[name], where, config.use_adapter)
+        run.task.check_steps(found[name], where, run.data.resolution)
     return found
 
 

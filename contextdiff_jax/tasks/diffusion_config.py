@@ -238,7 +238,8 @@ class DiffusionTaskConfig(TaskConfig):
         if self.diffusion.kind == "flow" and use_adapter:
             raise ValueError(
                 f"{where}.diffusion.kind = 'flow': not with config.use_adapter = True, the "
-                "paper's adapter is of kind 'vp'; give --config.use_adapter=False"
+                "paper's adapter depends on the time, which a flow's relation must not; give "
+                "--config.use_adapter=False"
             )
         if self.diffusion.scaled_relation and use_adapter:
             raise ValueError(
@@ -289,20 +290,22 @@ class DiffusionTaskConfig(TaskConfig):
 
     def _check_steps(self, where: str, resolution: int) -> None:
         """Everything that samples must find its times on the run's schedule."""
-        schedule = self.diffusion.schedule_at(resolution)
-        asked = {"sampler": self.sampler.num_steps}
+        self.check_steps(self.sampler, f"{where}.sampler", resolution)
         if self.preview.every:
-            asked["preview"] = self.preview.num_steps
-        for section, steps in asked.items():
-            try:
-                dataclasses.replace(self.sampler, num_steps=steps).timesteps(schedule)
-            except ValueError as error:
-                raise ValueError(f"{where}.{section}.num_steps = {steps}: {error}") from error
-        if self.diagnose_every and schedule.num_steps < _DIAGNOSED_STEPS:
+            preview = dataclasses.replace(self.sampler, num_steps=self.preview.num_steps)
+            self.check_steps(preview, f"{where}.preview", resolution)
+        if self.diagnose_every and self.diffusion.num_steps < _DIAGNOSED_STEPS:
             raise ValueError(
-                f"{where}.diffusion.num_steps = {schedule.num_steps}: must be at least "
+                f"{where}.diffusion.num_steps = {self.diffusion.num_steps}: must be at least "
                 f"{_DIAGNOSED_STEPS} where {where}.diagnose_every is not 0"
             )
+
+    def check_steps(self, sampler: SamplerConfig, where: str, resolution: int) -> None:
+        """Raises ValueError where the schedule does not have a sampler's number of steps."""
+        try:
+            sampler.timesteps(self.diffusion.schedule_at(resolution))
+        except ValueError as error:
+            raise ValueError(f"{where}.num_steps = {sampler.num_steps}: {error}") from error
 
     def space(self, parts: Parts) -> Any:
         """Returns what x0 lives in."""

@@ -199,6 +199,7 @@ def test_diagnostics_are_errors_at_four_times():
     ("changes", "sentence"),
     [
         ({"flow.beta": 0.0}, "diffusion.flow.beta = 0.0: must be above 0"),
+        ({"flow.relation": "coupling", "flow.beta": -5.0}, "flow.beta = -5.0: must be above 0"),
         ({"flow.shift": -1.0}, "diffusion.flow.shift = -1.0: must be above 0"),
         ({"flow.limit": 0.0}, "diffusion.flow.limit = 0.0: must be above 0"),
         ({"flow.modes": 0}, "diffusion.flow.modes = 0: must be at least 1"),
@@ -244,11 +245,19 @@ def test_mistakes_name_the_key_the_value_and_what_is_allowed(changes, sentence):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda c: dataclasses.replace(c, use_adapter=True), "kind = 'flow': not with config.use_"),
+        (
+            lambda c: dataclasses.replace(c, use_adapter=True),
+            "kind = 'flow': not with config.use_adapter = True, the paper's adapter depends on the",
+        ),
         (lambda c: sampler(c, name="plms"), "sampler.name = 'plms': not of kind 'flow'"),
         (lambda c: sampler(c, guidance_low=2.0), r"guidance_low = 2.0: must be a time in \[0, 1\]"),
+        (lambda c: sampler(c, num_steps=1001), "num_steps = 1001: .*must be in 1..1000"),
         (
             lambda c: relation(c, "affine", name="ddpm"),
+            "sampler.name = 'ddpm': not with a relation",
+        ),
+        (
+            lambda c: relation(c, "coupling", name="ddpm"),
             "sampler.name = 'ddpm': not with a relation",
         ),
         (lambda c: decay(relation(c, "whitening")), "weight_decay = 0.1: must be 0 where .*fits"),

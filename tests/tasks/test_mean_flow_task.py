@@ -163,6 +163,7 @@ def test_a_sampler_is_refused_before_anything_is_loaded_or_drawn(tmp_path):
         ("guidance_scale=2", "sampler of base.guidance_scale = 2.*: must be 0 or 1, the network"),
         ("threshold=static", "sampler of base.threshold = 'static': must be 'none'"),
         ("name=plms", "sampler of base.name = 'plms': not of kind 'flow'"),
+        ("num_steps=5000", "sampler of base.num_steps = 5000: .*must be in 1..1000"),
     ):
         with pytest.raises(ValueError, match=sentence):
             asked_samplers(config, ["base"], [setting])
