@@ -21,7 +21,8 @@ By its name, in one thing alone:
   flow_affine           with an affine relation by kinetic energy; flow_affine_condition: one that
                         depends on the condition
   flow_whitening        with the relation fitted to the data
-  flow_coupling         with a learned coupling, beta 5; flow_coupling_20: beta 20
+  flow_coupling         with a learned coupling, beta 5; flow_coupling_20: beta 20;
+                        flow_coupling_logit_normal: times of the middle
   flow_affine_shuffled, flow_coupling_shuffled
                         the relation is told another picture's condition: does context matter?
   flow_schedule_NUMBER  r = NUMBER x0: another schedule, and no relation
@@ -113,6 +114,7 @@ _FLOWS: dict[str, dict[str, Any]] = {
     "whitening": {"relation": "whitening"},
     "coupling": {"relation": "coupling"},
     "coupling_20": {"relation": "coupling", "beta": 20.0},
+    "coupling_logit_normal": {"relation": "coupling", "times": "logit_normal"},
     "affine_shuffled": {"relation": "affine", "by_condition": True, "shuffle_condition": True},
     "coupling_shuffled": {"relation": "coupling", "shuffle_condition": True},
     "schedule_-0.35": {"relation": "scaled", "scale": -0.35},
