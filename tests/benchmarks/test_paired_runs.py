@@ -48,6 +48,11 @@ def flows_differ(section, flow):
             relation("coupling"),
             f"{section}.flow.beta: 5.0 there, 20.0 here",
         },
+        "flow_coupling_logit_normal": {
+            *flow,
+            relation("coupling"),
+            f"{section}.flow.times: 'uniform' there, 'logit_normal' here",
+        },
         "flow_affine_shuffled": {
             *flow,
             relation("affine"),
