@@ -12,6 +12,7 @@ from contextdiff_jax.generation.inversion import Inverted, check_invertible, inv
 from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.runs.description import Export, StageRecord
 from contextdiff_jax.sampling.config import SamplerConfig
+from contextdiff_jax.tasks.flow_config import FlowConfig
 from tests.fixtures.parameters import initial
 
 REQUESTS = [{"text": "a red circle"}, {"text": None}, {"text": "two birds"}]
@@ -23,15 +24,21 @@ GUIDED = dataclasses.replace(PLAIN, guidance_scale=4.0, threshold="static")
 @pytest.fixture(scope="module")
 def inverted(make_task, pictures):
     """Returns inverted(sampler, ...) of the pictures by one tiny stage with a smooth network."""
-    task = make_task("base", use_adapter=False, num_steps=1000)
-    rng = np.random.default_rng(1)
-    params = jax.tree.map(
-        lambda leaf: leaf + np.float32(0.05) * rng.standard_normal(leaf.shape, np.float32),
-        jax.device_get(initial(task.init)),
-    )
 
     @functools.cache
-    def run(sampler, devices=1, batch_size=16):
+    def stage(flow):
+        kind = {} if flow is None else {"kind": "flow", "flow": flow}
+        task = make_task("base", use_adapter=False, num_steps=1000, **kind)
+        rng = np.random.default_rng(1)
+        params = jax.tree.map(
+            lambda leaf: leaf + np.float32(0.05) * rng.standard_normal(leaf.shape, np.float32),
+            jax.device_get(initial(task.init)),
+        )
+        return task, params
+
+    @functools.cache
+    def run(sampler, devices=1, batch_size=16, flow=None):
+        task, params = stage(flow)
         mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
         cascade = Cascade([Stage("base", task, params, task.frozen, sampler, mesh)], mesh)
         return invert_pictures(cascade, pictures, REQUESTS, EDITS, batch_size)
@@ -48,8 +55,12 @@ def pictures():
 
 
 @pytest.mark.slow
-def test_a_picture_comes_back_the_nearer_the_more_steps(inverted, pictures):
-    coarse, fine = inverted(PLAIN), inverted(dataclasses.replace(PLAIN, num_steps=200))
+@pytest.mark.parametrize(
+    ("name", "flow"), [("ddim", None), ("euler", FlowConfig(relation="coupling", width=8))]
+)
+def test_a_picture_comes_back_the_nearer_the_more_steps(name, flow, inverted, pictures):
+    samplers = (SamplerConfig(name, num_steps) for num_steps in (10, 200))
+    coarse, fine = (inverted(sampler, flow=flow) for sampler in samplers)
     np.testing.assert_array_equal(fine.given, pictures)
     errors = fine.errors()
     assert errors.max() < 1.5 and np.all(errors < coarse.errors() / 10), (errors, coarse.errors())
