@@ -95,7 +95,7 @@ def _base() -> cfg.RunConfig:
             ),
             adapter=_adapter(patch_size=4),
             diffusion=DiffusionConfig(prediction="x0", loss_weight="min_snr_5_plus_1"),
-            sampler=SamplerConfig(name="ddim", num_steps=8, guidance_scale=3.0, threshold="static"),
+            sampler=SamplerConfig(name="ddim", num_steps=8, guidance_scale=2.0, threshold="static"),
         ),
         data=_data(16),
         batch_size=16,

@@ -108,7 +108,7 @@ def test_results_record_what_they_depend_on(measured):
     assert protocol["features"]["network"] == "clip" and protocol["features"]["protocol"] == "clip"
     assert protocol["features"]["weights"].startswith("sha256:")
     assert protocol["reference"]["data"] == f"scenes test, first {COUNT}"
-    assert protocol["sampler"]["base"].startswith("ddim, 2 steps, guidance 3")
+    assert protocol["sampler"]["base"].startswith("ddim, 2 steps, guidance 2")
     warnings = " ".join(results(measured)["fid"]["warnings"])
     assert "Fewer samples than features" in warnings and "64 features" in warnings
     assert results(measured)["fid"]["values"]["scores"]["distance"]["rank_deficient"] is True
