@@ -4,7 +4,8 @@ CLIP for this domain, a 16x16 base and a 16 -> 64 super-resolution, then samples
 
   python -m contextdiff_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Presets: quickstart.py:plain is the same without the adapter, quickstart.py:test a few steps of it.
+Presets: quickstart.py:plain is the same without the adapter, quickstart.py:flow without it by flow
+matching in the base, quickstart.py:test a few steps of the first.
 """
 
 import dataclasses
@@ -17,10 +18,11 @@ from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, 
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
+from contextdiff_jax.tasks.flow_config import FlowConfig
 from contextdiff_jax.tasks.super_resolution import SuperResolutionConfig
 from contextdiff_jax.tasks.text_to_image import TextToImageConfig
 
-PRESETS = ("", "plain", "test")
+PRESETS = ("", "plain", "flow", "test")
 
 PROMPTS = (
     "a red circle",
@@ -45,14 +47,23 @@ def get_config(preset: str = ""):
     cfg.check_preset(preset, PRESETS)
     config = cfg.Config(
         name="quickstart",
-        use_adapter=preset != "plain",
+        use_adapter=preset not in ("plain", "flow"),
         pipeline=("clip", "base", "sr"),
         runs={"clip": _clip(), "base": _base(), "sr": _super_resolution()},
         samples=cfg.SamplesConfig(prompts=PROMPTS),
     )
+    if preset == "flow":
+        config = _with_flow(config)
     if preset == "test":
         config = _short(config)
     return cfg.to_config_dict(config)
+
+
+def _with_flow(config: cfg.Config) -> cfg.Config:
+    """The base by flow matching, with more of the middle times (docs/flow.md)."""
+    diffusion = DiffusionConfig(kind="flow", flow=FlowConfig(times="logit_normal"))
+    base = cfg.with_task(config.runs["base"], diffusion=diffusion)
+    return dataclasses.replace(config, name="quickstart_flow", runs={**config.runs, "base": base})
 
 
 def _data(resolution: int) -> DataConfig:
