@@ -4,7 +4,7 @@ CLIP for this domain, a 16x16 base and a 16 -> 64 super-resolution, then samples
 
   python -m contextdiff_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Presets: quickstart.py:plain is the same without the adapter, quickstart.py:flow without it by flow
+Presets: quickstart.py:plain is the same without the adapter, quickstart.py:flow is plain with flow
 matching in the base, quickstart.py:test a few steps of the first.
 """
 
@@ -60,7 +60,10 @@ def get_config(preset: str = ""):
 
 
 def _with_flow(config: cfg.Config) -> cfg.Config:
-    """The base by flow matching, with more of the middle times (docs/flow.md)."""
+    """The base by flow matching of the velocity, with more of the middle times (docs/flow.md).
+
+    With guidance, Euler (DDIM is the same) is as good as AB2 at 8 calls, and better at 4.
+    """
     diffusion = DiffusionConfig(kind="flow", flow=FlowConfig(times="logit_normal"))
     base = cfg.with_task(config.runs["base"], diffusion=diffusion)
     return dataclasses.replace(config, name="quickstart_flow", runs={**config.runs, "base": base})

@@ -248,7 +248,7 @@ class DiffusionTaskConfig(TaskConfig):
             )
         self._check_learned_guidance(f"{where}.diffusion.flow.mean.guidance")
         self.check_sampler(self.sampler, f"{where}.sampler", use_adapter)
-        self._check_steps(where, data.resolution)
+        self._check_all_steps(where, data.resolution)
         for section, network in networks.items():
             if section == "adapter" and not use_adapter:
                 continue
@@ -288,7 +288,7 @@ class DiffusionTaskConfig(TaskConfig):
                 "dropped"
             )
 
-    def _check_steps(self, where: str, resolution: int) -> None:
+    def _check_all_steps(self, where: str, resolution: int) -> None:
         """Everything that samples must find its times on the run's schedule."""
         self.check_steps(self.sampler, f"{where}.sampler", resolution)
         if self.preview.every:

@@ -144,19 +144,27 @@ def test_whitening_keeps_in_four_steps_what_no_relation_loses():
 def test_the_best_slope_makes_a_straight_path():
     """Theory: (1 + t rho)^2 = 1 + 2 t / ((1 - t) s) makes the spread (1 - t) s + t.
 
-    So one Euler step is exact of a slope that depends on t. None that does not can be: at t = 1 the
-    state is noise alone, and v(x) = x - E[x0 + r] leads all of it to one point.
+    So one Euler step is exact of a slope that depends on t. None that does not can be, see below.
     """
     std, time = 0.2, np.linspace(0.01, 0.99, 50)
     best = (np.sqrt(1 + 2 * time / ((1 - time) * std)) - 1) / time
     spread = np.sqrt(((1 - time) * (1 + time * best) * std) ** 2 + time**2)
     np.testing.assert_allclose(spread, (1 - time) * std + time, rtol=1e-12)
+
+
+@pytest.mark.parametrize("r", [(0.0, 0.0), (0.9, -0.9), (3.0, 3.0)])
+def test_one_euler_step_ends_at_one_point(r):
+    """At t = 1 the state is noise alone: all of it is led to E[x0 + r], here of two points."""
+    weights, points = jnp.array([0.3, 0.7]), jnp.array([-1.0, 1.0])
+
+    def denoise(x, t, keep):
+        return velocity(x, t[0] / 1000, weights, points, jnp.array(r))
+
     process, one = FlowProcess(PATH, "v", bounds=None), SamplerConfig("euler", 1)
-    for slope in (0.0, 2.0):
-        denoise = functools.partial(gaussian, mean=0.4, std=std, slope=slope)
-        start = jnp.array([[1.0], [-1.0]])
-        ends = sample(process, denoise, None, (1,), one, x_init=start)
-        np.testing.assert_allclose(ends, 0.4, atol=1e-6)
+    start = jnp.array([[1.5], [-0.5]])
+    ends = sample(process, denoise, None, (1,), one, x_init=start)
+    expected = 0.3 * (-1 + r[0]) + 0.7 * (1 + r[1])
+    np.testing.assert_allclose(ends, expected, atol=1e-5)
 
 
 def energy(slope, mean, std):
@@ -225,6 +233,7 @@ def test_the_slope_of_whitening_has_nearly_the_least_energy(std):
     assert plain - energy(fitted, 0.0, std) > 0.98 * (plain - least.fun) > 0
 
 
-def test_a_relation_that_depends_on_the_time_is_refused():
+def test_the_papers_relation_is_refused():
+    """It is told the time, whether it depends on it or not."""
     with pytest.raises(ValueError, match="relation: must be None on the linear path, .*the time"):
         FlowProcess(PATH, "v", relation=lambda x0, times: (x0,) * len(times))
