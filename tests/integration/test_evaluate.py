@@ -35,7 +35,7 @@ def measured(quickstart, run, tmp_path_factory):
         "evaluate",
         *(f"--export={workdir / 'export'}", f"--output={output}", *DRAWN),
         "--what=scenes,fid,sweep,bits_per_dim,curves,cost,heatmaps",
-        *("--guidance=3,2", "--terms=3", "--turns=2"),
+        *("--guidance=2,3", "--terms=3", "--turns=2"),
         *(f"--run=base={workdir / 'base'}", f"--run=sr={workdir / 'sr'}"),
         *("--prompt=a red circle", "--prompt=a blue square left of a red cross", "--word=red"),
     )
@@ -117,7 +117,7 @@ def test_results_record_what_they_depend_on(measured):
 def test_a_sweep_has_a_row_per_scale_and_its_own_scale_is_the_plain_one(measured):
     found = results(measured)
     rows = list(csv.DictReader((measured / "sweep.csv").open()))
-    assert [row["guidance"] for row in rows] == ["3.0", "2.0"]
+    assert [row["guidance"] for row in rows] == ["2.0", "3.0"]
     name = "Frechet distance on CLIP features"
     assert float(rows[0][name]) == found["fid"]["values"][name]
     assert float(rows[1][name]) != float(rows[0][name])
