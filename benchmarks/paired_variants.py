@@ -17,12 +17,12 @@ By its name, in one thing alone:
   vp_none, vp_paper     the first two, by these names beside those of kind flow (docs/flow.md);
                         vp_shuffled, vp_unconditional: the adapter's controls;
                         vp_schedule_0.3: r = 0.3 x0 without an adapter, another schedule alone
-  flow_none             flow matching, uniform times; flow_none_logit_normal: times of the middle
+  vp_v_NAME             these, the denoiser predicting v
+  flow_none             flow matching, uniform times
   flow_affine           with an affine relation by kinetic energy; flow_affine_condition: one that
                         depends on the condition
   flow_whitening        with the relation fitted to the data
-  flow_coupling         with a learned coupling, beta 5; flow_coupling_20: beta 20;
-                        flow_coupling_logit_normal: times of the middle
+  flow_coupling         with a learned coupling, beta 5; flow_coupling_20: beta 20
   flow_affine_shuffled, flow_coupling_shuffled
                         the relation is told another picture's condition: does context matter?
   flow_schedule_NUMBER  r = NUMBER x0: another schedule, and no relation
@@ -31,6 +31,9 @@ By its name, in one thing alone:
   flow_mean_guided      the same, which has learned the config's guidance: one network call a step
   flow_mean_power_0     the same as flow_mean, the errors of steps left as they are
   flow_x0_mean_NAME     MeanFlow, the network predicting the landing
+  vp_NAME_logit_normal, flow_NAME_logit_normal
+                        any of these with logit-normal times, of kind vp by the flow's loss weight,
+                        too: then the loss weighs an error of x0 at an snr as the flow's does
 """
 
 import dataclasses
@@ -66,6 +69,21 @@ def _without_adapter(config: Config, base: str) -> Config:
     return dataclasses.replace(config, use_adapter=False)
 
 
+def _one_after_another(*variants: Variant) -> Variant:
+    """Returns the change that all of these make, in this order."""
+
+    def change(config: Config, base: str) -> Config:
+        for variant in variants:
+            config = variant(config, base)
+        return config
+
+    return change
+
+
+_TIMES = ("times", "time_mean", "time_std")
+_MIDDLE = _changed("diffusion", times="logit_normal")
+_WEIGHED_AS_FLOW = _changed("diffusion", times="logit_normal", loss_weight="flow")
+_BY_V = _changed("diffusion", prediction="v")
 _BY_BOUND = _changed("diffusion", objective="bound", loss_weight="x0")
 VARIANTS: dict[str, Variant] = {
     "none": _without_adapter,
@@ -79,7 +97,7 @@ VARIANTS: dict[str, Variant] = {
     "unbounded": _changed("adapter", limit=None),
     "bound_objective": _BY_BOUND,
     "mixed_objective": _changed("diffusion", objective="mixed"),
-    "none_bound_objective": lambda config, base: _without_adapter(_BY_BOUND(config, base), base),
+    "none_bound_objective": _one_after_another(_BY_BOUND, _without_adapter),
 }
 for _name in get_args(WeightName):
     VARIANTS[f"weight_{_name}"] = _changed("diffusion", loss_weight=_name)
@@ -92,7 +110,7 @@ def _flow(prediction: str = "v", **settings: Any) -> Variant:
     What a flow does not read, of the process and of the sampler, is as it is by default.
     """
     plain = DiffusionConfig(kind="flow", flow=FlowConfig(**settings), prediction=prediction)
-    read = ("kind", "flow", "prediction", "objective", *UNREAD_BY_FLOW)
+    read = ("kind", "flow", "prediction", "objective", *_TIMES, *UNREAD_BY_FLOW)
     process = _changed("diffusion", **{name: getattr(plain, name) for name in read})
     mixing = _changed("sampler", guidance_space="x0", guidance_low=None, guidance_high=None)
     euler = _changed("sampler", name="euler", eta=0.0)
@@ -108,13 +126,11 @@ def _flow(prediction: str = "v", **settings: Any) -> Variant:
 
 _FLOWS: dict[str, dict[str, Any]] = {
     "none": {},
-    "none_logit_normal": {"times": "logit_normal"},
     "affine": {"relation": "affine"},
     "affine_condition": {"relation": "affine", "by_condition": True},
     "whitening": {"relation": "whitening"},
     "coupling": {"relation": "coupling"},
     "coupling_20": {"relation": "coupling", "beta": 20.0},
-    "coupling_logit_normal": {"relation": "coupling", "times": "logit_normal"},
     "affine_shuffled": {"relation": "affine", "by_condition": True, "shuffle_condition": True},
     "coupling_shuffled": {"relation": "coupling", "shuffle_condition": True},
     "schedule_-0.35": {"relation": "scaled", "scale": -0.35},
@@ -154,12 +170,23 @@ _MEAN_FLOWS: dict[str, dict[str, Any]] = {
     "mean_guided": {"learned": True},
     "mean_power_0": {"power": 0.0},
 }
-VARIANTS |= {"vp_none": VARIANTS["none"], "vp_paper": VARIANTS["bounded"]}
-VARIANTS["vp_schedule_0.3"] = lambda config, base: _without_adapter(
-    _changed("diffusion", scaled_relation=0.3)(config, base), base
-)
-VARIANTS |= {f"vp_{name}": VARIANTS[f"adapter_{name}"] for name in ("shuffled", "unconditional")}
-VARIANTS |= {f"flow_{name}": _flow(**settings) for name, settings in _FLOWS.items()}
-VARIANTS |= {f"flow_x0_{name}": _flow("x0", **settings) for name, settings in _FLOWS.items()}
-VARIANTS |= {f"flow_{name}": _mean_flow("v", **more) for name, more in _MEAN_FLOWS.items()}
-VARIANTS |= {f"flow_x0_{name}": _mean_flow("x0", **more) for name, more in _MEAN_FLOWS.items()}
+_OF_VP: dict[str, Variant] = {
+    "none": VARIANTS["none"],
+    "paper": VARIANTS["bounded"],
+    "shuffled": VARIANTS["adapter_shuffled"],
+    "unconditional": VARIANTS["adapter_unconditional"],
+    "schedule_0.3": _one_after_another(
+        _changed("diffusion", scaled_relation=0.3), _without_adapter
+    ),
+}
+_OF_FLOW = {name: _flow(**settings) for name, settings in _FLOWS.items()}
+_OF_FLOW |= {name: _mean_flow("v", **more) for name, more in _MEAN_FLOWS.items()}
+_OF_FLOW |= {f"x0_{name}": _flow("x0", **settings) for name, settings in _FLOWS.items()}
+_OF_FLOW |= {f"x0_{name}": _mean_flow("x0", **more) for name, more in _MEAN_FLOWS.items()}
+for _name, _of_vp in _OF_VP.items():
+    for _kind, _by in (("vp", _of_vp), ("vp_v", _one_after_another(_BY_V, _of_vp))):
+        VARIANTS[f"{_kind}_{_name}"] = _by
+        VARIANTS[f"{_kind}_{_name}_logit_normal"] = _one_after_another(_by, _WEIGHED_AS_FLOW)
+for _name, _of_flow in _OF_FLOW.items():
+    VARIANTS[f"flow_{_name}"] = _of_flow
+    VARIANTS[f"flow_{_name}_logit_normal"] = _one_after_another(_of_flow, _MIDDLE)

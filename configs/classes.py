@@ -30,7 +30,6 @@ from contextdiff_jax.tasks.class_to_image import ClassToImageConfig
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
 from contextdiff_jax.tasks.first_stage import FirstStageRef
-from contextdiff_jax.tasks.flow_config import FlowConfig
 from contextdiff_jax.tasks.latent_class_to_image import LatentClassToImageConfig
 from contextdiff_jax.training.optimizer import cosine_decay
 
@@ -147,7 +146,7 @@ def _scenes() -> cfg.Config:
 def _scenes_flow() -> cfg.Config:
     """Scenes by flow matching with more of the middle times, drawn in 8 steps."""
     sampler = SamplerConfig(name="ab2", num_steps=8, guidance_scale=1.5, threshold="static")
-    diffusion = DiffusionConfig(kind="flow", flow=FlowConfig(times="logit_normal"))
+    diffusion = DiffusionConfig(kind="flow", times="logit_normal")
     changes = {"diffusion": diffusion, "sampler": sampler}
     return _plain_scenes("classes_scenes_flow", changes)
 

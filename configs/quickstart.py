@@ -18,7 +18,6 @@ from contextdiff_jax.networks.config import AdapterConfig, EfficientUNetConfig, 
 from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.tasks.contrastive import ContrastiveConfig, TokenizerConfig
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig, PreviewConfig
-from contextdiff_jax.tasks.flow_config import FlowConfig
 from contextdiff_jax.tasks.super_resolution import SuperResolutionConfig
 from contextdiff_jax.tasks.text_to_image import TextToImageConfig
 
@@ -64,7 +63,7 @@ def _with_flow(config: cfg.Config) -> cfg.Config:
 
     With guidance, Euler (DDIM is the same) is as good as AB2 at 8 calls, and better at 4.
     """
-    diffusion = DiffusionConfig(kind="flow", flow=FlowConfig(times="logit_normal"))
+    diffusion = DiffusionConfig(kind="flow", times="logit_normal")
     base = cfg.with_task(config.runs["base"], diffusion=diffusion)
     return dataclasses.replace(config, name="quickstart_flow", runs={**config.runs, "base": base})
 

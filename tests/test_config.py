@@ -96,6 +96,11 @@ def test_an_unknown_preset_lists_the_known(name):
         ),
         (
             "runs.base.task.diffusion",
+            {"objective": "bound", "loss_weight": "x0", "times": "logit_normal"},
+            r"diffusion.times = 'logit_normal': must be 'uniform' with objective 'bound', whose",
+        ),
+        (
+            "runs.base.task.diffusion",
             {"prediction": "eps", "loss_weight": "x0"},
             r"runs.base.task.diffusion.loss_weight = 'x0': not with prediction 'eps'",
         ),

@@ -79,6 +79,10 @@ class LinearPath:
         """Returns the k, fractions too, of times t in [0, 1] on the host: float64."""
         return self.num_steps * t / (self.shift - (self.shift - 1) * np.asarray(t))
 
+    def place_of(self, share: jax.Array) -> jax.Array:
+        """Returns where in [0, 1] of 0..T noise has a share of x_t, before the shift."""
+        return share
+
     def pace(self, t: jax.Array) -> jax.Array:
         """dk / dt: by how much faster than its t an integer time k goes there."""
         return at_time(self._tables["pace"], t)

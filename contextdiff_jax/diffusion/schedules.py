@@ -104,6 +104,11 @@ class Schedule:
         """1 - alpha_bar_t / alpha_bar_s for s <= t: beta_t of the paper where s = t - 1."""
         return -jnp.expm1(self.log_ratio(t, s))
 
+    def place_of(self, share: Float[ArrayLike, "*shares"]) -> Float[Array, "*shares"]:
+        """Returns where in [0, 1] of 0..T noise has a share sigma / (signal + sigma) of x_t."""
+        place = np.linspace(0, 1, self.num_steps + 1, dtype=np.float32)
+        return jnp.interp(jnp.asarray(share), self._tables["share"], place)
+
     def levels(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns signal and sigma of integer times on the host, float64."""
         alpha_bar = self.alpha_bar[np.asarray(times)]
@@ -130,6 +135,7 @@ class Schedule:
             "variance": variance,
             "sigma": np.sqrt(variance),
             "gain": signal * (1 - signal),
+            "share": np.sqrt(variance) / (signal + np.sqrt(variance)),
             "snr": snr,
             "log_high": log,
             "log_low": log - log.astype(np.float32),

@@ -12,13 +12,15 @@ snr:              snr, which is the uniform weight on eps (Ho et al. 2020)
 snr_plus_1:       1 + snr, which is the uniform weight on v (Salimans and Ho 2022)
 min_snr_5:        min(snr, 5) (Hang et al. 2023)
 min_snr_5_plus_1: 1 + min(snr, 5), the uniform weight on v without its emphasis on the last details
+flow:             (1 + sqrt(snr))^2, the uniform weight on the velocity of flow matching at the same
+                  times, (x_t - x0) / t on the linear path (Kingma and Gao 2023)
 p2:               ab, which is the weight 1/(1 + snr) on eps (Choi et al. 2022 with k = gamma = 1)
 
 WHAT A WEIGHT LEAVES OUT. snr, min_snr_5 and p2 vanish towards T, where a picture is decided that
 nothing but the condition tells: where things are, and how many. An eps-network's loss cannot
 avoid it. A network that predicts x0 or v then hardly learns what is there at t = T from its
 condition, and its samples, which begin there, ignore it. Rendered scenes, quickstart's base:
-docs/evidence/loss_weights.md. x0, snr_plus_1 and min_snr_5_plus_1 are at least 1 everywhere.
+docs/evidence/loss_weights.md. The others are at least 1 everywhere.
 """
 
 from typing import Literal, get_args
@@ -31,7 +33,7 @@ from contextdiff_jax.diffusion.predictions import PredictionKind, check_kind
 from contextdiff_jax.diffusion.schedules import Schedule, at_time
 from contextdiff_jax.diffusion.shapes import Array
 
-WeightName = Literal["x0", "snr", "snr_plus_1", "min_snr_5", "min_snr_5_plus_1", "p2"]
+WeightName = Literal["x0", "snr", "snr_plus_1", "min_snr_5", "min_snr_5_plus_1", "flow", "p2"]
 
 
 def loss_weight(
@@ -52,6 +54,7 @@ def loss_weight(
         "snr_plus_1": snr + 1,
         "min_snr_5": np.minimum(snr, 5),
         "min_snr_5_plus_1": np.minimum(snr, 5) + 1,
+        "flow": (np.sqrt(snr) + 1) ** 2,
         "p2": alpha_bar,
     }[name]
     squared_error_ratio = {"x0": np.ones_like(snr), "eps": snr, "v": 1 / (1 - alpha_bar)}[kind]

@@ -38,6 +38,7 @@ from contextdiff_jax.tasks import flow_objective, objective
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.tasks.flow import Flow
 from contextdiff_jax.tasks.mean_flow_objective import draw_steps, mean_flow_loss
+from contextdiff_jax.tasks.training_times import draw_times
 from contextdiff_jax.training.shares import of_adapter
 from contextdiff_jax.training.task import Batch, Metrics, Params
 
@@ -267,12 +268,10 @@ class DiffusionTask:
 
     def _draw_times(self, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array | None]:
         """Returns times (count,), and where steps from there end, if the objective has some."""
-        if self.flow is None:
-            return objective.draw_times(self.schedule, key, count), None
-        of_flow = self.config.flow, self.schedule.num_steps, key, count
-        if self.flow.mean:
-            return draw_steps(*of_flow)
-        return flow_objective.draw_times(*of_flow), None
+        law = self.config, self.schedule, key, count
+        if self.flow is not None and self.flow.mean:
+            return draw_steps(*law)
+        return draw_times(*law), None
 
     def _told(self, t: jax.Array) -> jax.Array:
         """Returns the times (B,), or (B, 2) with steps' ends, as the denoiser reads them.

@@ -47,8 +47,8 @@ class DiffusionConfig:
 
     kind: vp is the paper's process on a variance-preserving schedule, with its adapter where
     config.use_adapter is True; flow is flow matching (docs/flow.md), which reads section `flow`,
-    num_steps, prediction (v: the velocity; or x0), objective (simple or mean_flow) and the two
-    drops alone.
+    num_steps, prediction (v: the velocity; or x0), objective (simple or mean_flow), the times and
+    the two drops alone.
     objective: what is minimised. simple: the weighted squared error of x0 (eq. 6). bound: the exact
     variational bound (eq. 4) in bits per dimension, with every term's bias. mixed: simple for the
     denoiser and the bound for the adapter, at the price of a second backward pass of the denoiser;
@@ -58,6 +58,10 @@ class DiffusionConfig:
         ones. Latent diffusion has others for classes: 0.0015 and 0.0195.
     loss_weight is the weight on the squared error of x0, whatever the network predicts; not read
     by objective bound.
+    times: how training draws them, see training_times: uniform in 1..T, or logit_normal, where the
+        share of noise sigma / (signal + sigma) is the sigmoid of N(time_mean, time_std^2): more of
+        the middle (Esser et al. 2024). Of a flow that share is t, before its shift. Not read by
+        objectives bound and mixed, whose bound needs uniform times.
     relation_consistency: weight of a further term of objective simple, mean[(b_t(x0) -
         b_t(x0_hat))^2 / (1 - ab_t)], without a gradient into x0_hat. A sampler knows x0_hat
         alone: where the adapter makes something else of it than of x0, samples are biased. Not in
@@ -80,6 +84,9 @@ class DiffusionConfig:
     prediction: Literal["x0", "eps", "v"] = "v"
     objective: Literal["simple", "bound", "mixed", "mean_flow"] = "simple"
     loss_weight: WeightName = "x0"
+    times: Literal["uniform", "logit_normal"] = "uniform"
+    time_mean: float = dataclasses.field(default=0.0, metadata=most(100))
+    time_std: float = dataclasses.field(default=1.0, metadata=most(100))
     relation_consistency: float = 0.0
     adapter_condition: Literal["own", "shuffled", "none"] = "own"
     scaled_relation: float = dataclasses.field(default=0.0, metadata=most(10**6))
@@ -96,6 +103,7 @@ class DiffusionConfig:
                 f"{where}.betas = {self.betas}: must be two numbers that rise within (0, 1), or () "
                 f"where {where}.schedule is 'cosine'"
             )
+        self._check_times(where)
         key, value = f"{where}.relation_consistency", self.relation_consistency
         if not 0 <= value < math.inf:
             raise ValueError(f"{key} = {value}: must be at least 0")
@@ -144,6 +152,24 @@ class DiffusionConfig:
                 f"kind {self.kind!r}"
             )
         self._check_mean(f"{where}.flow.mean")
+
+    def _check_times(self, where: str) -> None:
+        """Times of the middle need an objective that any times serve."""
+        middle = self.times == "logit_normal"
+        if middle and self.objective in ("bound", "mixed"):
+            raise ValueError(
+                f"{where}.times = 'logit_normal': must be 'uniform' with objective "
+                f"{self.objective!r}, whose bound is an average over uniform times"
+            )
+        if not 0 < self.time_std < math.inf:
+            raise ValueError(f"{where}.time_std = {self.time_std}: must be above 0")
+        for key in ("time_mean", "time_std"):
+            value, default = getattr(self, key), getattr(DiffusionConfig(), key)
+            if not middle and value != default:
+                raise ValueError(
+                    f"{where}.{key} = {value}: must be {default}, the default, times "
+                    "'logit_normal' alone reads it"
+                )
 
     def _check_mean(self, where: str) -> None:
         """What objective mean_flow reads must be as it is by default elsewhere."""

@@ -38,8 +38,6 @@ class MeanFlowConfig:
 class FlowConfig:
     """Flow matching on the path (1 - t) x0 + t eps, and its relation.
 
-    times: how training draws them: uniform, or logit_normal (the sigmoid of N(time_mean,
-    time_std^2), Esser et al. 2024: more of the middle).
     shift: of the times, see `LinearPath`; above 1 for more noise. shift_reference: the side of
     pictures at which `shift` holds; others take shift * side / shift_reference. 0: all take it.
     relation: what x_t holds beside x0 and noise.
@@ -57,9 +55,6 @@ class FlowConfig:
     mean: of diffusion.objective mean_flow alone.
     """
 
-    times: Literal["uniform", "logit_normal"] = "uniform"
-    time_mean: float = dataclasses.field(default=0.0, metadata=most(100))
-    time_std: float = dataclasses.field(default=1.0, metadata=most(100))
     shift: float = dataclasses.field(default=1.0, metadata=most(10**6))
     shift_reference: int = dataclasses.field(default=0, metadata=most(4096))
     relation: Literal["none", "affine", "whitening", "coupling", "scaled"] = "none"
@@ -89,7 +84,7 @@ class FlowConfig:
     def validate(self, where: str) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
         self.mean.validate(f"{where}.mean")
-        for key in ("shift", "time_std", "limit", "beta"):
+        for key in ("shift", "limit", "beta"):
             if not 0 < getattr(self, key) < math.inf:
                 raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be above 0")
         for key, least in (("shift_reference", 0), ("modes", 1), ("width", 1)):
@@ -112,11 +107,9 @@ class FlowConfig:
         self._check_unread(where)
 
     def _check_unread(self, where: str) -> None:
-        """What times and relation do not read must be as it is by default."""
-        normal, coupling = self.times == "logit_normal", self.relation == "coupling"
+        """What the relation does not read must be as it is by default."""
+        coupling = self.relation == "coupling"
         for key, read, reader in (
-            ("time_mean", normal, "times 'logit_normal'"),
-            ("time_std", normal, "times 'logit_normal'"),
             ("limit", self.relation == "affine", "relation 'affine'"),
             ("modes", self.by_condition, "by_condition = True"),
             ("width", self.by_condition or coupling, "by_condition = True or relation 'coupling'"),

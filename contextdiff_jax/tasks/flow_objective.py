@@ -13,28 +13,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtri
 
 from contextdiff_jax.diffusion.flow import FlowProcess
 from contextdiff_jax.diffusion.process import Denoise
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
-from contextdiff_jax.tasks.flow_config import FlowConfig
-from contextdiff_jax.tasks.objective import Draw, time_at, time_places
+from contextdiff_jax.tasks.objective import Draw
 from contextdiff_jax.training.task import Metrics
 
 QUARTERS = (25, 50, 75, 100)  # of T, in percent: where the diagnostics look
-
-
-def draw_times(config: FlowConfig, num_steps: int, key: jax.Array, count: int) -> jax.Array:
-    """Returns times (count,) in 1..T, of `config.times` before the shift, spread evenly."""
-    return time_at(placed(config, time_places(key, count)), num_steps)
-
-
-def placed(config: FlowConfig, place: jax.Array) -> jax.Array:
-    """Returns places of the law of `config.times`, of places uniform in [0, 1)."""
-    if config.times == "logit_normal":
-        return jax.nn.sigmoid(config.time_mean + config.time_std * ndtri(place))
-    return place
 
 
 def flow_loss(

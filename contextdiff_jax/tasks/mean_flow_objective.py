@@ -21,19 +21,20 @@ import jax
 import jax.numpy as jnp
 
 from contextdiff_jax.diffusion.flow import FlowProcess
+from contextdiff_jax.diffusion.linear_path import LinearPath
 from contextdiff_jax.diffusion.process import Denoise, Keep, checked_prediction
 from contextdiff_jax.diffusion.schedules import expand
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
-from contextdiff_jax.tasks.flow_config import FlowConfig
-from contextdiff_jax.tasks.flow_objective import placed, reversed_gradient, unchanged
-from contextdiff_jax.tasks.objective import Draw, time_at, time_places
+from contextdiff_jax.tasks.flow_objective import reversed_gradient, unchanged
+from contextdiff_jax.tasks.objective import Draw
+from contextdiff_jax.tasks.training_times import placed, time_at, time_places
 from contextdiff_jax.training.task import Metrics
 
 _SMALL = 1e-3  # added to the squared errors that weights are made of
 
 
 def draw_steps(
-    config: FlowConfig, num_steps: int, key: jax.Array, count: int
+    config: DiffusionConfig, schedule: LinearPath, key: jax.Array, count: int
 ) -> tuple[jax.Array, jax.Array]:
     """Returns t in 1..T and s in 0..t, integers (count,); s is t but for a share of them."""
     keys = jax.random.split(key, 5)
@@ -42,10 +43,10 @@ def draw_steps(
         jax.random.permutation(order, time_places(places, count))
         for places, order in ((keys[1], keys[2]), (keys[3], keys[4]))
     )
-    first, second = placed(config, first), placed(config, second)
-    apart = chosen < config.mean.share
-    high = time_at(jnp.where(apart, jnp.maximum(first, second), first), num_steps)
-    low = time_at(jnp.minimum(first, second), num_steps) - 1
+    first, second = (placed(config, schedule, each) for each in (first, second))
+    apart = chosen < config.flow.mean.share
+    high = time_at(jnp.where(apart, jnp.maximum(first, second), first), schedule.num_steps)
+    low = time_at(jnp.minimum(first, second), schedule.num_steps) - 1
     return high, jnp.where(apart, low, high)
 
 

@@ -13,7 +13,7 @@ from contextdiff_jax.diffusion import bound, weights
 from contextdiff_jax.diffusion.bound_step import Drawn, bound_step
 from contextdiff_jax.diffusion.marginals import Biased
 from contextdiff_jax.diffusion.process import Denoise, Keep, Process
-from contextdiff_jax.diffusion.schedules import Schedule, expand
+from contextdiff_jax.diffusion.schedules import expand
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.training.task import Metrics
 
@@ -34,26 +34,6 @@ class Draw:
     noise: jax.Array
     keep: Keep
     ends: jax.Array | None = None
-
-
-def draw_times(schedule: Schedule, key: jax.Array, count: int) -> jax.Array:
-    """Returns times (count,), each uniform in 1..T, together spread evenly over it.
-
-    One random start serves all (Kingma et al. 2021, VDM, appendix I.1): the loss differs by orders
-    of magnitude between times, so independent times would make a noisy gradient.
-    """
-    return time_at(time_places(key, count), schedule.num_steps)
-
-
-def time_places(key: jax.Array, count: int) -> jax.Array:
-    """Returns places (count,), each uniform in [0, 1), together spread evenly over it."""
-    return (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0
-
-
-def time_at(place: jax.Array, num_steps: int) -> jax.Array:
-    """Returns the time in 1..T at each place in [0, 1] of its range."""
-    # Rounding may carry a place just below 1 to T itself.
-    return 1 + jnp.minimum((place * num_steps).astype(jnp.int32), num_steps - 1)
 
 
 def simple_loss(

@@ -31,10 +31,6 @@ def flows_differ(section, flow):
     relation = f"{section}.flow.relation: 'none' there, {{!r}} here".format
     return {
         "flow_none": flow,
-        "flow_none_logit_normal": {
-            *flow,
-            f"{section}.flow.times: 'uniform' there, 'logit_normal' here",
-        },
         "flow_affine": {*flow, relation("affine")},
         "flow_affine_condition": {
             *flow,
@@ -47,11 +43,6 @@ def flows_differ(section, flow):
             *flow,
             relation("coupling"),
             f"{section}.flow.beta: 5.0 there, 20.0 here",
-        },
-        "flow_coupling_logit_normal": {
-            *flow,
-            relation("coupling"),
-            f"{section}.flow.times: 'uniform' there, 'logit_normal' here",
         },
         "flow_affine_shuffled": {
             *flow,
@@ -91,11 +82,11 @@ def test_variants_differ_in_one_thing_alone():
         f"{section}.loss_weight: 'min_snr_5_plus_1' there, 'x0' here",
     }
     own = config.runs[base].task.diffusion.loss_weight
+    v = f"{section}.prediction: 'x0' there, 'v' here"
     for name in get_args(WeightName):
         line = f"{section}.loss_weight: {own!r} there, {name!r} here"
         weight = set() if name == own else {line}
         assert set(found.pop(f"weight_{name}")) == weight
-        v = f"{section}.prediction: 'x0' there, 'v' here"
         assert set(found.pop(f"v_weight_{name}")) == weight | {v}
     flow = {
         without,
@@ -103,11 +94,17 @@ def test_variants_differ_in_one_thing_alone():
         f"{section}.prediction: 'x0' there, 'v' here",
         f"{section}.loss_weight: 'min_snr_5_plus_1' there, 'x0' here",
     }
+    middle = f"{section}.times: 'uniform' there, 'logit_normal' here"
+    as_flow = f"{section}.loss_weight: {own!r} there, 'flow' here"
+    for name in [name for name in found if name.endswith("_logit_normal")]:
+        more = {middle, as_flow} if name.startswith("vp_") else {middle}
+        assert set(found.pop(name)) == set(found[name.removesuffix("_logit_normal")]) | more
     for name in [name for name in found if "_mean" in name]:
         del found[name]  # their own test is below
     for name in [name for name in found if name.startswith("flow_x0_")]:
-        twin = found[name.replace("x0_", "")]
-        assert set(found.pop(name)) == set(twin) - {f"{section}.prediction: 'x0' there, 'v' here"}
+        assert set(found.pop(name)) == set(found[name.replace("x0_", "")]) - {v}
+    for name in [name for name in found if name.startswith("vp_v_")]:
+        assert set(found.pop(name)) == set(found[name.replace("v_", "")]) | {v}
 
     def control(value: str) -> set[str]:
         return {f"{section}.adapter_condition: 'own' there, {value!r} here"}

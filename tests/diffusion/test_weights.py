@@ -17,6 +17,7 @@ DEFINITION = {
     "snr_plus_1": 1 + SNR,
     "min_snr_5": np.minimum(SNR, 5),
     "min_snr_5_plus_1": 1 + np.minimum(SNR, 5),
+    "flow": (1 / (np.sqrt(1 - AB) / (np.sqrt(AB) + np.sqrt(1 - AB)))) ** 2,  # 1 / t^2
     "p2": SNR / (1 + SNR),
 }
 

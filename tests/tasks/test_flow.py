@@ -28,7 +28,7 @@ from contextdiff_jax.tasks import flow_objective
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from contextdiff_jax.tasks.flow import Flow
 from contextdiff_jax.tasks.flow_config import FlowConfig
-from contextdiff_jax.tasks.flow_objective import draw_times, flow_loss
+from contextdiff_jax.tasks.flow_objective import flow_loss
 from contextdiff_jax.tasks.objective import Draw
 from contextdiff_jax.tasks.whitening import NAME, fit, moments
 from contextdiff_jax.training.parameter_names import by_name
@@ -66,15 +66,6 @@ def test_one_backward_pass_descends_the_error_and_the_kinetic_energy():
         np.testing.assert_allclose(loss, energy, rtol=1e-4, atol=1e-6)
     loss, error, _ = parts(weight, (slope, offset))
     assert float(loss) == pytest.approx(float(error), rel=1e-6)
-
-
-def test_times_of_the_middle_are_the_sigmoid_of_a_gaussian():
-    config = FlowConfig(times="logit_normal", time_mean=0.4, time_std=0.8)
-    times = np.asarray(draw_times(config, 10_000, jax.random.key(0), 20_000))
-    place = (times - 0.5) / 10_000
-    quantiles = np.quantile(np.log(place / (1 - place)), [0.1, 0.5, 0.9])
-    np.testing.assert_allclose(quantiles, 0.4 + 0.8 * np.array([-1.2816, 0, 1.2816]), atol=0.01)
-    assert times.min() >= 1 and times.max() <= 10_000
 
 
 # -- whitening ------------------------------------------------------------------------------------
@@ -213,10 +204,8 @@ def test_diagnostics_are_errors_at_four_times():
             {"flow.beta": 2.0},
             "flow.beta = 2.0: must be 5.0, the default, relation 'coupling' alone",
         ),
-        (
-            {"flow.time_mean": 1.0},
-            "flow.time_mean = 1.0: must be 0.0, .* times 'logit_normal' alone",
-        ),
+        ({"time_mean": 1.0}, "diffusion.time_mean = 1.0: must be 0.0, .* 'logit_normal' alone"),
+        ({"times": "logit_normal", "time_std": 0.0}, "diffusion.time_std = 0.0: must be above 0"),
         (
             {"flow.relation": "affine", "flow.modes": 4},
             "flow.modes = 4: must be 8, the default, by_condition = True alone reads it",

@@ -265,15 +265,17 @@ def test_the_weight_lets_all_steps_add_the_same_to_the_loss():
 
 def test_a_share_of_the_examples_has_steps_of_all_lengths():
     flow = FlowConfig(mean=MeanFlowConfig(share=0.25))
-    t, s = (np.asarray(each) for each in draw_steps(flow, T, jax.random.key(0), 4000))
+    config = DiffusionConfig(kind="flow", objective="mean_flow", flow=flow)
+    path = LinearPath(T)
+    t, s = (np.asarray(each) for each in draw_steps(config, path, jax.random.key(0), 4000))
     apart = s < t
     assert np.mean(apart) == pytest.approx(0.25, abs=0.001)
     assert np.array_equal(s[~apart], t[~apart]) and s.min() >= 0 and 1 <= t.min() <= t.max() <= T
     # The lengths of steps between two uniform times have the mean a third.
     assert np.mean((t - s)[apart]) / T == pytest.approx(1 / 3, abs=0.03)
     assert np.mean(t[~apart]) / T == pytest.approx(1 / 2, abs=0.02)
-    middle = dataclasses.replace(flow, times="logit_normal", time_mean=-0.4)
-    t, s = draw_steps(middle, T, jax.random.key(0), 4000)
+    middle = dataclasses.replace(config, times="logit_normal", time_mean=-0.4)
+    t, s = draw_steps(middle, path, jax.random.key(0), 4000)
     assert np.median(t[s == t]) / T == pytest.approx(1 / (1 + np.exp(0.4)), abs=0.02)
 
 
