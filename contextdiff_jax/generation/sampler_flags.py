@@ -53,8 +53,7 @@ def asked_samplers(
         run, where = config.runs[name], f"sampler of {name}"
         found[name] = overridden(run.task.sampler, changes, where)
         found[name].validate(where)
-        run.task.check_sampler(found[name], where, config.use_adapter)
-        run.task.check_steps(found[name], where, run.data.resolution)
+        run.task.check_sampler(found[name], where, run.data.resolution, config.use_adapter)
     return found
 
 

@@ -273,8 +273,8 @@ class DiffusionTaskConfig(TaskConfig):
                 "with config.use_adapter = True, it stands in the place of the adapter"
             )
         self._check_learned_guidance(f"{where}.diffusion.flow.mean.guidance")
-        self.check_sampler(self.sampler, f"{where}.sampler", use_adapter)
-        self._check_all_steps(where, data.resolution)
+        self.check_sampler(self.sampler, f"{where}.sampler", data.resolution, use_adapter)
+        self._check_steps_of_logs(where, data.resolution)
         for section, network in networks.items():
             if section == "adapter" and not use_adapter:
                 continue
@@ -289,14 +289,20 @@ class DiffusionTaskConfig(TaskConfig):
                 side = f"{where.rpartition('.')[0]}.data.resolution (for {section})"
                 network.check_resolution(data.resolution, side)
 
-    def check_sampler(self, sampler: SamplerConfig, where: str, use_adapter: bool) -> None:
-        """Raises ValueError where a sampler, by its name `where`, does not serve the process."""
+    def check_sampler(
+        self, sampler: SamplerConfig, where: str, resolution: int, use_adapter: bool
+    ) -> None:
+        """Raises ValueError where a sampler, by its name `where`, does not serve the process.
+
+        resolution: side of the pictures, on which the schedule may depend.
+        """
         if self.diffusion.kind == "flow":
             sampler.check_flow(where, self.diffusion.flow.straight)
             guided = self.diffusion.flow.mean.guidance != 1
             sampler.check_mean_flow(where, self.diffusion.mean, guided)
         else:
             sampler.check_schedule(where, self.biased(use_adapter))
+        self._check_steps(sampler, where, resolution)
 
     def biased(self, use_adapter: bool) -> bool:
         """Returns whether x_t of kind vp has a bias, by the adapter or by a scaled relation."""
@@ -314,20 +320,19 @@ class DiffusionTaskConfig(TaskConfig):
                 "dropped"
             )
 
-    def _check_all_steps(self, where: str, resolution: int) -> None:
-        """Everything that samples must find its times on the run's schedule."""
-        self.check_steps(self.sampler, f"{where}.sampler", resolution)
+    def _check_steps_of_logs(self, where: str, resolution: int) -> None:
+        """What samples during training must find its times on the run's schedule."""
         if self.preview.every:
             preview = dataclasses.replace(self.sampler, num_steps=self.preview.num_steps)
-            self.check_steps(preview, f"{where}.preview", resolution)
+            self._check_steps(preview, f"{where}.preview", resolution)
         if self.diagnose_every and self.diffusion.num_steps < _DIAGNOSED_STEPS:
             raise ValueError(
                 f"{where}.diffusion.num_steps = {self.diffusion.num_steps}: must be at least "
                 f"{_DIAGNOSED_STEPS} where {where}.diagnose_every is not 0"
             )
 
-    def check_steps(self, sampler: SamplerConfig, where: str, resolution: int) -> None:
-        """Raises ValueError where the schedule does not have a sampler's number of steps."""
+    def _check_steps(self, sampler: SamplerConfig, where: str, resolution: int) -> None:
+        """The schedule must have a sampler's number of steps."""
         try:
             sampler.timesteps(self.diffusion.schedule_at(resolution))
         except ValueError as error:

@@ -107,11 +107,12 @@ def test_a_scaled_relation_is_another_schedule(make_task, make_batch):
 
 
 def test_a_scaled_relation_is_drawn_by_samplers_that_know_its_bias(make_config):
-    task = make_config(use_adapter=False, scaled_relation=0.5).runs["base"].task
-    task.check_sampler(task.sampler, "sampler", use_adapter=False)
+    run = make_config(use_adapter=False, scaled_relation=0.5).runs["base"]
+    task, of_run = run.task, {"resolution": run.data.resolution, "use_adapter": False}
+    task.check_sampler(task.sampler, "sampler", **of_run)
     with pytest.raises(ValueError, match="sampler.name = 'ab2': not with .* a scaled relation"):
         other = dataclasses.replace(task.sampler, name="ab2")
-        task.check_sampler(other, "sampler", use_adapter=False)
+        task.check_sampler(other, "sampler", **of_run)
 
 
 def test_an_empty_prompt_is_the_null_condition(make_task, make_batch, awake):
