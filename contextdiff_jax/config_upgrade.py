@@ -2,6 +2,7 @@
 
 Version 0.1 kept what a task reads beside it: runs.NAME.task was its name, with the sections of
 every task as its neighbours (those not read were None). Some keys had other names.
+Later, only kind flow chose the times of training, within its own section.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ _RENAMED = {
     "adapter": {"bound": "limit"},
     "diffusion": {"consistency": "relation_consistency"},
 }
+_TIMES = ("times", "time_mean", "time_std")  # of diffusion, once of diffusion.flow
 _MOVED = {*_DRAWING, *(key for keys in _READ_BY.values() for key in keys)}
 
 
@@ -28,8 +30,10 @@ def upgraded(config: Any) -> Any:
 
 
 def _upgraded_run(run: Any) -> Any:
-    if not isinstance(run, Mapping) or not isinstance(run.get("task"), str):
+    if not isinstance(run, Mapping):
         return run
+    if not isinstance(run.get("task"), str):
+        return _with_times(run)
     kind = run["task"]
     keys = _READ_BY.get(kind, ())  # of an unknown kind nothing is read: its name is refused
     keys += _DRAWING if kind in _READ_BY and kind != "contrastive" else ()
@@ -40,6 +44,20 @@ def _upgraded_run(run: Any) -> Any:
     kept = {key: value for key, value in run.items() if key not in _MOVED}
     kept = _renamed(kept, {"keep": "checkpoints_kept"})
     return {**kept, "task": {"kind": kind, **read}}
+
+
+def _with_times(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the run with the keys of times in the section that has them now."""
+    task = run.get("task")
+    diffusion = task.get("diffusion") if isinstance(task, Mapping) else None
+    flow = diffusion.get("flow") if isinstance(diffusion, Mapping) else None
+    if not isinstance(flow, Mapping):
+        return run
+    # Where both places have a key, the old one stays, to be refused as unknown.
+    moved = {key: flow[key] for key in _TIMES if key in flow and key not in diffusion}
+    flow = {key: value for key, value in flow.items() if key not in moved}
+    diffusion = {**diffusion, **moved, "flow": flow}
+    return {**run, "task": {**task, "diffusion": diffusion}}
 
 
 def _renamed(section: Any, names: Mapping[str, str]) -> Any:
