@@ -1,7 +1,7 @@
 """The two-step method of Adams and Bashforth for the flow, see `straightened`.
 
 One network call a step, of second order: the velocity of the step before is extrapolated, with
-steps of any lengths. The first step is Euler's.
+steps of any lengths. The first step is Euler's, and so is one where guidance begins or ends.
 """
 
 import dataclasses
@@ -17,10 +17,11 @@ from contextdiff_jax.sampling.straightened import Scale, moved, scale_of, veloci
 
 @dataclasses.dataclass(frozen=True)
 class AB2:
-    """timesteps: int32 (n + 1,), falling."""
+    """timesteps: int32 (n + 1,), falling. alike: int (n,), see `guidance.steps_alike`."""
 
     process: Process
     timesteps: np.ndarray
+    alike: np.ndarray
 
     adds_noise = False
 
@@ -28,12 +29,12 @@ class AB2:
     def inputs(self) -> tuple[Scale, Scale, jax.Array]:
         """What each step reads beside the state: where it begins and ends, and its slope.
 
-        The slope is h / (2 h_before), 0 in the first step.
+        The slope is h / (2 h_before), 0 where there is no step before to extrapolate from.
         """
         at, to = (scale_of(self.process, t) for t in (self.timesteps[:-1], self.timesteps[1:]))
         lengths = to.tau - at.tau
         slope = jnp.concatenate([jnp.zeros(1), lengths[1:] / (2 * lengths[:-1])])
-        return at, to, slope
+        return at, to, jnp.where(self.alike == 0, 0, slope)
 
     def init(self, x: jax.Array) -> jax.Array:
         """Returns a velocity before the first, which is not read."""

@@ -56,6 +56,20 @@ def inside_interval(schedule: Schedule, sampler: SamplerConfig, times: np.ndarra
     return (level >= (low or 0.0)) & (level <= (np.inf if high is None else high))
 
 
+def steps_alike(schedule: Schedule, sampler: SamplerConfig, times: np.ndarray) -> np.ndarray:
+    """Returns how many steps in a row just before each are guided as it is, int (n,).
+
+    times: (n,), where the steps begin. What a multistep sampler may extrapolate from: across an end
+    of the interval the estimate jumps, and a line through both sides would guide by another scale.
+    """
+    if sampler.guidance_scale in (0, 1):
+        return np.arange(len(times))
+    inside = inside_interval(schedule, sampler, times)
+    number = np.arange(len(times))
+    jumps = np.concatenate([[False], inside[1:] != inside[:-1]])
+    return number - np.maximum.accumulate(np.where(jumps, number, 0))
+
+
 def guided_x0(
     process: Process,
     denoise: Controlled,

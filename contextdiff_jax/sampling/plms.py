@@ -3,7 +3,7 @@
 Published Stable Diffusion was drawn with it (PNDM without Runge-Kutta steps). The network's outputs
 of up to four times are mixed, and DDIM's step is taken with the mixture. The first step is taken
 twice: with the output at its start, then anew with the mean of that and the output where it ended.
-So n steps cost n + 1 calls. The outputs are mixed as what the network predicts, as in diffusers.
+So n steps cost n + 1 calls. Where guidance begins or ends, mixing begins anew. The outputs are mixed as what the network predicts, as in diffusers.
 
 There is no form of it for the biased process: outputs of several times would be mixed, each with a
 bias of its own time.
@@ -29,11 +29,14 @@ _FOURTH = (55 / 24, -59 / 24, 37 / 24, -9 / 24)
 class PLMS:
     """times: int32 (n + 1,), falling, of the n steps. The process is plain.
 
+    alike: int (n,), see `guidance.steps_alike`.
+
     timesteps: int32 (n + 2,), those at which the network is called; the second twice.
     """
 
     process: Process
     times: np.ndarray
+    alike: np.ndarray
 
     adds_noise = False
 
@@ -54,7 +57,7 @@ class PLMS:
         number = np.arange(len(at)) - (np.arange(len(at)) >= 1)  # of the step, from 0
         factors = np.zeros((len(at), _KEPT + 1), np.float32)
         for call, row in enumerate(factors):
-            found = (1 / 2, 1 / 2) if call == 1 else _factors(call - (call > 1))
+            found = (1 / 2, 1 / 2) if call == 1 else _factors(self.alike[number[call]])
             row[: len(found)] = found
         arrays = {"t": self.times[number], "s": self.times[number + 1], "at": at}
         arrays |= {"factors": factors, "again": again}

@@ -14,6 +14,7 @@ from contextdiff_jax.sampling.ddim import DDIM
 from contextdiff_jax.sampling.ddpm import ddpm
 from contextdiff_jax.sampling.dpm_solver import DPMSolver
 from contextdiff_jax.sampling.euler import Euler
+from contextdiff_jax.sampling.guidance import steps_alike
 from contextdiff_jax.sampling.heun import Heun
 from contextdiff_jax.sampling.plms import PLMS
 
@@ -47,18 +48,19 @@ class Stepper(Protocol):
         """
 
 
-STEPPERS: dict[str, Callable[[Process, np.ndarray, SamplerConfig], Stepper]] = {
-    "ddpm": lambda process, times, sampler: ddpm(process, times),
-    "ddim": lambda process, times, sampler: DDIM(process, times, sampler.eta),
-    "dpm_solver++": lambda process, times, sampler: DPMSolver(
-        process, times, limit=sampler.threshold != "none"
+# Of a process, the times (n + 1,), and of multistep samplers how many steps are alike (n,).
+STEPPERS: dict[str, Callable[[Process, np.ndarray, np.ndarray, SamplerConfig], Stepper]] = {
+    "ddpm": lambda process, times, alike, sampler: ddpm(process, times),
+    "ddim": lambda process, times, alike, sampler: DDIM(process, times, sampler.eta),
+    "dpm_solver++": lambda process, times, alike, sampler: DPMSolver(
+        process, times, alike, limit=sampler.threshold != "none"
     ),
-    "plms": lambda process, times, sampler: PLMS(process, times),
-    "euler": lambda process, times, sampler: Euler(process, times),
-    "heun": lambda process, times, sampler: Heun(process, times),
-    "ab2": lambda process, times, sampler: AB2(process, times),
+    "plms": lambda process, times, alike, sampler: PLMS(process, times, alike),
+    "euler": lambda process, times, alike, sampler: Euler(process, times),
+    "heun": lambda process, times, alike, sampler: Heun(process, times),
+    "ab2": lambda process, times, alike, sampler: AB2(process, times, alike),
     # Euler's step by the mean velocity is exact; the loop tells the network where it ends.
-    "mean_flow": lambda process, times, sampler: Euler(process, times),
+    "mean_flow": lambda process, times, alike, sampler: Euler(process, times),
 }
 """By `SamplerConfig.name`."""
 
@@ -75,4 +77,5 @@ def make_stepper(process: Process, sampler: SamplerConfig, skipped: int = 0) -> 
     else:
         sampler.check_schedule("sampler", process.relation is not None)
     times = sampler.timesteps(process.schedule)[skipped:]
-    return STEPPERS[sampler.name](process, times, sampler)
+    alike = steps_alike(process.schedule, sampler, times[:-1])
+    return STEPPERS[sampler.name](process, times, alike, sampler)

@@ -111,6 +111,36 @@ def test_guidance_mixes_velocities_within_its_interval_of_times():
     assert float(drawn[0, 0]) == pytest.approx(x, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*itertools.product(["euler", "ab2", "dpm_solver++"], ["flow", "vp"]), ("plms", "vp")],
+)
+def test_no_step_extrapolates_across_an_end_of_the_interval(name, kind):
+    """The estimate is 1, of guidance 3: each step goes straight to it, so any order is exact."""
+    process = FLOW if kind == "flow" else Process(make_schedule("linear", 1000), "eps", bounds=None)
+
+    def model(x, t, keep):
+        t = t.astype(jnp.int32)
+        signal, sigma = (f(t)[:, None] for f in (process.schedule.signal, process.schedule.sigma))
+        x0 = jnp.where(keep[:, None], 1.0, 0.0)
+        return (x - x0) / sigma if kind == "flow" else (x - signal * x0) / sigma
+
+    low, high = (0.3, 0.8) if kind == "flow" else (0.5, 3.0)
+    sampler = SamplerConfig(
+        name, 8, final_timestep=20, guidance_scale=3.0, guidance_low=low, guidance_high=high
+    )
+    drawn = sample(process, model, None, (1,), sampler, x_init=jnp.array([[0.7]]))
+    times = sampler.timesteps(process.schedule)
+    signal, sigma = process.schedule.levels(times)
+    level = process.schedule.guidance_level(times[:-1])
+    estimates = np.where((level >= low) & (level <= high), 3.0, 1.0)
+    assert estimates[:2].max() == estimates[-1] == 1 and 3 in estimates
+    x = 0.7
+    for i, x0 in enumerate(estimates):
+        x = signal[i + 1] * x0 + sigma[i + 1] * (x - signal[i] * x0) / sigma[i]
+    assert float(drawn[0, 0]) == pytest.approx(x, abs=1e-4)
+
+
 def test_a_threshold_limits_x0_and_not_the_landing():
     """r = x0 / 2: x0_hat of the landing 1.4 at t = 1 is 0.93; only of 2 it is limited to 1."""
     relation = Affine(jnp.full((1, 1, 1), 0.5), jnp.zeros((1, 1, 1)))
