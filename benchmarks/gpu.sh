@@ -14,7 +14,7 @@
 #                                            take 12 minutes
 #   bash benchmarks/gpu.sh latent_sampling   the same, guided sampling in 25 steps
 #   bash benchmarks/gpu.sh emoji        configs/emoji.py with and without adapter (needs DATA)
-#   bash benchmarks/gpu.sh flow         configs/cifar10.py: the contextual flow and the paper's
+#   bash benchmarks/gpu.sh flow         configs/classes.py: the contextual flow and the paper's
 #                                       process by numbers of network calls (needs CIFAR10)
 #
 # OUT gets PART.log, PART.json, and emoji.tar.gz with pictures and metrics. By environment:
@@ -22,7 +22,7 @@
 #   WHEELS=FOLDER      install from the wheels in there, without a network
 #   MINUTES=2          of emoji's training with the adapter; CLIP_STEPS=600 before that
 #   CIFAR10=FOLDER     train and test, with a metadata.jsonl each (docs/evidence/cifar10.md)
-#   FLOW_STEPS=5000    of each training of flow; FLOW_SEEDS=0
+#   FLOW_STEPS=5000    of each training of flow; FLOW_SEEDS=0; FLOW_VARIANTS=flow_none,...
 #   UNET_FLAGS, LATENT_FLAGS, EMOJI_FLAGS, FLOW_FLAGS   further flags of the parts' commands
 #   LIMIT=570          seconds after which a part is stopped
 #
@@ -92,14 +92,18 @@ emoji() {
     return $status
 }
 
+flow_variants=flow_none_logit_normal,vp_none_logit_normal,vp_none,vp_paper,flow_none,flow_coupling
+flow_variants+=,flow_coupling_logit_normal,flow_whitening_logit_normal,flow_mean_logit_normal
+
 flow() {
     local status=0
     # shellcheck disable=SC2086
     timeout "${LIMIT:-570}" "$VENV/bin/python" -m benchmarks.paired_runs \
-        --config=cifar10:folder --data_path="${CIFAR10:?CIFAR10 is not set: the folder of CIFAR-10}" \
+        --config=classes:folder --data_path="${CIFAR10:?CIFAR10 is not set: the folder of CIFAR-10}" \
         --output="$OUT/flow" --seeds="${FLOW_SEEDS:-0}" --steps="${FLOW_STEPS:-5000}" \
         --what=fid,bits_per_dim --data=split=test --count=1000 --calls=4,8,16,50 \
-        --variants=vp_none,vp_paper,vp_shuffled,vp_schedule_0.3,flow_none,flow_affine,flow_affine_condition,flow_whitening,flow_coupling \
+        --sampler=guidance_scale=1 --config.runs.base.optimizer.warmup_steps=500 \
+        --variants="${FLOW_VARIANTS:-$flow_variants}" \
         ${FLOW_FLAGS:-} || status=$?
     tar -C "$OUT" --exclude=work --exclude=shared --exclude=compiled -czf "$OUT/flow.tar.gz" flow
     return $status

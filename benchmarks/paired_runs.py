@@ -128,6 +128,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for calls in args.calls:
         if not calls.isdecimal() or not 0 < int(calls) <= 1000:
             raise ValueError(f"calls = {calls!r}: must be whole numbers in 1..1000")
+        if "heun" in args.samplers and int(calls) % 2 == 0:
+            raise ValueError(
+                f"calls = {calls}: must be odd where --samplers has heun, n steps of which are "
+                "2 n - 1 calls"
+            )
     return args
 
 

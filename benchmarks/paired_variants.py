@@ -170,6 +170,23 @@ _MEAN_FLOWS: dict[str, dict[str, Any]] = {
     "mean_guided": {"learned": True},
     "mean_power_0": {"power": 0.0},
 }
+
+
+def _of_vp(variant: Variant) -> Variant:
+    """Returns the variant, which a config of another kind does not have."""
+
+    def change(config: Config, base: str) -> Config:
+        kind = config.runs[base].task.diffusion.kind
+        if kind != "vp":
+            raise ValueError(
+                f"runs.{base}.task.diffusion.kind = {kind!r}: must be 'vp' for variants of the "
+                "paper's process; take another config"
+            )
+        return variant(config, base)
+
+    return change
+
+
 _OF_VP: dict[str, Variant] = {
     "none": VARIANTS["none"],
     "paper": VARIANTS["bounded"],
@@ -183,10 +200,12 @@ _OF_FLOW = {name: _flow(**settings) for name, settings in _FLOWS.items()}
 _OF_FLOW |= {name: _mean_flow("v", **more) for name, more in _MEAN_FLOWS.items()}
 _OF_FLOW |= {f"x0_{name}": _flow("x0", **settings) for name, settings in _FLOWS.items()}
 _OF_FLOW |= {f"x0_{name}": _mean_flow("x0", **more) for name, more in _MEAN_FLOWS.items()}
-for _name, _of_vp in _OF_VP.items():
-    for _kind, _by in (("vp", _of_vp), ("vp_v", _one_after_another(_BY_V, _of_vp))):
-        VARIANTS[f"{_kind}_{_name}"] = _by
-        VARIANTS[f"{_kind}_{_name}_logit_normal"] = _one_after_another(_by, _WEIGHED_AS_FLOW)
+for _name, _by_x0 in _OF_VP.items():
+    for _kind, _by in (("vp", _by_x0), ("vp_v", _one_after_another(_BY_V, _by_x0))):
+        VARIANTS[f"{_kind}_{_name}"] = _of_vp(_by)
+        VARIANTS[f"{_kind}_{_name}_logit_normal"] = _of_vp(
+            _one_after_another(_by, _WEIGHED_AS_FLOW)
+        )
 for _name, _of_flow in _OF_FLOW.items():
     VARIANTS[f"flow_{_name}"] = _of_flow
     VARIANTS[f"flow_{_name}_logit_normal"] = _one_after_another(_of_flow, _MIDDLE)

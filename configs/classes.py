@@ -3,6 +3,7 @@
   tfds build cifar10 --file_format=array_record
   python -m contextdiff_jax.main --config=configs/classes.py --workdir=runs/classes
 
+classes.py:folder reads its pictures from a folder (--config.data_path=PATH, benchmarks/gpu.sh).
 Presets for a laptop: classes.py:scenes is the 40 combinations of colour and shape of rendered
 scenes at 16x16, without any download; classes.py:flowers is a folder of flower photographs with
 the class in the column "class_name" (--config.data_path=PATH), and classes.py:cpu_folder is
@@ -34,7 +35,7 @@ from contextdiff_jax.tasks.latent_class_to_image import LatentClassToImageConfig
 from contextdiff_jax.training.optimizer import cosine_decay
 
 PRESETS = ("", "scenes", "scenes_flow", "scenes_mean_flow", "flowers")
-PRESETS += ("cpu_folder", "latent", "test")
+PRESETS += ("folder", "cpu_folder", "latent", "test")
 
 CIFAR10 = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -48,7 +49,8 @@ WIDTH = 64  # of the encoder and of what is learned of a class, in the small pre
 
 def get_config(preset: str = ""):
     cfg.check_preset(preset, PRESETS)
-    made = {"": _cifar10, "cpu_folder": _cifar10_folder, "flowers": _flowers, "latent": _latent}
+    made = {"": _cifar10, "folder": _cifar10_folder, "cpu_folder": _cpu_folder}
+    made |= {"flowers": _flowers, "latent": _latent}
     made |= {"scenes_flow": _scenes_flow, "scenes_mean_flow": _scenes_mean_flow}
     config = made.get(preset, _scenes)()
     return cfg.to_config_dict(_short(config) if preset == "test" else config)
@@ -97,8 +99,16 @@ def _config(name: str, classes: tuple[str, ...], runs: dict[str, cfg.RunConfig])
 
 
 def _cifar10() -> cfg.Config:
+    source = DataConfig(source="tfds", path="cifar10", resolution=32, caption_fields=("label",))
+    return _cifar10_of(source)
+
+
+def _cifar10_folder() -> cfg.Config:
+    return _cifar10_of(DataConfig(source="folder", resolution=32, caption_fields=("label",)))
+
+
+def _cifar10_of(data: DataConfig) -> cfg.Config:
     width = 256
-    data = DataConfig(source="tfds", path="cifar10", resolution=32, caption_fields=("label",))
     clip = cfg.RunConfig(
         task=ContrastiveConfig(
             clip=equal_towers(width, 4, 8, image_size=32, patch_size=4, max_length=8),
@@ -179,7 +189,7 @@ def _flowers() -> cfg.Config:
     return _folder("flowers", FLOWERS, "class_name")
 
 
-def _cifar10_folder() -> cfg.Config:
+def _cpu_folder() -> cfg.Config:
     return _folder("cifar10_cpu", CIFAR10, "label")
 
 

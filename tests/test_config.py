@@ -105,6 +105,11 @@ def test_an_unknown_preset_lists_the_known(name):
             r"runs.base.task.diffusion.loss_weight = 'x0': not with prediction 'eps'",
         ),
         (
+            "runs.base.task.diffusion",
+            {"prediction": "eps", "loss_weight": "flow"},
+            r"loss_weight = 'flow': not with prediction 'eps', .* take one of snr, min_snr_5, p2",
+        ),
+        (
             "runs.base.task.diffusion.objective",
             "elbo",
             r"objective = 'elbo': must be one of",

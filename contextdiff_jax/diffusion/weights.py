@@ -35,6 +35,9 @@ from contextdiff_jax.diffusion.shapes import Array
 
 WeightName = Literal["x0", "snr", "snr_plus_1", "min_snr_5", "min_snr_5_plus_1", "flow", "p2"]
 
+VANISHING: tuple[WeightName, ...] = ("snr", "min_snr_5", "p2")
+"""Those that are 0 where there is no signal, as a network that predicts eps needs it."""
+
 
 def loss_weight(
     name: WeightName, kind: PredictionKind, schedule: Schedule, t: Int[ArrayLike, "*times"]

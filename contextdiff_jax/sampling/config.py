@@ -21,7 +21,7 @@ class SamplerConfig:
         that was trained with diffusion.objective mean_flow. plms and these four not with an
         adapter.
     num_steps: network calls per picture, at most the schedule's T; plms makes one more, heun
-        2 num_steps - 1 in all.
+        2 num_steps - 1 in all, or 2 num_steps where final_timestep is above 0.
     spacing, offset, skip_last, final_timestep: the times visited, see `sampling_timesteps`. offset
         is only read by spacing leading, skip_last not by trailing. Stable Diffusion: leading,
         offset 1, final_timestep 1.

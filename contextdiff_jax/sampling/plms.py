@@ -3,7 +3,8 @@
 Published Stable Diffusion was drawn with it (PNDM without Runge-Kutta steps). The network's outputs
 of up to four times are mixed, and DDIM's step is taken with the mixture. The first step is taken
 twice: with the output at its start, then anew with the mean of that and the output where it ended.
-So n steps cost n + 1 calls. Where guidance begins or ends, mixing begins anew. The outputs are mixed as what the network predicts, as in diffusers.
+So n steps cost n + 1 calls. Where guidance begins or ends, mixing begins anew. The outputs are
+mixed as what the network predicts, as in diffusers.
 
 There is no form of it for the biased process: outputs of several times would be mixed, each with a
 bias of its own time.

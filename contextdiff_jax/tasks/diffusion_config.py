@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from contextdiff_jax.data.config import DataConfig
 from contextdiff_jax.diffusion.linear_path import LinearPath
 from contextdiff_jax.diffusion.schedules import Schedule, make_schedule
-from contextdiff_jax.diffusion.weights import WeightName
+from contextdiff_jax.diffusion.weights import VANISHING, WeightName
 from contextdiff_jax.networks.adapter import Adapter
 from contextdiff_jax.networks.config import AdapterConfig
 from contextdiff_jax.sampling.config import SamplerConfig
@@ -121,11 +121,12 @@ class DiffusionConfig:
                 f"{where}.loss_weight = {self.loss_weight!r}: must be 'x0', the default, objective "
                 "'bound' does not read it"
             )
-        if (self.prediction, self.loss_weight) == ("eps", "x0") and self.objective != "bound":
+        fits = self.loss_weight in VANISHING or self.objective == "bound"
+        if self.prediction == "eps" and not fits:
             raise ValueError(
-                f"{where}.loss_weight = 'x0': not with prediction 'eps', whose error it multiplies "
-                "by 1/snr, so that the last times are nearly all of the loss; take 'snr', or "
-                f"{where}.prediction 'v' or 'x0'"
+                f"{where}.loss_weight = {self.loss_weight!r}: not with prediction 'eps', whose "
+                "error it multiplies by up to 1/snr, so that the last times are nearly all of the "
+                f"loss; take one of {', '.join(VANISHING)}, or {where}.prediction 'v' or 'x0'"
             )
 
     def _check_kind(self, where: str) -> None:

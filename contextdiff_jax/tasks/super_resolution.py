@@ -47,12 +47,12 @@ class SuperResolutionConfig(DiffusionTaskConfig):
 
     def validate(self, where: str, data: DataConfig, use_adapter: bool) -> None:
         """Raises ValueError naming the first key below `where` whose value is not allowed."""
-        super().validate(where, data, use_adapter)
         if self.efficient_unet.residual and self.diffusion.prediction != "x0":
             raise ValueError(
                 f"{where}.diffusion.prediction = {self.diffusion.prediction!r}: must be 'x0' where "
                 f"{where}.efficient_unet.residual is True"
             )
+        super().validate(where, data, use_adapter)
         if self.low_resolution < 1 or data.resolution % self.low_resolution:
             raise ValueError(
                 f"{where}.low_resolution = {self.low_resolution}: must divide "

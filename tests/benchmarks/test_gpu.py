@@ -20,7 +20,10 @@ from benchmarks import (  # noqa: E402
     torch_unet,
     unet_vs_diffusers,
 )
+from benchmarks.configuration import load_config  # noqa: E402
 from benchmarks.jax_unet import JaxUNet  # noqa: E402
+from benchmarks.paired_variants import VARIANTS  # noqa: E402
+from contextdiff_jax.runs.validation import validate  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TOY = [
@@ -143,8 +146,13 @@ def test_parts_start_what_exists_and_keep_its_results(tmp_path):
     latent = ("benchmarks.gpu_latent",) * 2
     assert modules == ("benchmarks.gpu_unet",) * 2 + last + latent + ("benchmarks.paired_runs",)
     flow = paired_runs.parse(commands[6])
-    assert (flow.config, flow.data_path, flow.output) == ("cifar10:folder", "cifar10", out / "flow")
-    assert flow.features == __file__ and "flow_coupling" in flow.variants
+    assert (flow.config, flow.data_path, flow.output) == ("classes:folder", "cifar10", out / "flow")
+    assert flow.features == __file__
+    assert {"flow_none_logit_normal", "vp_none_logit_normal", "vp_paper"} < set(flow.variants)
+    config, _, base = paired_runs.base_only(load_config(flow.config, flow.changes), 0, flow)
+    assert config.runs[base].optimizer.warmup_steps == 500 < config.runs[base].steps
+    for variant in flow.variants:
+        validate(VARIANTS[variant](config, base))
     with tarfile.open(out / "flow.tar.gz") as archive:
         assert set(archive.getnames()) == {"flow", "flow/0", "flow/0/flow_none"}
     for part, command in zip(("latent_training", "latent_sampling"), commands[4:6], strict=True):

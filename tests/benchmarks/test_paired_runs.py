@@ -207,7 +207,7 @@ def test_bits_of_a_bound_and_of_a_flow_are_told_apart():
 
 
 def test_calls_are_drawn_by_what_stands_for_a_sampler_with_an_adapter():
-    args = arguments("--calls=4,9", "--samplers=ab2,heun")
+    args = arguments("--calls=5,9", "--samplers=ab2,heun")
     config, _, base = paired_runs.base_only(load_config("quickstart"), 0, args)
     drawn = {}
     for variant in ("flow_none", "vp_paper"):
@@ -216,9 +216,10 @@ def test_calls_are_drawn_by_what_stands_for_a_sampler_with_an_adapter():
     assert list(drawn["vp_paper"]) == ["", *(f" at {n} calls of {s}" for s, n in CALLS)]
     settings = drawn["flow_none"]
     assert settings[""] == ()
-    assert settings[" at 4 calls of ab2"] == ("base.name=ab2", "base.num_steps=4", "base.eta=0")
+    assert settings[" at 5 calls of ab2"] == ("base.name=ab2", "base.num_steps=5", "base.eta=0")
+    assert settings[" at 5 calls of heun"][:2] == ("base.name=heun", "base.num_steps=3")
     assert settings[" at 9 calls of heun"][:2] == ("base.name=heun", "base.num_steps=5")
-    assert drawn["vp_paper"][" at 4 calls of ab2"][0] == "base.name=dpm_solver++"
+    assert drawn["vp_paper"][" at 5 calls of ab2"][0] == "base.name=dpm_solver++"
 
 
 def test_a_flow_resets_all_that_it_does_not_read():
@@ -233,7 +234,7 @@ def test_a_flow_resets_all_that_it_does_not_read():
     assert task.diffusion.kind == "flow" and task.sampler.guidance_high is None
 
 
-CALLS = [("ab2", 4), ("ab2", 9), ("heun", 4), ("heun", 9)]
+CALLS = [("ab2", 5), ("ab2", 9), ("heun", 5), ("heun", 9)]
 
 
 def test_figures_by_calls_are_tables_of_their_own():
@@ -356,14 +357,19 @@ def test_command(tmp_path):
         ("--variants=none,best", "variants = 'best': must be one of none, bounded"),
         ("--what=fid,cost", "what = 'cost': must be one of scenes, fid"),
         ("--count=1", "count = 1: must be at least 2"),
+        (
+            "--config=quickstart:flow --variants=vp_none",
+            "runs.base.task.diffusion.kind = 'flow': must be 'vp' for variants of the paper",
+        ),
         ("--config=classes:latent", "config = 'classes:latent': must have a run that trains"),
         ("--sampler=steps=4", "--sampler=steps=4: field must be one of"),
         ("--seeds=1,x", "seeds = 'x': must be whole numbers"),
         ("--guidance=3,-1", "guidance = -1: must be numbers from 0"),
         ("--calls=4,0", "calls = '0': must be whole numbers in 1..1000"),
+        ("--calls=5,8 --samplers=heun", "calls = 8: must be odd where --samplers has heun"),
         ("--samplers=unipc", "samplers = 'unipc': must be one of euler, ab2"),
         (
-            "--calls=4 --samplers=heun --variants=vp_paper",
+            "--calls=5 --samplers=heun --variants=vp_paper",
             "sampler.name = 'heun': not with an adapter",
         ),
         (

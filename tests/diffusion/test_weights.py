@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from contextdiff_jax.diffusion.schedules import make_schedule
-from contextdiff_jax.diffusion.weights import loss_weight
+from contextdiff_jax.diffusion.weights import VANISHING, loss_weight
 
 ALPHA_BAR = make_schedule("linear", 1000).alpha_bar
 T = np.array([1, 2, 100, 500, 900, 1000])
@@ -52,6 +52,13 @@ def test_snr_weight_is_exactly_one_on_eps_and_min_snr_at_most_one():
     for name in DEFINITION:
         for kind in ("x0", "eps", "v"):
             assert np.isfinite(loss_weight(name, kind, schedule, t)).all()
+
+
+def test_the_weights_of_eps_that_stay_finite_without_signal():
+    """On eps a weight is that of x0 over snr, which is 1e-9 at the end of this schedule."""
+    schedule = make_schedule("cosine", 1000)
+    last = {name: float(loss_weight(name, "eps", schedule, np.array(1000))) for name in DEFINITION}
+    assert {name for name, weight in last.items() if weight < 1.01} == set(VANISHING)
 
 
 def test_no_weight_at_zero_and_unknown_names_are_refused():
