@@ -8,7 +8,7 @@ For r independent of the time, t in [0, 1], all arrays like x0 (B, ...):
 
 So x_t - t v, where a straight line from x_t would land at t = 0, takes the place of x0_hat in
 every sampler, and a plain sampler is exact whatever r is: x_t goes along dx = v dt. It needs no r.
-Only limits on x0_hat itself do, and there an affine r gives x0 of the landing.
+Only limits on x0_hat itself and ancestral steps do, and there an affine r gives x0 of the landing.
 
 The noise may be coupled with x0 instead: z(x0, c, eps) for eps, u = z - x0, x_t - t u = x0.
 
@@ -27,6 +27,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from contextdiff_jax.diffusion import steps
+from contextdiff_jax.diffusion.marginals import Biased
 from contextdiff_jax.diffusion.process import Process
 from contextdiff_jax.diffusion.relations import Affine
 from contextdiff_jax.diffusion.schedules import expand
@@ -68,9 +70,9 @@ class FlowProcess(Process):
             )
 
     @property
-    def straight(self) -> bool:
-        """Whether x_t given x0 is plain noise around it, as ancestral steps need it."""
-        return self.context is None and self.couple is None
+    def ancestral(self) -> bool:
+        """Whether x_t given x0 is noise around a known mean, as ancestral steps need it."""
+        return self.couple is None
 
     def between(self, x0: Data, noise: Data, t: Time) -> tuple[Data, Data, Bias]:
         """Returns x_t, u and r for noise (or z) like x0; t: integers (B,)."""
@@ -119,6 +121,21 @@ class FlowProcess(Process):
         # What is not changed stays, also in a mode that x0 can hardly be told from.
         r_before, r_after = self.context(before), self.context(after)
         return x0_hat + after - before + jnp.square(time) * (r_after - r_before)
+
+    def step(
+        self, x_t: Data, x0_hat: Data, t: Time, s: Time, *, eta: float, noise: Data | None
+    ) -> Data:
+        """Returns x_s for s < t from a landing: Euler's step for eta 0, else see `steps.step`.
+
+        With a relation a step that adds noise needs x0 and r(x0) of the landing. It is a posterior
+        of x_t ~ N((1 - t) x0 + t (1 - t) r(x0), t^2), up to how `Affine.x0_of` limits a mode.
+        """
+        if self.context is None or eta == 0:
+            return super().step(x_t, x0_hat, t, s, eta=eta, noise=noise)
+        x0 = self.context.x0_of(x0_hat, expand(self.schedule.sigma(t), x0_hat))
+        r = self.context(x0)
+        estimate = Biased(x0, *(expand(self.schedule.gain(time), r) * r for time in (t, s)))
+        return steps.step(self.schedule, x_t, estimate, t, s, eta=eta, noise=noise)
 
     def raised(self, predicted: Data, x_s: Data, s: Time, t: Time) -> Data:
         """Returns x_t for t > s along the velocity; predicted: at x_s, told the time t."""

@@ -123,18 +123,19 @@ class SamplerConfig:
                 "learned guidance (flow.mean.guidance)"
             )
 
-    def check_flow(self, where: str, straight: bool) -> None:
+    def check_flow(self, where: str, ancestral: bool) -> None:
         """Raises ValueError naming the first key below `where` that kind flow does not allow.
 
-        straight: whether noise around x0 is all that there is: no relation, no coupling.
+        ancestral: whether x_t given x0 is noise around a known mean; not with a coupling.
         """
         if self.name == "plms":
             raise ValueError(f"{where}.name = 'plms': not of kind 'flow', take 'ab2'")
-        ancestral = "name = 'ddpm'" if self.name == "ddpm" else f"eta = {self.eta}"
-        if not straight and (self.name == "ddpm" or self.eta):
+        if not ancestral and (self.name == "ddpm" or self.eta):
+            named = "name = 'ddpm'" if self.name == "ddpm" else f"eta = {self.eta}"
             raise ValueError(
-                f"{where}.{ancestral}: not with a relation on the flow, as its ancestral steps "
-                "are no longer a posterior; take euler, heun, ab2, dpm_solver++, or ddim with eta 0"
+                f"{where}.{named}: not with a coupling, whose noise depends on the picture, so "
+                "that no step is a posterior; take euler, heun, ab2, dpm_solver++, or ddim with "
+                "eta 0"
             )
         if self.guidance_space != "x0":
             raise ValueError(

@@ -72,7 +72,7 @@ def make_stepper(process: Process, sampler: SamplerConfig, skipped: int = 0) -> 
     Raises ValueError for times that do not fit, and a process that the sampler cannot serve.
     """
     if isinstance(process, FlowProcess):
-        sampler.check_flow("sampler", process.straight)
+        sampler.check_flow("sampler", process.ancestral)
         sampler.check_mean_flow("sampler", process.mean, process.guided)
     else:
         sampler.check_schedule("sampler", process.relation is not None)

@@ -298,7 +298,7 @@ class DiffusionTaskConfig(TaskConfig):
         resolution: side of the pictures, on which the schedule may depend.
         """
         if self.diffusion.kind == "flow":
-            sampler.check_flow(where, self.diffusion.flow.straight)
+            sampler.check_flow(where, self.diffusion.flow.ancestral)
             guided = self.diffusion.flow.mean.guidance != 1
             sampler.check_mean_flow(where, self.diffusion.mean, guided)
         else:

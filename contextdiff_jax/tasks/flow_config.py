@@ -73,9 +73,9 @@ class FlowConfig:
         return self.relation in ("affine", "coupling")
 
     @property
-    def straight(self) -> bool:
-        """Whether x_t given x0 is plain noise around it."""
-        return self.relation == "none"
+    def ancestral(self) -> bool:
+        """Whether x_t given x0 is noise around a known mean, as ancestral steps need it."""
+        return self.relation != "coupling"
 
     def shift_at(self, resolution: int) -> float:
         """Returns the shift of the times for pictures of this side."""

@@ -157,6 +157,26 @@ def test_a_threshold_limits_x0_and_not_the_landing():
         np.testing.assert_allclose(drawn, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_ancestral_steps_with_an_affine_relation_draw_gaussian_data(eta):
+    """x0 ~ N(MEAN, STD^2), r = 2 x0 + 0.4, the landing that of E[x0 | x_t]."""
+    relation = Affine(jnp.full((1, 1, 1), 2.0), jnp.full((1, 1, 1), 0.4))
+    process = FlowProcess(PATH, "x0", bounds=None, context=relation)
+
+    def landing(x, t, keep):
+        t = t[0] / PATH.num_steps
+        factor = (1 - t) * (1 + 2 * t)  # of x0 in x_t
+        share = STD**2 * factor / ((factor * STD) ** 2 + t**2)
+        x0 = MEAN + share * (x - factor * MEAN - t * (1 - t) * 0.4)
+        return x0 + t**2 * (2 * x0 + 0.4)
+
+    sampler = SamplerConfig("ddim", 256, eta=eta)
+    keys = sample_keys(0, jnp.arange(20_000))
+    drawn = np.asarray(sample(process, landing, keys, (1, 1, 1), sampler))
+    assert drawn.mean() == pytest.approx(MEAN, abs=0.01)
+    assert drawn.std() == pytest.approx(STD, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("process", "settings", "sentence"),
     [
@@ -166,8 +186,8 @@ def test_a_threshold_limits_x0_and_not_the_landing():
             "not with an adap",
         ),
         (FLOW, {"name": "plms"}, "sampler.name = 'plms': not of kind 'flow', take 'ab2'"),
-        ("bent", {"name": "ddpm"}, "sampler.name = 'ddpm': not with a relation on the flow"),
-        ("bent", {"name": "ddim", "eta": 0.5}, "sampler.eta = 0.5: not with a relation"),
+        ("coupled", {"name": "ddpm"}, "sampler.name = 'ddpm': not with a coupling, whose noise"),
+        ("coupled", {"name": "ddim", "eta": 0.5}, "sampler.eta = 0.5: not with a coupling"),
         (FLOW, {"name": "mean_flow"}, "name = 'mean_flow': not with a network trained for"),
         (VP, {"name": "mean_flow"}, "sampler.name = 'mean_flow': not of kind 'vp'"),
         (
@@ -186,7 +206,7 @@ def test_a_threshold_limits_x0_and_not_the_landing():
     ],
 )
 def test_what_a_sampler_cannot_serve_is_refused(process, settings, sentence):
-    if process == "bent":
-        process = dataclasses.replace(FLOW, context=Affine(jnp.ones((1,)), jnp.ones((1,))))
+    if process == "coupled":
+        process = dataclasses.replace(FLOW, couple=lambda x0, noise: (noise, 0.0))
     with pytest.raises(ValueError, match=sentence):
         sample(process, denoise, None, (1,), SamplerConfig(**settings), x_init=jnp.zeros((1, 1)))

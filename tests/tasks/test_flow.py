@@ -242,12 +242,12 @@ def test_mistakes_name_the_key_the_value_and_what_is_allowed(changes, sentence):
         (lambda c: sampler(c, guidance_low=2.0), r"guidance_low = 2.0: must be a time in \[0, 1\]"),
         (lambda c: sampler(c, num_steps=1001), "num_steps = 1001: .*must be in 1..1000"),
         (
-            lambda c: relation(c, "affine", name="ddpm"),
-            "sampler.name = 'ddpm': not with a relation",
+            lambda c: relation(c, "coupling", name="ddpm"),
+            "sampler.name = 'ddpm': not with a coupling",
         ),
         (
-            lambda c: relation(c, "coupling", name="ddpm"),
-            "sampler.name = 'ddpm': not with a relation",
+            lambda c: relation(c, "coupling", name="ddim", eta=0.5),
+            "sampler.eta = 0.5: not with a coupling",
         ),
         (lambda c: decay(relation(c, "whitening")), "weight_decay = 0.1: must be 0 where .*fits"),
     ],
@@ -315,7 +315,7 @@ def test_a_scaled_path_is_another_schedule():
     seen = []
     process.changed(process.x0_of(u, x_t, t), t, lambda x: seen.append(x) or x)
     np.testing.assert_allclose(seen[0], x0, atol=1e-4)
-    assert not process.straight
+    assert not process.ancestral
 
 
 def test_a_relation_reads_the_condition_and_leaves_it_to_the_denoiser():
