@@ -81,7 +81,15 @@ class Flow:
         context = self._relation(params, given)
         couple = self._couple(params, given) if self.config.relation == "coupling" else None
         guided = self.mean and self.config.mean.guidance != 1
-        return FlowProcess(path, prediction, None, bounds, context, couple, self.mean, guided)
+        return FlowProcess(
+            path,
+            prediction,
+            bounds=bounds,
+            context=context,
+            couple=couple,
+            mean=self.mean,
+            guided=guided,
+        )
 
     def _relation(self, params: Params, given: Mapping[str, Given]) -> Affine | None:
         if self.config.relation == "whitening":

@@ -67,7 +67,7 @@ def mean_flow_loss(
     error = process.error_of(predicted, x_t, target, draw.t)
     square = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
     weight = jnp.where(single, 1.0, _weight(square, ~single, config.flow.mean.power))
-    energy = jnp.mean(jnp.square(u), axis=tuple(range(1, u.ndim)))
+    energy = jnp.mean(jnp.square(velocity), axis=tuple(range(1, u.ndim)))
     metrics |= {
         "error": _mean(square, single),
         "kinetic_energy": _mean(energy - square, single),

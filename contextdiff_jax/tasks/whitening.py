@@ -22,7 +22,8 @@ from contextdiff_jax.system.atomic_write import written_whole
 
 NAME = "whitening.npz"
 FITTED = 4096  # pictures
-_AT_A_TIME = 256
+_AT_A_TIME = 256  # at most, and fewer of large pictures
+_VALUES_AT_A_TIME = 2**23  # 64 MiB of float64; some copies of them are made
 _KNOWN_BY = 8  # pictures that tell these data from others
 
 
@@ -48,7 +49,8 @@ def moments(source: Source, data: DataConfig, folder: epath.Path | None, where: 
                 "run trains on; use another --workdir, or restore the old data"
             )
         return found
-    found = fit(source, flip=data.flip, threads=data.reading_threads)
+    at_a_time = max(1, min(_AT_A_TIME, _VALUES_AT_A_TIME // (3 * data.resolution**2)))
+    found = fit(source, flip=data.flip, threads=data.reading_threads, at_a_time=at_a_time)
     if file is not None and distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         with written_whole(file) as part, part.open("wb") as opened:
@@ -56,16 +58,19 @@ def moments(source: Source, data: DataConfig, folder: epath.Path | None, where: 
     return found
 
 
-def fit(source: Source, *, flip: bool = False, threads: int = 1) -> Moments:
+def fit(
+    source: Source, *, flip: bool = False, threads: int = 1, at_a_time: int = _AT_A_TIME
+) -> Moments:
     """Returns the moments of pictures spread over the data; flip: with their mirror images.
 
+    at_a_time: how many pictures the memory holds.
     Raises ValueError where fewer than two pictures are sound.
     """
     count = min(len(source), FITTED)
     places = np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64))
     report, number = SkipReport(), 0
     total = square = 0.0
-    for numbered in one_pass(source, places.tolist(), _AT_A_TIME, report, threads):
+    for numbered in one_pass(source, places.tolist(), at_a_time, report, threads):
         pictures = np.stack([example.image for _, example in numbered]) / 127.5 - 1
         if flip:
             pictures = np.concatenate([pictures, pictures[:, :, ::-1]])

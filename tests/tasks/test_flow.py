@@ -97,6 +97,9 @@ def test_whitening_is_fitted_to_the_sound_pictures_and_their_mirror_images():
     np.testing.assert_allclose(found.mean, both.mean(0), atol=1e-6)
     modes = fft.dctn(both, norm="ortho", axes=(1, 2, 3))
     np.testing.assert_allclose(found.std, modes.std(0), rtol=1e-5)
+    few = fit(source, flip=True, at_a_time=7)
+    np.testing.assert_allclose(few.mean, found.mean, atol=1e-6)
+    np.testing.assert_allclose(few.std, found.std, rtol=1e-5)
 
 
 def test_whitening_is_fitted_once_and_not_taken_of_other_data(tmp_path):
@@ -315,7 +318,7 @@ def test_a_scaled_path_is_another_schedule():
     seen = []
     process.changed(process.x0_of(u, x_t, t), t, lambda x: seen.append(x) or x)
     np.testing.assert_allclose(seen[0], x0, atol=1e-4)
-    assert not process.ancestral
+    assert process.ancestral
 
 
 def test_a_relation_reads_the_condition_and_leaves_it_to_the_denoiser():
@@ -374,3 +377,21 @@ def test_an_old_config_reads_as_the_papers_process():
         del diffusion[key]
     read = cfg.from_config_dict(values).runs["base"].task.diffusion
     assert read.kind == "vp" and read.schedule_at(16).name == "cosine"
+
+
+@pytest.mark.parametrize("kind", ["vp", "flow"])
+def test_times_that_a_config_has_in_the_section_of_flow_are_read(kind):
+    """As configs had them before kind vp could choose its times, too."""
+    config = flow_config() if kind == "flow" else cfg.from_config_dict(classes.get_config("test"))
+    values = json.loads(json.dumps(cfg.to_config_dict(config).to_dict()))
+    diffusion = values["runs"]["base"]["task"]["diffusion"]
+    flow = diffusion["flow"]
+    for key in ("times", "time_mean", "time_std"):
+        flow[key] = diffusion.pop(key)
+    assert cfg.from_config_dict(values) == config
+    flow["times"], flow["time_mean"] = "logit_normal", 0.4
+    read = cfg.from_config_dict(values).runs["base"].task.diffusion
+    assert (read.times, read.time_mean, read.time_std) == ("logit_normal", 0.4, 1.0)
+    diffusion["times"] = "uniform"
+    with pytest.raises(cfg.ConfigError, match="diffusion.flow.times = 'logit_normal': unknown key"):
+        cfg.from_config_dict(values)

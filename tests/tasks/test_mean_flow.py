@@ -226,8 +226,10 @@ def test_learned_guidance_is_the_mixed_velocity_where_a_condition_is_seen():
     draw = Draw(x0, t, noise, keep, t)
     u = np.asarray(noise - x0)
     expected = np.mean([np.square(3 * u[0] - 2 * 2.0).mean(), np.square(2.0 - u[1]).mean()])
-    loss, _ = mean_flow_loss(config(guidance=3.0), process, denoise, draw)
+    loss, metrics = mean_flow_loss(config(guidance=3.0), process, denoise, draw)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    energy = np.mean([np.square(3 * u[0] - 2 * 2.0).mean(), np.square(u[1]).mean()]) - expected
+    assert float(metrics["kinetic_energy"]) == pytest.approx(float(energy), rel=1e-4)
     with pytest.raises(ValueError, match="guidance = 3.0: must be 1, this task has no condition"):
         mean_flow_loss(config(guidance=3.0), process, denoise, dataclasses.replace(draw, keep={}))
 

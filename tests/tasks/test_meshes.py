@@ -25,6 +25,7 @@ from contextdiff_jax.parallel.mesh import MeshConfig, make_mesh
 from contextdiff_jax.parallel.programs import jit_on_mesh
 from contextdiff_jax.parallel.sharding import batch_sharding, shardings_of
 from contextdiff_jax.tasks.contrastive import ContrastiveTask
+from contextdiff_jax.tasks.flow_config import FlowConfig
 from contextdiff_jax.training.optimizer import OptimizerConfig, make_optimizer
 from contextdiff_jax.training.state import TrainState, abstract_state
 from contextdiff_jax.training.step import jit_train_step, make_train_step
@@ -32,6 +33,14 @@ from tests.fixtures.tiny_tasks import build_loaded
 
 CAPTIONS = ("a red circle", "a blue square", "two green birds", "nothing at all") * 2
 EVERY_SHAPE = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if 1 < np.prod(s) <= 8]
+# What of a batch they mix: a relation of its conditions, a coupling of its noise, weights of steps.
+FLOWS = {
+    "coupling": {"flow": FlowConfig(relation="coupling", width=16)},
+    "mean_flow": {
+        "objective": "mean_flow",
+        "flow": FlowConfig(relation="affine", by_condition=True, modes=4, width=16),
+    },
+}
 SHAPES = {
     "contrastive": [
         *((8, 1, 1), (1, 8, 1), (1, 1, 8), (1, 1, 2)),
@@ -41,6 +50,7 @@ SHAPES = {
     "base": [(1, 1, 2), (1, 4, 1), (2, 2, 2)],
     "sr": [(1, 2, 1), (1, 1, 4), (4, 1, 2)],
     "scanned": [(2, 2, 2)],
+    **dict.fromkeys(FLOWS, [(2, 2, 2)]),
 }
 if os.environ.get("CONTEXTDIFF_ALL_MESHES"):
     SHAPES = dict.fromkeys(SHAPES, EVERY_SHAPE)
@@ -56,7 +66,7 @@ def make(make_task, make_config, clip_folder):
     """Returns make(name) -> a task.
 
     "exchanged" is contrastive with hard negatives, "scanned" a base that scans and recomputes its
-    blocks.
+    blocks; those of FLOWS are a base of kind flow.
     """
 
     def make(name):
@@ -65,12 +75,14 @@ def make(make_task, make_config, clip_folder):
             tokenizer = load_tokenizer(clip_folder / "tokenizer")
             phrases = ("red", "blue") if name == "exchanged" else ()
             return ContrastiveTask(clip, tokenizer, 16, phrases)
-        if name != "scanned":
+        if name not in ("scanned", *FLOWS):
             return make_task(name)
-        config = make_config(use_adapter=False)
-        unet = config.runs["base"].task.unet
-        levels = {"multipliers": (1,), "attention_levels": (0,), "num_blocks": 2}
-        unet = dataclasses.replace(unet, scan_blocks=True, remat="blocks", **levels)
+        of_flow = {"kind": "flow", "num_steps": 50, **FLOWS[name]} if name in FLOWS else {}
+        config = make_config(use_adapter=False, **of_flow)
+        unet = dataclasses.replace(config.runs["base"].task.unet, attention_implementation="xla")
+        if name == "scanned":
+            levels = {"multipliers": (1,), "attention_levels": (0,), "num_blocks": 2}
+            unet = dataclasses.replace(unet, scan_blocks=True, remat="blocks", **levels)
         runs = config.runs | {"base": with_task(config.runs["base"], unet=unet)}
         return build_loaded(dataclasses.replace(config, runs=runs), "base")
 
