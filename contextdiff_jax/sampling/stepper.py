@@ -48,19 +48,22 @@ class Stepper(Protocol):
         """
 
 
-# Of a process, the times (n + 1,), and of multistep samplers how many steps are alike (n,).
-STEPPERS: dict[str, Callable[[Process, np.ndarray, np.ndarray, SamplerConfig], Stepper]] = {
-    "ddpm": lambda process, times, alike, sampler: ddpm(process, times),
-    "ddim": lambda process, times, alike, sampler: DDIM(process, times, sampler.eta),
-    "dpm_solver++": lambda process, times, alike, sampler: DPMSolver(
-        process, times, alike, limit=sampler.threshold != "none"
+def _alike(process: Process, times: np.ndarray, sampler: SamplerConfig) -> np.ndarray:
+    return steps_alike(process.schedule, sampler, times[:-1])
+
+
+STEPPERS: dict[str, Callable[[Process, np.ndarray, SamplerConfig], Stepper]] = {
+    "ddpm": lambda process, times, sampler: ddpm(process, times),
+    "ddim": lambda process, times, sampler: DDIM(process, times, sampler.eta),
+    "dpm_solver++": lambda process, times, sampler: DPMSolver(
+        process, times, _alike(process, times, sampler), limit=sampler.threshold != "none"
     ),
-    "plms": lambda process, times, alike, sampler: PLMS(process, times, alike),
-    "euler": lambda process, times, alike, sampler: Euler(process, times),
-    "heun": lambda process, times, alike, sampler: Heun(process, times),
-    "ab2": lambda process, times, alike, sampler: AB2(process, times, alike),
+    "plms": lambda process, times, sampler: PLMS(process, times, _alike(process, times, sampler)),
+    "euler": lambda process, times, sampler: Euler(process, times),
+    "heun": lambda process, times, sampler: Heun(process, times),
+    "ab2": lambda process, times, sampler: AB2(process, times, _alike(process, times, sampler)),
     # Euler's step by the mean velocity is exact; the loop tells the network where it ends.
-    "mean_flow": lambda process, times, alike, sampler: Euler(process, times),
+    "mean_flow": lambda process, times, sampler: Euler(process, times),
 }
 """By `SamplerConfig.name`."""
 
@@ -77,5 +80,4 @@ def make_stepper(process: Process, sampler: SamplerConfig, skipped: int = 0) -> 
     else:
         sampler.check_schedule("sampler", process.relation is not None)
     times = sampler.timesteps(process.schedule)[skipped:]
-    alike = steps_alike(process.schedule, sampler, times[:-1])
-    return STEPPERS[sampler.name](process, times, alike, sampler)
+    return STEPPERS[sampler.name](process, times, sampler)
