@@ -1,10 +1,11 @@
 """Which times training draws, of either kind.
 
-They are placed by their share of noise, s = sigma / (signal + sigma) in [0, 1]: on the linear path
-it is the time t of the formulas (before a shift), and logit(s) = -log(snr) / 2 on every schedule.
-So the times of two kinds with the same law of s have the same law of the signal-to-noise ratio,
-and their losses the same weight where `loss_weight` is the same, too (Kingma and Gao 2023, arXiv
-2303.00848).
+uniform: in 1..T, whatever levels of noise a schedule has there. logit_normal: the share of noise
+s = sigma / (signal + sigma) in [0, 1] is the sigmoid of a Gaussian. On the linear path s is the
+time t of the formulas (before a shift), and logit(s) = -log(snr) / 2 on every schedule: so both
+kinds have the same law of the signal-to-noise ratio, and with loss_weight flow the paper's process
+has the loss of a flow, up to what the network predicts (Kingma and Gao 2023, arXiv 2303.00848).
+Where a schedule ends before s = 1, as Stable Diffusion's does at 0.94, what lies beyond is T.
 """
 
 import jax
