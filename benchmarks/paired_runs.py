@@ -179,7 +179,7 @@ def drawings(config: Config, base: str, args: argparse.Namespace) -> tuple[Drawi
         found.append(Drawing(f", guidance {scale:g}", f"drawn_{scale:g}", settings))
     for name in args.samplers if args.calls else ():
         sampler = WITH_ADAPTER.get(name, name) if biased else name
-        if task.diffusion.mean and name == "euler":
+        if task.diffusion.mean_velocities and name == "euler":
             sampler = "mean_flow"
         for calls in args.calls:
             steps = (int(calls) + 1) // 2 if sampler == "heun" else int(calls)

@@ -46,13 +46,13 @@ class FlowProcess(Process):
 
     prediction: v, here the velocity; or x0, here the landing. context: the relation r; None for
     none. couple: what the noise is made of in training, in the place of a relation.
-    mean: whether the network is one of mean velocities. guided: whether it has learned guidance.
-    `relation`, the paper's r(x0, c, t), must be None: no sampler needs a bias here.
+    mean_velocities: whether the network's are means over steps. guided: whether it has learned
+    guidance. `relation`, the paper's r(x0, c, t), must be None: no sampler needs a bias here.
     """
 
     context: Affine | None = None
     couple: Couple | None = None
-    mean: bool = False
+    mean_velocities: bool = False
     guided: bool = False
 
     def __post_init__(self):

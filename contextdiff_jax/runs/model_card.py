@@ -127,7 +127,7 @@ def _path(process: DiffusionConfig) -> str:
     """Returns the schedule of noise; a flow has none."""
     if process.kind == "vp":
         return process.schedule
-    learned = "mean velocities" if process.mean else "velocities"
+    learned = "mean velocities" if process.mean_velocities else "velocities"
     return f"flow matching of {learned}, relation {process.flow.relation}"
 
 

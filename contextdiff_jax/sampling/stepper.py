@@ -76,7 +76,7 @@ def make_stepper(process: Process, sampler: SamplerConfig, skipped: int = 0) -> 
     """
     if isinstance(process, FlowProcess):
         sampler.check_flow("sampler", process.ancestral)
-        sampler.check_mean_flow("sampler", process.mean, process.guided)
+        sampler.check_mean_flow("sampler", process.mean_velocities, process.guided)
     else:
         sampler.check_schedule("sampler", process.relation is not None)
     times = sampler.timesteps(process.schedule)[skipped:]

@@ -256,8 +256,8 @@ class DiffusionTask:
             return loss(self.config, *self._functions(params, frozen, given), draw)
 
         if self.flow is not None:
-            mean = self.flow.mean
-            return of(mean_flow_loss if mean else flow_objective.flow_loss, params)
+            means = self.flow.mean_velocities
+            return of(mean_flow_loss if means else flow_objective.flow_loss, params)
         if self.config.objective == "bound":
             return of(objective.bound_loss, params)
         if self.config.objective == "simple" or self.adapter is None:
@@ -269,7 +269,7 @@ class DiffusionTask:
     def _draw_times(self, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array | None]:
         """Returns times (count,), and where steps from there end, if the objective has some."""
         law = self.config, self.schedule, key, count
-        if self.flow is not None and self.flow.mean:
+        if self.flow is not None and self.flow.mean_velocities:
             return draw_steps(*law)
         return draw_times(*law), None
 
@@ -279,7 +279,7 @@ class DiffusionTask:
         One of mean velocities reads (B, 2), in 0..10: its derivative in time is part of what it
         learns, and sinusoids of 1..T would make that hundreds of times the velocity.
         """
-        if self.flow is None or not self.flow.mean:
+        if self.flow is None or not self.flow.mean_velocities:
             return t
         pairs = jnp.stack([t, t], axis=1) if t.ndim == 1 else t
         return _SLOW / self.schedule.num_steps * pairs

@@ -177,19 +177,19 @@ class DiffusionConfig:
         mean, default = self.flow.mean, MeanFlowConfig()
         for key in ("share", "power", "guidance"):
             value, allowed = getattr(mean, key), getattr(default, key)
-            if not self.mean and value != allowed:
+            if not self.mean_velocities and value != allowed:
                 raise ValueError(
                     f"{where}.{key} = {value}: must be {allowed}, the default, objective "
                     "'mean_flow' alone reads it"
                 )
-        if self.mean and self.flow.learns and mean.guidance != 1:
+        if self.mean_velocities and self.flow.learns and mean.guidance != 1:
             raise ValueError(
                 f"{where}.guidance = {mean.guidance}: must be 1 with relation "
                 f"{self.flow.relation!r}, which learns from the flow without guidance"
             )
 
     @property
-    def mean(self) -> bool:
+    def mean_velocities(self) -> bool:
         """Whether the network learns mean velocities."""
         return self.objective == "mean_flow"
 
@@ -281,7 +281,7 @@ class DiffusionTaskConfig(TaskConfig):
                 continue
             network.validate(f"{where}.{section}")
             kernel = getattr(network, "attention_implementation", "xla")
-            if self.diffusion.mean and kernel != "xla":
+            if self.diffusion.mean_velocities and kernel != "xla":
                 raise ValueError(
                     f"{where}.{section}.attention_implementation = {kernel!r}: must be 'xla' with "
                     "objective 'mean_flow', whose derivative fused kernels do not have"
@@ -300,7 +300,7 @@ class DiffusionTaskConfig(TaskConfig):
         if self.diffusion.kind == "flow":
             sampler.check_flow(where, self.diffusion.flow.ancestral)
             guided = self.diffusion.flow.mean.guidance != 1
-            sampler.check_mean_flow(where, self.diffusion.mean, guided)
+            sampler.check_mean_flow(where, self.diffusion.mean_velocities, guided)
         else:
             sampler.check_schedule(where, self.biased(use_adapter))
         self._check_steps(sampler, where, resolution)
@@ -371,7 +371,7 @@ class DiffusionTaskConfig(TaskConfig):
         fitted, source = None, parts.source
         if self.diffusion.flow.relation == "whitening" and source is not None:
             fitted = moments(source, parts.data, parts.folder, parts.where)
-        return Flow(self.diffusion.flow, fitted, parts.dtype, self.diffusion.mean)
+        return Flow(self.diffusion.flow, fitted, parts.dtype, self.diffusion.mean_velocities)
 
 
 def check_width(where: str, configured: int | None, width: int) -> None:

@@ -26,13 +26,13 @@ _MAP = (axes.KERNEL_HEIGHT, axes.KERNEL_WIDTH, axes.PATCH)
 class Flow:
     """config: which relation. moments: of relation whitening, where the data were there to fit.
 
-    mean: whether the network learns mean velocities.
+    mean_velocities: whether the network learns these, and not velocities.
     """
 
     config: FlowConfig
     moments: Moments | None = None
     dtype: Any = jnp.float32
-    mean: bool = False
+    mean_velocities: bool = False
 
     @property
     def _affine(self) -> AffineRelation:
@@ -80,14 +80,14 @@ class Flow:
         """Returns the process for a batch's conditions. params: of `init`."""
         context = self._relation(params, given)
         couple = self._couple(params, given) if self.config.relation == "coupling" else None
-        guided = self.mean and self.config.mean.guidance != 1
+        guided = self.mean_velocities and self.config.mean.guidance != 1
         return FlowProcess(
             path,
             prediction,
             bounds=bounds,
             context=context,
             couple=couple,
-            mean=self.mean,
+            mean_velocities=self.mean_velocities,
             guided=guided,
         )
 

@@ -191,12 +191,12 @@ def test_ancestral_steps_with_an_affine_relation_draw_gaussian_data(eta):
         (FLOW, {"name": "mean_flow"}, "name = 'mean_flow': not with a network trained for"),
         (VP, {"name": "mean_flow"}, "sampler.name = 'mean_flow': not of kind 'vp'"),
         (
-            dataclasses.replace(FLOW, mean=True, bounds=(-1.0, 1.0)),
+            dataclasses.replace(FLOW, mean_velocities=True, bounds=(-1.0, 1.0)),
             {"name": "mean_flow", "threshold": "static"},
             "sampler.threshold = 'static': must be 'none' with name 'mean_flow'",
         ),
         (
-            dataclasses.replace(FLOW, mean=True, guided=True),
+            dataclasses.replace(FLOW, mean_velocities=True, guided=True),
             {"name": "ab2", "guidance_scale": 3.0},
             "guidance_scale = 3.0: must be 0 or 1, the network has learned guidance",
         ),

@@ -105,7 +105,7 @@ def test_of_steps_a_coupling_learns_its_divergence_alone():
     def gradient(ends):
         def loss(numbers):
             couple = functools.partial(linear, numbers["lean"], numbers["log_std"])
-            process = FlowProcess(PATH, "v", bounds=None, couple=couple, mean=True)
+            process = FlowProcess(PATH, "v", bounds=None, couple=couple, mean_velocities=True)
             network = functools.partial(denoise, numbers["weight"])
             return mean_flow_loss(config, process, network, a_draw(ends))[0]
 

@@ -38,7 +38,7 @@ def path_of(related):
     """Returns the process, and mean and deviation of x_t at times t in [0, 1]."""
     rho = RHO if related else 0.0
     relation = Affine(jnp.float32(rho), jnp.float32(-rho * MEAN)) if related else None
-    process = FlowProcess(LinearPath(T), "v", None, None, relation, mean=True)
+    process = FlowProcess(LinearPath(T), "v", None, None, relation, mean_velocities=True)
     return process, lambda t: (
         (1 - t) * MEAN,
         jnp.sqrt(jnp.square((1 - t) * (1 + t * rho) * STD) + jnp.square(t)),
@@ -102,7 +102,7 @@ def test_the_slope_is_the_finite_difference_along_the_flow(prediction):
     """Against central differences in float64 of the same network in NumPy."""
     rng = np.random.default_rng(1)
     path = LinearPath(T, shift=3.0)
-    process = FlowProcess(path, prediction, None, None, mean=True)
+    process = FlowProcess(path, prediction, None, None, mean_velocities=True)
     x, velocity = rng.normal(size=(2, 5, 2, 2, 1))
     weight = rng.normal(size=(2, 2))
     t, s = np.array([1, 300, 500, 999, 1000]), np.array([0, 299, 20, 500, 0])
@@ -139,7 +139,7 @@ def test_the_slope_is_along_the_network_s_velocity_so_the_noise_of_u_is_not_mult
     rng = np.random.default_rng(0)
     x_t, x0, other, weight = rng.normal(size=(4, 3, 3, 3, 3)).astype(np.float32)
     t, ends = jnp.array([300, 600, 900]), jnp.array([0, 100, 800])
-    process = FlowProcess(LinearPath(T), "v", None, None, mean=True)
+    process = FlowProcess(LinearPath(T), "v", None, None, mean_velocities=True)
     level = expanded(np.asarray(t) / T, x_t)
 
     def errors(clean):
@@ -193,7 +193,9 @@ def test_without_steps_it_is_flow_matching_with_the_relation_s_kinetic_energy():
 
     def of(loss, settings, ends):
         def value(weight, raw):
-            process = FlowProcess(LinearPath(T), "v", None, None, bounded(*raw, 3.0), mean=True)
+            process = FlowProcess(
+                LinearPath(T), "v", None, None, bounded(*raw, 3.0), mean_velocities=True
+            )
 
             def denoise(x, told, keep):
                 time = told if told.ndim == 1 else told[:, 0] + (told[:, 0] - told[:, 1]) ** 2
@@ -215,7 +217,7 @@ def test_without_steps_it_is_flow_matching_with_the_relation_s_kinetic_energy():
 def test_learned_guidance_is_the_mixed_velocity_where_a_condition_is_seen():
     rng = np.random.default_rng(0)
     x0, noise = jnp.asarray(rng.normal(size=(2, 2, 2, 2, 1)), jnp.float32)
-    process = FlowProcess(LinearPath(T), "v", None, None, mean=True)
+    process = FlowProcess(LinearPath(T), "v", None, None, mean_velocities=True)
     keep = {"label": jnp.array([True, False]), "text": jnp.array([False, False])}
     t = jnp.array([400, 700])
 
@@ -235,7 +237,7 @@ def test_learned_guidance_is_the_mixed_velocity_where_a_condition_is_seen():
 
 
 def test_the_weight_lets_all_steps_add_the_same_to_the_loss():
-    process = FlowProcess(LinearPath(T), "v", None, None, mean=True)
+    process = FlowProcess(LinearPath(T), "v", None, None, mean_velocities=True)
     noise = jnp.stack([jnp.full((2, 2, 1), size) for size in (1.0, 10.0, 100.0)])
     t, size = jnp.array([10, 20, 30]), np.array([1.0, 10.0, 100.0])
 
