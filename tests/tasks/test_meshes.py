@@ -33,13 +33,12 @@ from tests.fixtures.tiny_tasks import build_loaded
 
 CAPTIONS = ("a red circle", "a blue square", "two green birds", "nothing at all") * 2
 EVERY_SHAPE = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if 1 < np.prod(s) <= 8]
-# What of a batch they mix: a relation of its conditions, a coupling of its noise, weights of steps.
-FLOWS = {
-    "coupling": {"flow": FlowConfig(relation="coupling", width=16)},
-    "mean_flow": {
-        "objective": "mean_flow",
-        "flow": FlowConfig(relation="affine", by_condition=True, modes=4, width=16),
-    },
+# Its steps' weights are made of the whole batch, and its noise of pictures and conditions.
+MEAN_FLOW = {
+    "kind": "flow",
+    "num_steps": 50,
+    "objective": "mean_flow",
+    "flow": FlowConfig(relation="coupling", width=16),
 }
 SHAPES = {
     "contrastive": [
@@ -50,7 +49,7 @@ SHAPES = {
     "base": [(1, 1, 2), (1, 4, 1), (2, 2, 2)],
     "sr": [(1, 2, 1), (1, 1, 4), (4, 1, 2)],
     "scanned": [(2, 2, 2)],
-    **dict.fromkeys(FLOWS, [(2, 2, 2)]),
+    "mean_flow": [(2, 2, 2)],
 }
 if os.environ.get("CONTEXTDIFF_ALL_MESHES"):
     SHAPES = dict.fromkeys(SHAPES, EVERY_SHAPE)
@@ -66,7 +65,7 @@ def make(make_task, make_config, clip_folder):
     """Returns make(name) -> a task.
 
     "exchanged" is contrastive with hard negatives, "scanned" a base that scans and recomputes its
-    blocks; those of FLOWS are a base of kind flow.
+    blocks, "mean_flow" a base of kind flow.
     """
 
     def make(name):
@@ -75,10 +74,9 @@ def make(make_task, make_config, clip_folder):
             tokenizer = load_tokenizer(clip_folder / "tokenizer")
             phrases = ("red", "blue") if name == "exchanged" else ()
             return ContrastiveTask(clip, tokenizer, 16, phrases)
-        if name not in ("scanned", *FLOWS):
+        if name not in ("scanned", "mean_flow"):
             return make_task(name)
-        of_flow = {"kind": "flow", "num_steps": 50, **FLOWS[name]} if name in FLOWS else {}
-        config = make_config(use_adapter=False, **of_flow)
+        config = make_config(use_adapter=False, **(MEAN_FLOW if name == "mean_flow" else {}))
         unet = dataclasses.replace(config.runs["base"].task.unet, attention_implementation="xla")
         if name == "scanned":
             levels = {"multipliers": (1,), "attention_levels": (0,), "num_blocks": 2}
