@@ -128,11 +128,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for calls in args.calls:
         if not calls.isdecimal() or not 0 < int(calls) <= 1000:
             raise ValueError(f"calls = {calls!r}: must be whole numbers in 1..1000")
-        if "heun" in args.samplers and int(calls) % 2 == 0:
-            raise ValueError(
-                f"calls = {calls}: must be odd where --samplers has heun, n steps of which are "
-                "2 n - 1 calls"
-            )
     return args
 
 
@@ -182,10 +177,23 @@ def drawings(config: Config, base: str, args: argparse.Namespace) -> tuple[Drawi
         if task.diffusion.mean_velocities and name == "euler":
             sampler = "mean_flow"
         for calls in args.calls:
-            steps = (int(calls) + 1) // 2 if sampler == "heun" else int(calls)
+            steps = _steps_of(int(calls), sampler, task.sampler.final_timestep)
             settings = (f"{base}.name={sampler}", f"{base}.num_steps={steps}", f"{base}.eta=0")
             found.append(Drawing(suffix_of(calls, name), f"drawn_{name}_{calls}", settings))
     return tuple(found)
+
+
+def _steps_of(calls: int, sampler: str, final: int) -> int:
+    """Returns how many steps so many network calls are; final: the last time."""
+    if sampler != "heun":
+        return calls
+    steps, rest = divmod(calls + (final == 0), 2)
+    if rest:
+        raise ValueError(
+            f"calls = {calls}: must be {'odd' if final == 0 else 'even'} where --samplers has "
+            f"heun, n steps of which that end at time {final} are 2 n{' - 1' * (final == 0)} calls"
+        )
+    return steps
 
 
 def _drawn_by(config: Config, base: str, settings: Sequence[str]) -> Config:

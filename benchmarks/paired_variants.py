@@ -117,7 +117,7 @@ def _flow(prediction: str = "v", **settings: Any) -> Variant:
 
     def change(config: Config, base: str) -> Config:
         sampler = config.runs[base].task.sampler
-        if sampler.name in ("ddpm", "plms") or sampler.eta:  # not of a relation on the flow
+        if sampler.name in ("ddpm", "plms") or sampler.eta:  # not of all relations on the flow
             config = euler(config, base)
         return _without_adapter(process(mixing(config, base), base), base)
 

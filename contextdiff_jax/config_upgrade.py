@@ -43,7 +43,7 @@ def _upgraded_run(run: Any) -> Any:
     }
     kept = {key: value for key, value in run.items() if key not in _MOVED}
     kept = _renamed(kept, {"keep": "checkpoints_kept"})
-    return {**kept, "task": {"kind": kind, **read}}
+    return _with_times({**kept, "task": {"kind": kind, **read}})
 
 
 def _with_times(run: Mapping[str, Any]) -> Mapping[str, Any]:

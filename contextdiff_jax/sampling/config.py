@@ -102,12 +102,12 @@ class SamplerConfig:
                 "bias it does not know; take 'ddim' or 'dpm_solver++'"
             )
 
-    def check_mean_flow(self, where: str, mean: bool, guided: bool) -> None:
+    def check_mean_flow(self, where: str, mean_velocities: bool, guided: bool) -> None:
         """Raises ValueError where the sampler does not go with what the network has learned.
 
-        mean: whether that is mean velocities. guided: whether it has learned guidance.
+        mean_velocities: whether it is these. guided: whether it has learned guidance.
         """
-        if self.aims and not mean:
+        if self.aims and not mean_velocities:
             raise ValueError(
                 f"{where}.name = 'mean_flow': not with a network trained for single times; "
                 "take 'euler' or 'ab2', or train it with objective 'mean_flow'"

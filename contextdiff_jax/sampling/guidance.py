@@ -57,10 +57,10 @@ def inside_interval(schedule: Schedule, sampler: SamplerConfig, times: np.ndarra
 
 
 def steps_alike(schedule: Schedule, sampler: SamplerConfig, times: np.ndarray) -> np.ndarray:
-    """Returns how many steps in a row just before each are guided as it is, int (n,).
+    """Returns how many times in a row just before each are guided as it is, int (n,).
 
-    times: (n,), where the steps begin. What a multistep sampler may extrapolate from: across an end
-    of the interval the estimate jumps, and a line through both sides would guide by another scale.
+    times: (n,), falling. What a sampler may mix estimates of: across an end of the interval they
+    jump, and a line through both sides would guide by another scale.
     """
     if sampler.guidance_scale in (0, 1):
         return np.arange(len(times))

@@ -58,11 +58,17 @@ class PLMS:
         number = np.arange(len(at)) - (np.arange(len(at)) >= 1)  # of the step, from 0
         factors = np.zeros((len(at), _KEPT + 1), np.float32)
         for call, row in enumerate(factors):
-            found = (1 / 2, 1 / 2) if call == 1 else _factors(self.alike[number[call]])
+            found = self._second if call == 1 else _factors(self.alike[number[call]])
             row[: len(found)] = found
         arrays = {"t": self.times[number], "s": self.times[number + 1], "at": at}
         arrays |= {"factors": factors, "again": again}
         return {name: jnp.asarray(array) for name, array in arrays.items()}
+
+    @property
+    def _second(self) -> tuple[float, float]:
+        """Factors of the call that takes the first step anew: of its output and of the first."""
+        crossing = len(self.alike) > 1 and self.alike[1] == 0
+        return (0, 1) if crossing else (1 / 2, 1 / 2)
 
     def init(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the outputs kept, none yet, and where the first step starts."""

@@ -49,6 +49,7 @@ class Stepper(Protocol):
 
 
 def _alike(process: Process, times: np.ndarray, sampler: SamplerConfig) -> np.ndarray:
+    """Of the times where steps begin."""
     return steps_alike(process.schedule, sampler, times[:-1])
 
 
@@ -60,7 +61,9 @@ STEPPERS: dict[str, Callable[[Process, np.ndarray, SamplerConfig], Stepper]] = {
     ),
     "plms": lambda process, times, sampler: PLMS(process, times, _alike(process, times, sampler)),
     "euler": lambda process, times, sampler: Euler(process, times),
-    "heun": lambda process, times, sampler: Heun(process, times),
+    "heun": lambda process, times, sampler: Heun(
+        process, times, steps_alike(process.schedule, sampler, times)
+    ),
     "ab2": lambda process, times, sampler: AB2(process, times, _alike(process, times, sampler)),
     # Euler's step by the mean velocity is exact; the loop tells the network where it ends.
     "mean_flow": lambda process, times, sampler: Euler(process, times),

@@ -56,8 +56,9 @@ class DiffusionConfig:
     any length, for one to four network calls (Geng et al. 2025).
     betas: the first and the last beta of a linear schedule of 1000 steps; () for the published
         ones. Latent diffusion has others for classes: 0.0015 and 0.0195.
-    loss_weight is the weight on the squared error of x0, whatever the network predicts; not read
-    by objective bound.
+    loss_weight is the weight on the squared error of x0, whatever the network predicts, see
+        diffusion/weights.py; one of snr, min_snr_5 and p2 where it predicts eps. Not read by
+        objective bound.
     times: how training draws them, see training_times: uniform in 1..T, or logit_normal, where the
         share of noise sigma / (signal + sigma) is the sigmoid of N(time_mean, time_std^2): more of
         the middle (Esser et al. 2024). Of a flow that share is t, before its shift. Not read by
@@ -163,7 +164,7 @@ class DiffusionConfig:
                 f"{self.objective!r}, whose bound is an average over uniform times"
             )
         if not 0 < self.time_std < math.inf:
-            raise ValueError(f"{where}.time_std = {self.time_std}: must be above 0")
+            raise ValueError(f"{where}.time_std = {self.time_std}: must be a finite number above 0")
         for key in ("time_mean", "time_std"):
             value, default = getattr(self, key), getattr(DiffusionConfig(), key)
             if not middle and value != default:

@@ -65,6 +65,11 @@ def flows_differ(section, flow):
     }
 
 
+def control(section, value):
+    """Returns how an adapter differs that gets another condition."""
+    return {f"{section}.adapter_condition: 'own' there, {value!r} here"}
+
+
 def test_variants_differ_in_one_thing_alone():
     args = arguments("--steps=40")
     config, _, base = paired_runs.base_only(load_config("quickstart"), 3, args)
@@ -106,14 +111,11 @@ def test_variants_differ_in_one_thing_alone():
     for name in [name for name in found if name.startswith("vp_v_")]:
         assert set(found.pop(name)) == set(found[name.replace("v_", "")]) | {v}
 
-    def control(value: str) -> set[str]:
-        return {f"{section}.adapter_condition: 'own' there, {value!r} here"}
-
     assert {name: set(lines) for name, lines in found.items()} == {
         "vp_none": {without},
         "vp_paper": set(),
-        **{f"{of}_shuffled": control("shuffled") for of in ("vp", "adapter")},
-        **{f"{of}_unconditional": control("none") for of in ("vp", "adapter")},
+        **{f"{of}_shuffled": control(section, "shuffled") for of in ("vp", "adapter")},
+        **{f"{of}_unconditional": control(section, "none") for of in ("vp", "adapter")},
         "vp_schedule_0.3": {without, f"{section}.scaled_relation: 0.0 there, 0.3 here"},
         **flows_differ(section, flow),
         "none": {without},
@@ -366,7 +368,14 @@ def test_command(tmp_path):
         ("--seeds=1,x", "seeds = 'x': must be whole numbers"),
         ("--guidance=3,-1", "guidance = -1: must be numbers from 0"),
         ("--calls=4,0", "calls = '0': must be whole numbers in 1..1000"),
-        ("--calls=5,8 --samplers=heun", "calls = 8: must be odd where --samplers has heun"),
+        (
+            "--calls=5,8 --samplers=heun --variants=none",
+            "calls = 8: must be odd where --samplers has heun, n steps of which that end at time 0",
+        ),
+        (
+            "--calls=5 --samplers=heun --variants=none --sampler=final_timestep=1",
+            "calls = 5: must be even where --samplers has heun, .* at time 1 are 2 n calls",
+        ),
         ("--samplers=unipc", "samplers = 'unipc': must be one of euler, ab2"),
         (
             "--calls=5 --samplers=heun --variants=vp_paper",

@@ -208,7 +208,10 @@ def test_diagnostics_are_errors_at_four_times():
             "flow.beta = 2.0: must be 5.0, the default, relation 'coupling' alone",
         ),
         ({"time_mean": 1.0}, "diffusion.time_mean = 1.0: must be 0.0, .* 'logit_normal' alone"),
-        ({"times": "logit_normal", "time_std": 0.0}, "diffusion.time_std = 0.0: must be above 0"),
+        (
+            {"times": "logit_normal", "time_std": 0.0},
+            "diffusion.time_std = 0.0: must be a finite number above 0",
+        ),
         (
             {"flow.relation": "affine", "flow.modes": 4},
             "flow.modes = 4: must be 8, the default, by_condition = True alone reads it",
@@ -259,6 +262,12 @@ def test_what_does_not_go_together_is_refused(change, sentence):
     validate(flow_config())
     with pytest.raises(ValueError, match=sentence):
         validate(change(flow_config()))
+
+
+@pytest.mark.parametrize("kind", ["affine", "whitening", "scaled"])
+@pytest.mark.parametrize("settings", [{"name": "ddpm"}, {"name": "ddim", "eta": 0.5}])
+def test_ancestral_steps_go_with_a_relation_that_is_affine(kind, settings):
+    validate(relation(flow_config(), kind, **settings))
 
 
 def changed(config, **changes):
