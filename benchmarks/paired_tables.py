@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.container import Container
 
@@ -19,8 +20,8 @@ ByCalls = dict[tuple[str, str], dict[str, dict[str, float]]]
 REFERENCES = ("none", "vp_none", "flow_none", "flow_x0_none")
 _AT = " at "  # between a figure's name and how many calls of which sampler
 _OF = " calls of "
-_PLOTTED = ("FID", "FID-768", "Frechet distance on CLIP features", "colour and shape")
-_PLOTTED += ("precision", "recall")
+_DISTANCES = ("FID", "FID-768", "Frechet distance on CLIP features")  # on a logarithmic axis
+_PLOTTED = (*_DISTANCES, "colour and shape", "precision", "recall")
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -156,6 +157,11 @@ def panels_of(results: Results) -> list[Axes]:
     places = [(name, sampler) for name in figures for sampler in samplers]
     for panel, (name, sampler) in zip(axes, places, strict=True):
         _lines(panel, figures[name], sampler, list(results))
+        if name in _DISTANCES:
+            panel.set_yscale("log")
+            panel.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
+            for write in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+                write(ticker.StrMethodFormatter("{x:g}"))
         plots.label(panel, f"{name}, {sampler}", "network calls")
     return axes
 
