@@ -99,11 +99,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--samplers", type=names, default=["euler", "ab2"], help="that --calls draws by")
     add("--sampler", action="append", default=[], help="field=value of every variant's sampler")
     add("--data", action="append", default=[], help="field=value of what is measured on")
-    add(
-        "--features",
-        default=CLIP_FEATURES,
-        help="Inception's weights for fid; clip: the seed's own CLIP",
-    )
+    add("--features", default=CLIP_FEATURES, help="of fid: Inception's weights; clip: the seed's")
     args, args.changes = parse_with_changes(parser, argv)
     for flag, allowed in (("variants", VARIANTS), ("what", WHAT), ("samplers", SAMPLERS)):
         for name in getattr(args, flag):
