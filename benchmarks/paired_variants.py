@@ -172,7 +172,7 @@ _MEAN_FLOWS: dict[str, dict[str, Any]] = {
 }
 
 
-def _of_vp(variant: Variant) -> Variant:
+def _refusing_flows(variant: Variant) -> Variant:
     """Returns the variant, which a config of another kind does not have."""
 
     def change(config: Config, base: str) -> Config:
@@ -202,10 +202,10 @@ _OF_FLOW |= {f"x0_{name}": _flow("x0", **settings) for name, settings in _FLOWS.
 _OF_FLOW |= {f"x0_{name}": _mean_flow("x0", **more) for name, more in _MEAN_FLOWS.items()}
 for _name, _by_x0 in _OF_VP.items():
     for _kind, _by in (("vp", _by_x0), ("vp_v", _one_after_another(_BY_V, _by_x0))):
-        VARIANTS[f"{_kind}_{_name}"] = _of_vp(_by)
-        VARIANTS[f"{_kind}_{_name}_logit_normal"] = _of_vp(
+        VARIANTS[f"{_kind}_{_name}"] = _refusing_flows(_by)
+        VARIANTS[f"{_kind}_{_name}_logit_normal"] = _refusing_flows(
             _one_after_another(_by, _WEIGHED_AS_FLOW)
         )
-for _name, _of_flow in _OF_FLOW.items():
-    VARIANTS[f"flow_{_name}"] = _of_flow
-    VARIANTS[f"flow_{_name}_logit_normal"] = _one_after_another(_of_flow, _MIDDLE)
+for _name, _by in _OF_FLOW.items():
+    VARIANTS[f"flow_{_name}"] = _by
+    VARIANTS[f"flow_{_name}_logit_normal"] = _one_after_another(_by, _MIDDLE)
