@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
-from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.container import Container
 
@@ -156,18 +155,15 @@ def panels_of(results: Results) -> list[Axes]:
     axes = plots.panels(len(figures) * len(samplers), columns=len(samplers), size=(4.6, 3.0))
     places = [(name, sampler) for name in figures for sampler in samplers]
     for panel, (name, sampler) in zip(axes, places, strict=True):
-        _lines(panel, figures[name], sampler, list(results))
-        if name in _DISTANCES:
-            panel.set_yscale("log")
-            panel.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
-            for write in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
-                write(ticker.StrMethodFormatter("{x:g}"))
+        means = _lines(panel, figures[name], sampler, list(results))
+        spread = 1.0 if name in _DISTANCES else plots.LOG_FROM
+        plots.log_where_wide(panel, np.array(means), spread)
         plots.label(panel, f"{name}, {sampler}", "network calls")
     return axes
 
 
-def _lines(axes: Axes, rows: ByCalls, sampler: str, variants: Sequence[str]) -> None:
-    """Draws a line for each variant that this sampler drew by."""
+def _lines(axes: Axes, rows: ByCalls, sampler: str, variants: Sequence[str]) -> list[float]:
+    """Draws a line for each variant that this sampler drew by; returns the means on them."""
     numbers = _numbers(rows)
     axes.set_xscale("log")
     axes.set_xticks([int(calls) for calls in numbers], numbers)
@@ -192,4 +188,4 @@ def _lines(axes: Axes, rows: ByCalls, sampler: str, variants: Sequence[str]) -> 
             marker="o",
             markersize=3,
         )
-    plots.log_where_wide(axes, np.array(means))
+    return means

@@ -2,6 +2,7 @@
 
 import numpy as np
 from etils import epath
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -10,6 +11,7 @@ from contextdiff_jax.system.atomic_write import written_whole
 # Okabe & Ito 2008: told apart by colour-blind people, too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 LOG_FROM = 20.0
+_MANY_DECADES = 1000.0  # as the span of an axis
 _DOTS_PER_INCH = 130
 _SOFT = "#5d6770"
 
@@ -38,11 +40,20 @@ def label(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
     axes.set_ylabel(y, fontsize=9, color=_SOFT)
 
 
-def log_where_wide(axes: Axes, values: np.ndarray) -> None:
-    """Makes the vertical axis logarithmic where positive values span more than LOG_FROM."""
+def log_where_wide(axes: Axes, values: np.ndarray, spread: float = LOG_FROM) -> None:
+    """Makes the vertical axis logarithmic where positive values span more than `spread`.
+
+    Over few decades 2 and 5 times the powers of ten have a number, too.
+    """
     values = values[np.isfinite(values)]
-    if values.size and values.min() > 0 and values.max() / values.min() >= LOG_FROM:
-        axes.set_yscale("log")
+    if not values.size or values.min() <= 0 or values.max() / values.min() < spread:
+        return
+    axes.set_yscale("log")
+    if values.max() / values.min() >= _MANY_DECADES:
+        return
+    axes.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
+    for write in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        write(ticker.StrMethodFormatter("{x:g}"))
 
 
 def save(axes: Axes, path: epath.PathLike) -> None:

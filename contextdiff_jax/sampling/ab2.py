@@ -17,7 +17,7 @@ from contextdiff_jax.sampling.straightened import Scale, moved, scale_of, veloci
 
 @dataclasses.dataclass(frozen=True)
 class AB2:
-    """timesteps: int32 (n + 1,), falling. alike: int (n,), see `guidance.steps_alike`."""
+    """timesteps: int32 (n + 1,), falling. alike: int (n + 1,), see `guidance.steps_alike`."""
 
     process: Process
     timesteps: np.ndarray
@@ -34,7 +34,7 @@ class AB2:
         at, to = (scale_of(self.process, t) for t in (self.timesteps[:-1], self.timesteps[1:]))
         lengths = to.tau - at.tau
         slope = jnp.concatenate([jnp.zeros(1), lengths[1:] / (2 * lengths[:-1])])
-        return at, to, jnp.where(self.alike == 0, 0, slope)
+        return at, to, jnp.where(self.alike[:-1] == 0, 0, slope)
 
     def init(self, x: jax.Array) -> jax.Array:
         """Returns a velocity before the first, which is not read."""

@@ -7,6 +7,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import numpy as np
 
 from contextdiff_jax.diffusion.schedules import Schedule, sampling_timesteps
+from contextdiff_jax.system.unread import check_default
 
 Name = Literal["ddpm", "ddim", "dpm_solver++", "plms", "euler", "heun", "ab2", "mean_flow"]
 
@@ -61,8 +62,8 @@ class SamplerConfig:
             if get_origin(kind) is Literal and value not in get_args(kind):
                 choices = ", ".join(get_args(kind))
                 raise ValueError(f"{where}.{key} = {value!r}: must be one of {choices}")
-        if self.eta and self.name != "ddim":
-            raise ValueError(f"{where}.eta = {self.eta}: must be 0, {self.name} does not read it")
+        if self.name != "ddim":
+            check_default(self, "eta", where, f"{self.name} does not read it")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"{where}.eta = {self.eta}: must be in 0..1")
         if not 0 <= self.guidance_scale < math.inf:
@@ -74,14 +75,10 @@ class SamplerConfig:
             raise ValueError(f"{where}.guidance_high = {high}: must be above {low}, or None")
         if not 0 < self.percentile <= 100:
             raise ValueError(f"{where}.percentile = {self.percentile}: must be in (0, 100]")
-        if self.max_threshold is None:
-            return
         if self.threshold != "dynamic":
-            raise ValueError(
-                f"{where}.max_threshold = {self.max_threshold}: must be None, "
-                f"threshold {self.threshold} does not read it"
-            )
-        if not self.max_threshold >= 1:
+            reader = f"threshold {self.threshold} does not read it"
+            check_default(self, "max_threshold", where, reader)
+        if self.max_threshold is not None and not self.max_threshold >= 1:
             raise ValueError(f"{where}.max_threshold = {self.max_threshold}: must be at least 1")
 
     @property

@@ -16,8 +16,8 @@ from contextdiff_jax.diffusion.solvers import midpoint_estimate, solver_coeffici
 class DPMSolver:
     """The second-order multistep solver; it carries the estimate of the step before.
 
-    timesteps: int32 (n + 1,), falling. alike: int (n,), see `guidance.steps_alike`; with 0 a step
-    is of first order. limit: keep what the adapter sees within the bounds of x0.
+    timesteps: int32 (n + 1,), falling. alike: int (n + 1,), see `guidance.steps_alike`; with 0 a
+    step is of first order. limit: keep what the adapter sees within the bounds of x0.
     """
 
     process: Process
@@ -32,7 +32,7 @@ class DPMSolver:
         """What each step reads beside the state: its times t and s, and its coefficients."""
         times = jnp.asarray(self.timesteps[:-1]), jnp.asarray(self.timesteps[1:])
         found = solver_coefficients(self.process.schedule, self.timesteps)
-        slope = jnp.where(self.alike == 0, 0, found.slope)
+        slope = jnp.where(self.alike[:-1] == 0, 0, found.slope)
         return *times, dataclasses.replace(found, slope=slope)
 
     def init(self, x: jax.Array) -> jax.Array:

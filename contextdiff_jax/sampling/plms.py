@@ -30,7 +30,7 @@ _FOURTH = (55 / 24, -59 / 24, 37 / 24, -9 / 24)
 class PLMS:
     """times: int32 (n + 1,), falling, of the n steps. The process is plain.
 
-    alike: int (n,), see `guidance.steps_alike`.
+    alike: int (n + 1,), see `guidance.steps_alike`.
 
     timesteps: int32 (n + 2,), those at which the network is called; the second twice.
     """
@@ -67,8 +67,7 @@ class PLMS:
     @property
     def _second(self) -> tuple[float, float]:
         """Factors of the call that takes the first step anew: of its output and of the first."""
-        crossing = len(self.alike) > 1 and self.alike[1] == 0
-        return (0, 1) if crossing else (1 / 2, 1 / 2)
+        return (0, 1) if self.alike[1] == 0 else (1 / 2, 1 / 2)
 
     def init(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the outputs kept, none yet, and where the first step starts."""

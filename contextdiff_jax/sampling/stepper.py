@@ -48,25 +48,20 @@ class Stepper(Protocol):
         """
 
 
-def _alike(process: Process, times: np.ndarray, sampler: SamplerConfig) -> np.ndarray:
-    """Of the times where steps begin."""
-    return steps_alike(process.schedule, sampler, times[:-1])
-
-
-STEPPERS: dict[str, Callable[[Process, np.ndarray, SamplerConfig], Stepper]] = {
-    "ddpm": lambda process, times, sampler: ddpm(process, times),
-    "ddim": lambda process, times, sampler: DDIM(process, times, sampler.eta),
-    "dpm_solver++": lambda process, times, sampler: DPMSolver(
-        process, times, _alike(process, times, sampler), limit=sampler.threshold != "none"
+# From the process, the times, the sampler and what `guidance.steps_alike` says of these times.
+_Make = Callable[[Process, np.ndarray, SamplerConfig, np.ndarray], Stepper]
+STEPPERS: dict[str, _Make] = {
+    "ddpm": lambda process, times, sampler, alike: ddpm(process, times),
+    "ddim": lambda process, times, sampler, alike: DDIM(process, times, sampler.eta),
+    "dpm_solver++": lambda process, times, sampler, alike: DPMSolver(
+        process, times, alike, limit=sampler.threshold != "none"
     ),
-    "plms": lambda process, times, sampler: PLMS(process, times, _alike(process, times, sampler)),
-    "euler": lambda process, times, sampler: Euler(process, times),
-    "heun": lambda process, times, sampler: Heun(
-        process, times, steps_alike(process.schedule, sampler, times)
-    ),
-    "ab2": lambda process, times, sampler: AB2(process, times, _alike(process, times, sampler)),
+    "plms": lambda process, times, sampler, alike: PLMS(process, times, alike),
+    "euler": lambda process, times, sampler, alike: Euler(process, times),
+    "heun": lambda process, times, sampler, alike: Heun(process, times, alike),
+    "ab2": lambda process, times, sampler, alike: AB2(process, times, alike),
     # Euler's step by the mean velocity is exact; the loop tells the network where it ends.
-    "mean_flow": lambda process, times, sampler: Euler(process, times),
+    "mean_flow": lambda process, times, sampler, alike: Euler(process, times),
 }
 """By `SamplerConfig.name`."""
 
@@ -83,4 +78,5 @@ def make_stepper(process: Process, sampler: SamplerConfig, skipped: int = 0) -> 
     else:
         sampler.check_schedule("sampler", process.relation is not None)
     times = sampler.timesteps(process.schedule)[skipped:]
-    return STEPPERS[sampler.name](process, times, sampler)
+    alike = steps_alike(process.schedule, sampler, times)
+    return STEPPERS[sampler.name](process, times, sampler, alike)

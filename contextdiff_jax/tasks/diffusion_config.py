@@ -14,8 +14,9 @@ from contextdiff_jax.sampling.config import SamplerConfig
 from contextdiff_jax.spaces.pixels import Pixels
 from contextdiff_jax.system.limits import most
 from contextdiff_jax.system.resumed import FREE
+from contextdiff_jax.system.unread import check_default
 from contextdiff_jax.tasks.flow import Flow
-from contextdiff_jax.tasks.flow_config import FlowConfig, MeanFlowConfig
+from contextdiff_jax.tasks.flow_config import FlowConfig
 from contextdiff_jax.tasks.task_config import NetworkConfig, Parts, TaskConfig
 from contextdiff_jax.tasks.whitening import moments
 
@@ -105,23 +106,18 @@ class DiffusionConfig:
                 f"where {where}.schedule is 'cosine'"
             )
         self._check_times(where)
-        key, value = f"{where}.relation_consistency", self.relation_consistency
+        value = self.relation_consistency
         if not 0 <= value < math.inf:
-            raise ValueError(f"{key} = {value}: must be at least 0")
-        if value and self.objective != "simple":
-            raise ValueError(
-                f"{key} = {value}: must be 0, objective {self.objective!r} does not read it"
-            )
+            raise ValueError(f"{where}.relation_consistency = {value}: must be at least 0")
+        if self.objective != "simple":
+            check_default(self, "relation_consistency", where, self._unread_by_objective)
         if not -1 < self.scaled_relation < math.inf:
             raise ValueError(f"{where}.scaled_relation = {self.scaled_relation}: must be above -1")
         for key in ("drop_condition", "drop_both"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{where}.{key} = {getattr(self, key)}: must be in [0, 1]")
-        if self.objective == "bound" and self.loss_weight != "x0":
-            raise ValueError(
-                f"{where}.loss_weight = {self.loss_weight!r}: must be 'x0', the default, objective "
-                "'bound' does not read it"
-            )
+        if self.objective == "bound":
+            check_default(self, "loss_weight", where, self._unread_by_objective)
         fits = self.loss_weight in VANISHING or self.objective == "bound"
         if self.prediction == "eps" and not fits:
             raise ValueError(
@@ -133,18 +129,13 @@ class DiffusionConfig:
     def _check_kind(self, where: str) -> None:
         """What the other kind reads must be as it is by default."""
         self.flow.validate(f"{where}.flow")
+        reader = f"{where}.kind {self.kind!r} does not read it"
         if self.kind == "flow":
-            key, pair, unread = where, (self, DiffusionConfig()), UNREAD_BY_FLOW
+            for key in UNREAD_BY_FLOW:
+                check_default(self, key, where, reader)
         else:
-            key, pair = f"{where}.flow", (self.flow, FlowConfig())
-            unread = [field.name for field in dataclasses.fields(FlowConfig)]
-        for name in unread:
-            value, allowed = (getattr(section, name) for section in pair)
-            if value != allowed:
-                raise ValueError(
-                    f"{key}.{name} = {value!r}: must be {allowed!r}, the default, "
-                    f"{where}.kind {self.kind!r} does not read it"
-                )
+            for field in dataclasses.fields(FlowConfig):
+                check_default(self.flow, field.name, f"{where}.flow", reader)
         if self.kind == "flow" and self.prediction == "eps":
             raise ValueError(f"{where}.prediction = 'eps': must be 'v' or 'x0' of kind 'flow'")
         known = ("simple", "mean_flow") if self.kind == "flow" else ("simple", "bound", "mixed")
@@ -165,29 +156,23 @@ class DiffusionConfig:
             )
         if not 0 < self.time_std < math.inf:
             raise ValueError(f"{where}.time_std = {self.time_std}: must be a finite number above 0")
-        for key in ("time_mean", "time_std"):
-            value, default = getattr(self, key), getattr(DiffusionConfig(), key)
-            if not middle and value != default:
-                raise ValueError(
-                    f"{where}.{key} = {value}: must be {default}, the default, times "
-                    "'logit_normal' alone reads it"
-                )
+        for key in () if middle else ("time_mean", "time_std"):
+            check_default(self, key, where, "times 'logit_normal' alone reads it")
 
     def _check_mean(self, where: str) -> None:
         """What objective mean_flow reads must be as it is by default elsewhere."""
-        mean, default = self.flow.mean, MeanFlowConfig()
-        for key in ("share", "power", "guidance"):
-            value, allowed = getattr(mean, key), getattr(default, key)
-            if not self.mean_velocities and value != allowed:
-                raise ValueError(
-                    f"{where}.{key} = {value}: must be {allowed}, the default, objective "
-                    "'mean_flow' alone reads it"
-                )
+        mean = self.flow.mean
+        for field in () if self.mean_velocities else dataclasses.fields(mean):
+            check_default(mean, field.name, where, "objective 'mean_flow' alone reads it")
         if self.mean_velocities and self.flow.learns and mean.guidance != 1:
             raise ValueError(
                 f"{where}.guidance = {mean.guidance}: must be 1 with relation "
                 f"{self.flow.relation!r}, which learns from the flow without guidance"
             )
+
+    @property
+    def _unread_by_objective(self) -> str:
+        return f"objective {self.objective!r} does not read it"
 
     @property
     def mean_velocities(self) -> bool:

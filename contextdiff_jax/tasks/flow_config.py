@@ -6,6 +6,7 @@ from typing import Literal
 
 from contextdiff_jax.networks.flow_relations import GROUPS
 from contextdiff_jax.system.limits import most
+from contextdiff_jax.system.unread import check_default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +95,9 @@ class FlowConfig:
             raise ValueError(f"{where}.width = {self.width}: must be a multiple of {GROUPS}")
         if not -1 < self.scale < math.inf:
             raise ValueError(f"{where}.scale = {self.scale}: must be above -1")
-        if self.by_condition and self.relation != "affine":
-            raise ValueError(
-                f"{where}.by_condition = True: must be False, relation {self.relation!r} does not "
-                "read it"
-            )
+        if self.relation != "affine":
+            reader = f"relation {self.relation!r} does not read it"
+            check_default(self, "by_condition", where, reader)
         if self.shuffle_condition and not (self.by_condition or self.relation == "coupling"):
             raise ValueError(
                 f"{where}.shuffle_condition = True: must be False, relation {self.relation!r} "
@@ -116,9 +115,5 @@ class FlowConfig:
             ("beta", coupling, "relation 'coupling'"),
             ("scale", self.relation == "scaled", "relation 'scaled'"),
         ):
-            value, default = getattr(self, key), getattr(FlowConfig(), key)
-            if not read and value != default:
-                raise ValueError(
-                    f"{where}.{key} = {value}: must be {default}, the default, {reader} alone "
-                    "reads it"
-                )
+            if not read:
+                check_default(self, key, where, f"{reader} alone reads it")

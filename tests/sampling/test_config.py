@@ -28,7 +28,10 @@ def test_good_values(values):
     [
         ({"name": "lms"}, r"runs.base.name = 'lms': must be one of ddpm, ddim, dpm_solver\+\+"),
         ({"threshold": "dynamical"}, r"runs.base.threshold = 'dynamical': .*none, static, dynamic"),
-        ({"name": "ddpm", "eta": 0.5}, r"runs.base.eta = 0.5: must be 0, ddpm does not read it"),
+        (
+            {"name": "ddpm", "eta": 0.5},
+            r"runs.base.eta = 0.5: must be 0.0, the default, ddpm does not read it",
+        ),
         ({"name": "ddim", "eta": 1.5}, r"runs.base.eta = 1.5: must be in 0..1"),
         ({"guidance_scale": -1.0}, r"runs.base.guidance_scale = -1.0: must be at least 0"),
         ({"guidance_scale": float("nan")}, r"guidance_scale = nan"),
@@ -38,7 +41,7 @@ def test_good_values(values):
             r"guidance_high = 1.0: must be above 2.0, or None",
         ),
         ({"percentile": 0.0}, r"runs.base.percentile = 0.0: must be in \(0, 100\]"),
-        ({"max_threshold": 1.5}, r"max_threshold = 1.5: must be None, threshold none"),
+        ({"max_threshold": 1.5}, r"max_threshold = 1.5: must be None, the default, threshold none"),
         (
             {"threshold": "dynamic", "max_threshold": 0.5},
             r"max_threshold = 0.5: must be at least 1",

@@ -199,7 +199,7 @@ def test_diagnostics_are_errors_at_four_times():
         ({"flow.relation": "paper"}, "flow.relation = 'paper': must be one of none, affine"),
         (
             {"flow.relation": "coupling", "flow.by_condition": True},
-            "by_condition = True: must be False, relation 'coupling' does not read it",
+            "by_condition = True: must be False, the default, relation 'coupling' does not read it",
         ),
         ({"flow.relation": "coupling", "flow.width": 12}, "width = 12: must be a multiple of 8"),
         (
