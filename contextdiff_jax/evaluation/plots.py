@@ -41,7 +41,7 @@ def label(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
 
 
 def log_where_wide(axes: Axes, values: np.ndarray, spread: float = LOG_FROM) -> None:
-    """Makes the vertical axis logarithmic where positive values span more than `spread`.
+    """Makes the vertical axis logarithmic where positive values span at least `spread`.
 
     Over few decades 2 and 5 times the powers of ten have a number, too.
     """

@@ -1,4 +1,4 @@
-"""A key that nothing reads must be as it is by default: else somebody set it for nothing."""
+"""A key that another key leaves unread must be as by default: else it was set for nothing."""
 
 from typing import Any
 

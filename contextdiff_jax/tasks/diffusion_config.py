@@ -156,14 +156,16 @@ class DiffusionConfig:
             )
         if not 0 < self.time_std < math.inf:
             raise ValueError(f"{where}.time_std = {self.time_std}: must be a finite number above 0")
-        for key in () if middle else ("time_mean", "time_std"):
-            check_default(self, key, where, "times 'logit_normal' alone reads it")
+        if not middle:
+            for key in ("time_mean", "time_std"):
+                check_default(self, key, where, "times 'logit_normal' alone reads it")
 
     def _check_mean(self, where: str) -> None:
         """What objective mean_flow reads must be as it is by default elsewhere."""
         mean = self.flow.mean
-        for field in () if self.mean_velocities else dataclasses.fields(mean):
-            check_default(mean, field.name, where, "objective 'mean_flow' alone reads it")
+        if not self.mean_velocities:
+            for field in dataclasses.fields(mean):
+                check_default(mean, field.name, where, "objective 'mean_flow' alone reads it")
         if self.mean_velocities and self.flow.learns and mean.guidance != 1:
             raise ValueError(
                 f"{where}.guidance = {mean.guidance}: must be 1 with relation "
