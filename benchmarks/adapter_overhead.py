@@ -1,7 +1,7 @@
 """What the context-aware adapter costs: operations at the paper's sizes, and measured time.
 
   python -m benchmarks.adapter_overhead                  # configs/laion.py, a minute or two
-  python -m benchmarks.adapter_overhead --measure        # configs/quickstart.py, timed here
+  python -m benchmarks.adapter_overhead --measure        # quickstart:adapter, timed here
 
 Counted are XLA's operations (cost_analysis of the lowered program) per image, from shapes alone:
 neither weights nor memory for them are needed. Loops count once there, so scans are unrolled, and
@@ -191,7 +191,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--config", help="NAME[:PRESET] of configs/; laion, or quickstart with --measure")
+    add("--config", help="NAME[:PRESET] of configs/; laion, or quickstart:adapter with --measure")
     add("--stages", help="e.g. base or base,sr; all of the config by default")
     add("--measure", action="store_true", help="time on this machine instead of counting")
     add("--batch_size", type=int, help="with --measure; the config's by default")
@@ -204,7 +204,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Counts or measures; returns what --json writes."""
     args = parse(argv)
-    config = load_config(args.config or ("quickstart" if args.measure else "laion"))
+    config = load_config(args.config or ("quickstart:adapter" if args.measure else "laion"))
     known = diffusion_runs(config)
     stages = args.stages.split(",") if args.stages else known
     if not set(stages) <= set(known):

@@ -2,7 +2,7 @@
 
 The measurement is one of contextdiff_jax.evaluation, so that a training has one report.html with
 the pictures of every drawing. They are of the same prompts and noise in all variants, and the real
-pictures that they are compared with are encoded once a seed.
+pictures that they are compared with are encoded once, by a seed's own CLIP once a seed.
 """
 
 import copy
@@ -38,10 +38,10 @@ class Drawing:
     settings: tuple[str, ...] = ()
 
 
-def plan_drawings(drawings: tuple[Drawing, ...], what: tuple[str, ...], shared: epath.Path) -> Plan:
+def plan_drawings(drawings: tuple[Drawing, ...], what: tuple[str, ...], kept: epath.Path) -> Plan:
     """Returns the plan that draws and measures each drawing.
 
-    what: some of DRAWN. shared: the folder that features of the real pictures are kept in.
+    what: some of DRAWN. kept: the folder for features of the real pictures.
     """
 
     def plan(evaluation: Evaluation) -> Callable[[], Result]:
@@ -49,7 +49,7 @@ def plan_drawings(drawings: tuple[Drawing, ...], what: tuple[str, ...], shared: 
         if "scenes" in what and data.source != "scenes":
             raise ValueError(f"what = 'scenes': only rendered scenes, not {data.source!r}, have it")
         scorer = Scorer(evaluation, {}, None) if "fid" in what else None
-        return lambda: _measured(evaluation, scorer, drawings, what, shared)
+        return lambda: _measured(evaluation, scorer, drawings, what, kept)
 
     return plan
 
@@ -59,11 +59,11 @@ def _measured(
     scorer: Scorer | None,
     drawings: tuple[Drawing, ...],
     what: tuple[str, ...],
-    shared: epath.Path,
+    kept: epath.Path,
 ) -> Result:
     data = evaluation.data()
     captions = scorer.captions if scorer else evaluation.captions(data, None)
-    real = scorer.reference.features(shared, evaluation.watch) if scorer else None
+    real = scorer.reference.features(kept, evaluation.watch) if scorer else None
     found, galleries = {}, []
     for drawing in drawings:
         cascade = evaluation.cascade.with_sampler(drawing.settings)

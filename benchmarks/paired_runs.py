@@ -87,7 +87,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--output", type=pathlib.Path, required=True, help="folder of the results")
-    add("--config", default="quickstart", help="NAME[:PRESET] of configs/")
+    add("--config", default="quickstart:adapter", help="NAME[:PRESET] of configs/")
     add("--data_path", default="", help="of every run")
     add("--seeds", type=names, default=["0", "1", "2"], help="comma-separated")
     add("--variants", type=names, default=["none", "bound_0.3", "bound_1", "unbounded"])
@@ -215,8 +215,8 @@ def measure(
     )
     plans = {}
     if what := tuple(name for name in args.what if name in DRAWN):
-        shared = epath.Path(output).parent / "shared"
-        plans[DRAWINGS] = plan_drawings(drawings(config, base, args), what, shared)
+        reference = epath.Path(args.output) / "reference"  # of every seed and variant
+        plans[DRAWINGS] = plan_drawings(drawings(config, base, args), what, reference)
     plans |= {name: PLANS[name] for name in args.what if name not in DRAWN}
     evaluate(settings, plans)
     found = figures(read_results(settings.output), base)

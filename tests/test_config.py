@@ -165,7 +165,7 @@ def test_an_unknown_preset_lists_the_known(name):
     ],
 )
 def test_mistakes_name_the_key_the_value_and_what_is_allowed(key, value, sentence):
-    values = load("quickstart").to_dict()
+    values = load("quickstart", "adapter").to_dict()
     *path, last = key.split(".")
     section = values
     for part in path:
@@ -189,7 +189,7 @@ def test_class_names_of_cifar10_become_captions(tmp_path):
 
 
 def test_a_missing_key_without_default_is_named():
-    values = load("quickstart").to_dict()
+    values = load("quickstart", "adapter").to_dict()
     del values["runs"]["base"]["batch_size"]
     with pytest.raises(cfg.ConfigError, match="config.runs.base.batch_size is missing"):
         cfg.from_config_dict(values)
@@ -228,7 +228,7 @@ def test_encoders_of_the_runs_that_are_done_alone_must_be_there(tmp_path):
 
 
 def test_kernels_are_checked_for_where_the_networks_will_run():
-    values = load("quickstart")
+    values = load("quickstart", "adapter")
     values.runs.base.task.unet.attention_implementation = "flash"
     config = cfg.from_config_dict(values)
     validate(config, platform="tpu")

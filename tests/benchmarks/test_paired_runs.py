@@ -72,7 +72,7 @@ def control(section, value):
 
 def test_variants_differ_in_one_thing_alone():
     args = arguments("--steps=40")
-    config, _, base = paired_runs.base_only(load_config("quickstart"), 3, args)
+    config, _, base = paired_runs.base_only(load_config("quickstart:adapter"), 3, args)
     assert config.seed == 3 and config.runs[base].steps == 40
     plain = dataclasses.asdict(config)
     found = {
@@ -210,7 +210,7 @@ def test_bits_of_a_bound_and_of_a_flow_are_told_apart():
 
 def test_calls_are_drawn_by_what_stands_for_a_sampler_with_an_adapter():
     args = arguments("--calls=5,9", "--samplers=ab2,heun")
-    config, _, base = paired_runs.base_only(load_config("quickstart"), 0, args)
+    config, _, base = paired_runs.base_only(load_config("quickstart:adapter"), 0, args)
     drawn = {}
     for variant in ("flow_none", "vp_paper"):
         each = paired_runs.drawings(VARIANTS[variant](config, base), base, args)
@@ -360,7 +360,7 @@ def test_command(tmp_path):
         ("--what=fid,cost", "what = 'cost': must be one of scenes, fid"),
         ("--count=1", "count = 1: must be at least 2"),
         (
-            "--config=quickstart:flow --variants=vp_none",
+            "--config=quickstart --variants=vp_none",
             "runs.base.task.diffusion.kind = 'flow': must be 'vp' for variants of the paper",
         ),
         ("--config=classes:latent", "config = 'classes:latent': must have a run that trains"),

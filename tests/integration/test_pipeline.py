@@ -46,6 +46,28 @@ def test_the_same_command_again_trains_nothing(quickstart, run, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_default_trains_a_flow_and_enlarges_by_the_papers_process(quickstart, run, tmp_path):
+    """configs/quickstart.py itself, with the text encoder of its short form."""
+    flags = ["--config=configs/quickstart.py", f"--workdir={tmp_path}"]
+    flags += ["--config.pipeline=('base','sr')", "--config.samples.prompts=('a red circle','')"]
+    encoder = quickstart[0] / "clip/encoder"
+    flags += [f"--config.encoders.{name}.path={encoder}" for name in ("text", "clip")]
+    short = ("steps=2", "batch_size=2", "log_every=1", "optimizer.warmup_steps=0")
+    flags += [f"--config.runs.{name}.{key}" for name in ("base", "sr") for key in short]
+    done = run("main", *flags)
+    assert done.returncode == 0, done.stderr
+    flow, enlarged = (metrics_of(tmp_path / name) for name in ("base", "sr"))
+    assert "kinetic_energy" in flow and "kinetic_energy" not in enlarged
+    assert "relation_rms" not in flow + enlarged  # neither has an adapter
+    for stage, side in (("base", 16), ("sr", 64)):
+        assert pixels(tmp_path / "samples" / stage / "0001.png").shape == (side, side, 3)
+
+
+def metrics_of(folder):
+    return (folder / "metrics.csv").read_text()
+
+
+@pytest.mark.slow
 def test_the_trained_encoder_is_a_hugging_face_folder(quickstart):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")

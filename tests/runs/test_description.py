@@ -18,7 +18,7 @@ CONTENT = {
     "format": 2,
     "dtype": "float32",
     "stages": {"base": STAGE, "sr": STAGE},
-    "config": quickstart.get_config().to_dict(),
+    "config": quickstart.get_config("adapter").to_dict(),
     "versions": {"jax": "0.8"},
 }
 OUTSIDE = {"../../x": STAGE}

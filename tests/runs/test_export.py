@@ -15,7 +15,7 @@ from tests.fixtures.tiny_export import make_run, read_whole_export
 
 
 def metadata(step):
-    config = quickstart.get_config().to_dict()
+    config = quickstart.get_config("adapter").to_dict()
     return {"step": step, "encoders": {"text": "x"}, "config": config, "versions": {"of": step}}
 
 

@@ -25,7 +25,7 @@ def saved():
     """The metadata of a checkpoint of the quickstart."""
     return {
         "step": 700,
-        "config": load("quickstart"),
+        "config": load("quickstart", "adapter"),
         "encoders": {"text": "sha256:1"},
         "data": {"samples": 5},
         "history": [],
@@ -140,7 +140,7 @@ def test_another_length_is_said_where_the_learning_rate_follows_it(saved, caplog
 
 
 def test_a_finished_run_of_another_config_is_not_taken_for_this_one(saved):
-    current = load("quickstart")
+    current = load("quickstart", "adapter")
     current["use_adapter"] = False
     check_finished_run(saved, current, "clip")  # which has none either way
     with pytest.raises(ConfigError, match="'base' was .*config.use_adapter: True there"):

@@ -17,9 +17,10 @@ from contextdiff_jax.tasks import objective
 from contextdiff_jax.tasks.diffusion_config import DiffusionConfig
 from tests.fixtures.presets import load_preset
 
-# Not cifar10: it is for bits per dimension, to which the noisy times add little, and keeps snr.
+# Not cifar10: it is for bits per dimension, to which the noisy times add little, and keeps snr. Not
+# flows: their times weigh by how often they are drawn.
 PRESETS = (
-    *(("quickstart", ""), ("quickstart", "plain"), ("emoji", ""), ("emoji", "cpu")),
+    *(("quickstart", "adapter"), ("quickstart", "plain"), ("emoji", ""), ("emoji", "cpu")),
     *(("laion", ""), ("laion", "tiny")),
 )
 CONFIGS = {":".join(preset): from_config_dict(load_preset(*preset)) for preset in PRESETS}
