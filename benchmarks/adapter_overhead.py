@@ -209,6 +209,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     stages = args.stages.split(",") if args.stages else known
     if not set(stages) <= set(known):
         raise ValueError(f"stages = {args.stages!r}: the config has {', '.join(known)}")
+    for name in stages:
+        if (kind := config.runs[name].task.diffusion.kind) != "vp":
+            raise ValueError(
+                f"runs.{name}.task.diffusion.kind = {kind!r}: must be 'vp', the process of the "
+                "adapter; take another config"
+            )
     results: dict[str, Any] = {"jax": jax.__version__, "load_before": load()}
     if args.measure:
         results |= {name: measure_stage(config, name, args) for name in stages}

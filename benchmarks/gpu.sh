@@ -105,7 +105,8 @@ flow() {
         --sampler=guidance_scale=1 --config.runs.base.optimizer.warmup_steps=500 \
         --variants="${FLOW_VARIANTS:-$flow_variants}" \
         ${FLOW_FLAGS:-} || status=$?
-    tar -C "$OUT" --exclude=work --exclude=shared --exclude=compiled -czf "$OUT/flow.tar.gz" flow
+    tar -C "$OUT" --exclude=work --exclude=shared --exclude=reference --exclude=compiled \
+        -czf "$OUT/flow.tar.gz" flow
     return $status
 }
 

@@ -23,7 +23,8 @@ adapter ddim and dpm_solver++ stand for euler and ab2, which do not know its bia
 its own steps stand for euler.
 
 OUTPUT/SEED/VARIANT/result.json is one training, check/report.html beside it has its pictures; a
-finished one is not repeated, a stopped one goes on. Compiled programs are kept in OUTPUT/compiled.
+finished one is not repeated, a stopped one goes on. OUTPUT/reference has the features of the real
+pictures, for all seeds, and OUTPUT/compiled the compiled programs.
 OUTPUT/summary.md has mean and standard deviation over the seeds, and each pair's differences to
 none, vp_none, flow_none and flow_x0_none; calls.md and calls.png have the figures by their number
 of calls.

@@ -80,6 +80,21 @@ def _one_after_another(*variants: Variant) -> Variant:
     return change
 
 
+def _refusing_flows(variant: Variant) -> Variant:
+    """Returns the variant, which a config of another kind does not have."""
+
+    def change(config: Config, base: str) -> Config:
+        kind = config.runs[base].task.diffusion.kind
+        if kind != "vp":
+            raise ValueError(
+                f"runs.{base}.task.diffusion.kind = {kind!r}: must be 'vp' for variants of the "
+                "paper's process; take another config"
+            )
+        return variant(config, base)
+
+    return change
+
+
 _TIMES = ("times", "time_mean", "time_std")
 _MIDDLE = _changed("diffusion", times="logit_normal")
 _WEIGHED_AS_FLOW = _changed("diffusion", times="logit_normal", loss_weight="flow")
@@ -102,6 +117,8 @@ VARIANTS: dict[str, Variant] = {
 for _name in get_args(WeightName):
     VARIANTS[f"weight_{_name}"] = _changed("diffusion", loss_weight=_name)
     VARIANTS[f"v_weight_{_name}"] = _changed("diffusion", prediction="v", loss_weight=_name)
+# An adapter, a bound or a weight of the loss is of the paper's process.
+VARIANTS = {name: _refusing_flows(variant) for name, variant in VARIANTS.items()}
 
 
 def _flow(prediction: str = "v", **settings: Any) -> Variant:
@@ -172,21 +189,6 @@ _MEAN_FLOWS: dict[str, dict[str, Any]] = {
 }
 
 
-def _refusing_flows(variant: Variant) -> Variant:
-    """Returns the variant, which a config of another kind does not have."""
-
-    def change(config: Config, base: str) -> Config:
-        kind = config.runs[base].task.diffusion.kind
-        if kind != "vp":
-            raise ValueError(
-                f"runs.{base}.task.diffusion.kind = {kind!r}: must be 'vp' for variants of the "
-                "paper's process; take another config"
-            )
-        return variant(config, base)
-
-    return change
-
-
 _OF_VP: dict[str, Variant] = {
     "none": VARIANTS["none"],
     "paper": VARIANTS["bounded"],
@@ -203,8 +205,8 @@ _OF_FLOW |= {f"x0_{name}": _mean_flow("x0", **more) for name, more in _MEAN_FLOW
 for _name, _by_x0 in _OF_VP.items():
     for _kind, _by in (("vp", _by_x0), ("vp_v", _one_after_another(_BY_V, _by_x0))):
         VARIANTS[f"{_kind}_{_name}"] = _refusing_flows(_by)
-        VARIANTS[f"{_kind}_{_name}_logit_normal"] = _refusing_flows(
-            _one_after_another(_by, _WEIGHED_AS_FLOW)
+        VARIANTS[f"{_kind}_{_name}_logit_normal"] = _one_after_another(
+            VARIANTS[f"{_kind}_{_name}"], _WEIGHED_AS_FLOW
         )
 for _name, _by in _OF_FLOW.items():
     VARIANTS[f"flow_{_name}"] = _by

@@ -28,6 +28,7 @@ import numpy as np
 from contextdiff_jax.training.checkpoints import load_tree, newest_metadata
 
 CASES = {
+    "quickstart": ("clip=8", "base=6", "sr=4"),
     "quickstart:test": (),
     "laion:tiny": (),
     "emoji:cpu": ("clip=8", "base=6", "sr=4"),
@@ -53,14 +54,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not (args.other / "contextdiff_jax" / "main.py").exists():
         parser.error(f"--other={args.other}: no checkout of the project there")
-    args.case = args.case or ["quickstart:test"]
+    args.case = args.case or ["quickstart", "quickstart:test"]
     return args
 
 
 def train(checkout: pathlib.Path, case: str, workdir: pathlib.Path, data: str) -> None:
     """Runs a case's command in a checkout, in a process of its own."""
-    name, _, preset = case.partition(":")
-    command = [sys.executable, "-m", "contextdiff_jax.main", f"--config=configs/{name}.py:{preset}"]
+    name, colon, preset = case.partition(":")
+    config = f"configs/{name}.py{colon}{preset}"
+    command = [sys.executable, "-m", "contextdiff_jax.main", f"--config={config}"]
     command.append(f"--workdir={workdir.resolve()}")
     if data:
         command.append(f"--config.data_path={pathlib.Path(data).resolve()}")

@@ -4,10 +4,11 @@ A text encoder for this domain, a 16x16 base and a 16 -> 64 super-resolution, th
 
   python -m contextdiff_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-The base is trained by flow matching, without an adapter, which follows prompts best
-(docs/evidence/flow.md). Presets: quickstart.py:adapter is the paper's process with its adapter,
-quickstart.py:plain that process without it, quickstart.py:test a few steps of the one with the
-adapter, which has every part.
+The base is trained by flow matching, which follows prompts better than the paper's process with
+its own weight. The paper's adapter is of that process alone, and with guidance it did not help, so
+no stage has it here (docs/evidence.md). Presets: quickstart.py:adapter is the paper's process with
+its adapter, quickstart.py:plain that process without it, quickstart.py:test a few steps of
+quickstart.py:adapter.
 """
 
 import dataclasses

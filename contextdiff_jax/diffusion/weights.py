@@ -19,8 +19,8 @@ p2:               ab, which is the weight 1/(1 + snr) on eps (Choi et al. 2022 w
 WHAT A WEIGHT LEAVES OUT. snr, min_snr_5 and p2 vanish towards T, where a picture is decided that
 nothing but the condition tells: where things are, and how many. An eps-network's loss cannot
 avoid it. A network that predicts x0 or v then hardly learns what is there at t = T from its
-condition, and its samples, which begin there, ignore it. Rendered scenes, quickstart's base:
-docs/evidence/loss_weights.md. The others are at least 1 everywhere.
+condition, and its samples, which begin there, ignore it: docs/evidence/loss_weights.md, on rendered
+scenes. The others are at least 1 everywhere.
 """
 
 from typing import Literal, get_args

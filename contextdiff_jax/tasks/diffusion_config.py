@@ -254,7 +254,7 @@ class DiffusionTaskConfig(TaskConfig):
             raise ValueError(
                 f"{where}.diffusion.kind = 'flow': not with config.use_adapter = True, the "
                 "paper's adapter depends on the time, which a flow's relation must not; give "
-                "--config.use_adapter=False"
+                "--config.use_adapter=False, or take a config of kind 'vp'"
             )
         if self.diffusion.scaled_relation and use_adapter:
             raise ValueError(

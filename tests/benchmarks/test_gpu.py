@@ -123,7 +123,8 @@ def test_parts_start_what_exists_and_keep_its_results(tmp_path):
     python.write_text(
         f"""#!/bin/sh
         printf '%s\\n' "$*" >>{called}
-        mkdir -p {out}/emoji/work {out}/emoji/with {out}/flow/0/flow_none/work
+        mkdir -p {out}/emoji/work {out}/emoji/with {out}/flow/0/flow_none/work \
+            {out}/flow/reference
         echo '{{}}' >{out}/emoji/summary.json
         echo measured
         """

@@ -342,6 +342,8 @@ def test_command(tmp_path):
     assert "## Frechet distance" in (tmp_path / "calls.md").read_text()
     assert (tmp_path / "calls.png").exists()
     assert (tmp_path / "0/bounded/check/report.html").exists()
+    assert len(list(tmp_path.glob("**/reference_*"))) == 1  # for every seed and variant
+    assert len(list((tmp_path / "reference").iterdir())) == 1
     kept["figures"]["loss"] = 42.0
     path.write_text(json.dumps(kept))
     assert paired_runs.main(flags)["bounded"]["0"]["loss"] == 42.0
@@ -359,9 +361,12 @@ def test_command(tmp_path):
         ("--variants=none,best", "variants = 'best': must be one of none, bounded"),
         ("--what=fid,cost", "what = 'cost': must be one of scenes, fid"),
         ("--count=1", "count = 1: must be at least 2"),
-        (
-            "--config=quickstart --variants=vp_none",
-            "runs.base.task.diffusion.kind = 'flow': must be 'vp' for variants of the paper",
+        *(
+            (
+                f"--config=quickstart --variants={name}",
+                "runs.base.task.diffusion.kind = 'flow': must be 'vp' for variants of the paper",
+            )
+            for name in ("vp_none", "none", "bounded", "weight_x0")
         ),
         ("--config=classes:latent", "config = 'classes:latent': must have a run that trains"),
         ("--sampler=steps=4", "--sampler=steps=4: field must be one of"),

@@ -61,6 +61,11 @@ def test_the_default_trains_a_flow_and_enlarges_by_the_papers_process(quickstart
     assert "relation_rms" not in flow + enlarged  # neither has an adapter
     for stage, side in (("base", 16), ("sr", 64)):
         assert pixels(tmp_path / "samples" / stage / "0001.png").shape == (side, side, 3)
+    flags = [f"--export={tmp_path / 'export'}", f"--output={tmp_path / 'check'}", "--count=2"]
+    done = run("evaluate", "--what=scenes", *flags)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "check/results.json").read_text())["results"]
+    assert set(results["scenes"]["values"]) == {"base", "sr"}
 
 
 def metrics_of(folder):

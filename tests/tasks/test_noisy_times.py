@@ -1,4 +1,4 @@
-"""Every preset's loss teaches what the condition alone decides: what is there at t = T.
+"""The paper's process: the presets' losses teach what the condition alone decides, at t = T.
 
 A picture is begun at t = T, where x_t says nothing of it. A loss that hardly weighs that time
 leaves place and number to chance: the quickstart's model once ignored where things are.
