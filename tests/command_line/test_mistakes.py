@@ -48,7 +48,7 @@ MISTAKES = [
     (
         "main",
         ["--config=configs/quickstart.py:tset", "--workdir={tmp}/w"],
-        "preset 'tset': must be one of '', 'plain', 'flow', 'test'; did you mean test?",
+        "preset 'tset': must be one of '', 'adapter', 'plain', 'test'; did you mean test?",
     ),
     ("main", ["--config={tmp}/raises.py", "--workdir={tmp}/w"], "line 2: ZeroDivisionError"),
     ("main", ["--config={tmp}/syntax.py", "--workdir={tmp}/w"], "SyntaxError: invalid syntax"),
