@@ -117,7 +117,20 @@ VARIANTS: dict[str, Variant] = {
 for _name in get_args(WeightName):
     VARIANTS[f"weight_{_name}"] = _changed("diffusion", loss_weight=_name)
     VARIANTS[f"v_weight_{_name}"] = _changed("diffusion", prediction="v", loss_weight=_name)
-# An adapter, a bound or a weight of the loss is of the paper's process.
+_OF_VP: dict[str, Variant] = {
+    "none": VARIANTS["none"],
+    "paper": VARIANTS["bounded"],
+    "shuffled": VARIANTS["adapter_shuffled"],
+    "unconditional": VARIANTS["adapter_unconditional"],
+    "schedule_0.3": _one_after_another(
+        _changed("diffusion", scaled_relation=0.3), _without_adapter
+    ),
+}
+for _name, _by_x0 in _OF_VP.items():
+    for _kind, _by in (("vp", _by_x0), ("vp_v", _one_after_another(_BY_V, _by_x0))):
+        VARIANTS[f"{_kind}_{_name}"] = _by
+        VARIANTS[f"{_kind}_{_name}_logit_normal"] = _one_after_another(_by, _WEIGHED_AS_FLOW)
+# All until here are of the paper's process: an adapter, a bound or a weight of the loss.
 VARIANTS = {name: _refusing_flows(variant) for name, variant in VARIANTS.items()}
 
 
@@ -189,25 +202,10 @@ _MEAN_FLOWS: dict[str, dict[str, Any]] = {
 }
 
 
-_OF_VP: dict[str, Variant] = {
-    "none": VARIANTS["none"],
-    "paper": VARIANTS["bounded"],
-    "shuffled": VARIANTS["adapter_shuffled"],
-    "unconditional": VARIANTS["adapter_unconditional"],
-    "schedule_0.3": _one_after_another(
-        _changed("diffusion", scaled_relation=0.3), _without_adapter
-    ),
-}
 _OF_FLOW = {name: _flow(**settings) for name, settings in _FLOWS.items()}
 _OF_FLOW |= {name: _mean_flow("v", **more) for name, more in _MEAN_FLOWS.items()}
 _OF_FLOW |= {f"x0_{name}": _flow("x0", **settings) for name, settings in _FLOWS.items()}
 _OF_FLOW |= {f"x0_{name}": _mean_flow("x0", **more) for name, more in _MEAN_FLOWS.items()}
-for _name, _by_x0 in _OF_VP.items():
-    for _kind, _by in (("vp", _by_x0), ("vp_v", _one_after_another(_BY_V, _by_x0))):
-        VARIANTS[f"{_kind}_{_name}"] = _refusing_flows(_by)
-        VARIANTS[f"{_kind}_{_name}_logit_normal"] = _one_after_another(
-            VARIANTS[f"{_kind}_{_name}"], _WEIGHED_AS_FLOW
-        )
 for _name, _by in _OF_FLOW.items():
     VARIANTS[f"flow_{_name}"] = _by
     VARIANTS[f"flow_{_name}_logit_normal"] = _one_after_another(_by, _MIDDLE)
