@@ -62,3 +62,8 @@ def test_measuring_command(tmp_path):
 def test_unknown_stage_is_named():
     with pytest.raises(ValueError, match="stages = 'base,clip': the config has base, sr"):
         adapter_overhead.main(["--config=laion:tiny", "--stages=base,clip"])
+
+
+def test_a_flow_which_has_no_adapter_is_refused():
+    with pytest.raises(ValueError, match="runs.base.task.diffusion.kind = 'flow': must be 'vp'"):
+        adapter_overhead.main(["--config=quickstart"])
